@@ -1,0 +1,208 @@
+"""Residual convolution blocks and their resampling layers, named as in published checkpoints."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from langevin.core.errors import ConfigError, InputError, check_choice
+from langevin.nn.activation import activation
+from langevin.nn.norm import scale_shift
+
+FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
+
+
+class Upsample(nn.Module):
+    """Double the height and width, by default with nearest neighbours, then optionally convolve.
+
+    forward: x (B, C, H, W) to (B, out_channels, 2H, 2W), or to `output_size` (height, width) where that is given.
+    The convolution, 3x3 unless `kernel_size` says otherwise, is called `conv`. With `use_conv_transpose` a strided
+    transposed 4x4 convolution takes the place of both. Raises InputError when x has other than `channels` channels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int | None = None,
+        *,
+        use_conv: bool = False,
+        use_conv_transpose: bool = False,
+        kernel_size: int | None = None,
+        padding: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.out_channels = out_channels or channels
+        self.transposed = use_conv_transpose
+        if use_conv_transpose:
+            self.conv = nn.ConvTranspose2d(
+                channels, self.out_channels, kernel_size or 4, stride=2, padding=padding, bias=bias
+            )
+        elif use_conv:
+            self.conv = nn.Conv2d(channels, self.out_channels, kernel_size or 3, padding=padding, bias=bias)
+        else:
+            self.conv = None
+
+    def forward(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
+        check_channels(self, x)
+        if self.transposed:
+            return self.conv(x)
+        if output_size is None:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        else:
+            x = F.interpolate(x, size=tuple(output_size), mode="nearest")
+        return x if self.conv is None else self.conv(x)
+
+
+class Downsample(nn.Module):
+    """Halve the height and width with a strided convolution called `conv`, or with 2x2 averages.
+
+    forward: x (B, C, H, W) to (B, out_channels, H/2, W/2). With `padding=0` the convolution pads the right and the
+    bottom edge only, as autoencoders of latent diffusion do. Raises InputError when x has other than `channels`
+    channels, ConfigError when averages are to change the number of channels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int | None = None,
+        *,
+        use_conv: bool = False,
+        kernel_size: int = 3,
+        padding: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.out_channels = out_channels or channels
+        self.asymmetric = use_conv and padding == 0
+        if use_conv:
+            self.conv = nn.Conv2d(channels, self.out_channels, kernel_size, stride=2, padding=padding, bias=bias)
+        elif self.out_channels != channels:
+            raise ConfigError(f"averaging keeps {channels} channels; use_conv=True is needed for {self.out_channels}")
+        else:
+            self.conv = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_channels(self, x)
+        if self.conv is None:
+            return F.avg_pool2d(x, 2)
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
+
+
+class FirResample(nn.Module):
+    """Double or halve height and width through the separable filter 1-3-3-1 (Karras et al. 2019; Zhang 2019)."""
+
+    def __init__(self, *, up: bool) -> None:
+        super().__init__()
+        self.up = up
+        # Placed on the CPU by name, so that building a model on the meta device leaves the values in place.
+        taps = torch.tensor(FIR_TAPS, device="cpu")
+        kernel = torch.outer(taps, taps) / taps.sum().square()
+        self.register_buffer("kernel", kernel * 4 if up else kernel, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        weight = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
+        resample = F.conv_transpose2d if self.up else F.conv2d
+        return resample(x, weight, stride=2, padding=1, groups=channels)
+
+
+class ResnetBlock(nn.Module):
+    """Two normalised 3x3 convolutions around a residual path, with an optional time embedding in between.
+
+    forward: x (B, in_channels, H, W) and, where `time_channels` is set, time_embedding (B, time_channels) to
+    (B, out_channels, H', W'); H' and W' are doubled with `up` and halved with `down`. `time_embedding_norm` decides
+    whether the projected embedding is added before the second norm ("default") or scales and shifts after it
+    ("scale_shift"). `kernel` selects the filter of `up` and `down`: None and "sde_vp" mean nearest neighbours and
+    averages, "fir" the filter of FirResample. `conv_shortcut=None` means a 1x1 convolution on the residual path where
+    the numbers of channels differ. `last_channels` is the width after the second convolution.
+    Source: Ho et al. 2020; scale and shift from Dhariwal & Nichol 2021.
+    Raises InputError when a time embedding is needed and not given.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        *,
+        time_channels: int | None = None,
+        groups: int = 32,
+        groups_out: int | None = None,
+        eps: float = 1e-6,
+        dropout: float = 0.0,
+        time_embedding_norm: str = "default",
+        up: bool = False,
+        down: bool = False,
+        output_scale_factor: float = 1.0,
+        skip_time_act: bool = False,
+        act: str = "silu",
+        conv_shortcut: bool | None = None,
+        shortcut_bias: bool = True,
+        last_channels: int | None = None,
+        kernel: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("time_embedding_norm", time_embedding_norm, ("default", "scale_shift"))
+        check_choice("kernel", kernel, (None, "fir", "sde_vp"))
+        out_channels = out_channels or in_channels
+        last_channels = last_channels or out_channels
+        self.in_channels = in_channels
+        self.out_channels = last_channels
+        self.time_embedding_norm = time_embedding_norm
+        self.output_scale_factor = output_scale_factor
+        self.skip_time_act = skip_time_act
+
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        if time_channels:
+            width = 2 * out_channels if time_embedding_norm == "scale_shift" else out_channels
+            self.time_emb_proj = nn.Linear(time_channels, width)
+        else:
+            self.time_emb_proj = None
+        self.norm2 = nn.GroupNorm(groups_out or groups, out_channels, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, last_channels, 3, padding=1)
+        self.nonlinearity = activation(act)
+        self.upsampler = self.downsampler = None
+        if up:
+            self.upsampler = FirResample(up=True) if kernel == "fir" else Upsample(in_channels)
+        elif down:
+            self.downsampler = FirResample(up=False) if kernel == "fir" else Downsample(in_channels)
+        if conv_shortcut is None:
+            conv_shortcut = in_channels != last_channels
+        self.conv_shortcut = nn.Conv2d(in_channels, last_channels, 1, bias=shortcut_bias) if conv_shortcut else None
+
+    def forward(self, x: Tensor, time_embedding: Tensor | None = None) -> Tensor:
+        hidden = self.nonlinearity(self.norm1(x))
+        resample = self.upsampler or self.downsampler
+        if resample is not None:
+            x, hidden = resample(x), resample(hidden)
+        hidden = self.conv1(hidden)
+        hidden = self.dropout(self.nonlinearity(self.condition(hidden, time_embedding)))
+        hidden = self.conv2(hidden)
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        total = x + hidden
+        return total if self.output_scale_factor == 1 else total / self.output_scale_factor
+
+    def condition(self, hidden: Tensor, time_embedding: Tensor | None) -> Tensor:
+        """Return the second norm of `hidden` (B, C, H, W), with the time embedding added before or applied after it."""
+        if self.time_emb_proj is None:
+            return self.norm2(hidden)
+        if time_embedding is None:
+            raise InputError("this residual block was built with time_channels and needs a time embedding")
+        if not self.skip_time_act:
+            time_embedding = self.nonlinearity(time_embedding)
+        projected = self.time_emb_proj(time_embedding)[:, :, None, None]
+        if self.time_embedding_norm == "scale_shift":
+            return scale_shift(self.norm2(hidden), projected)
+        return self.norm2(hidden + projected)
+
+
+def check_channels(layer: nn.Module, x: Tensor) -> None:
+    """Raise InputError when `x` (B, C, H, W) does not have the number of channels that `layer.channels` states."""
+    if x.shape[1] != layer.channels:
+        raise InputError(f"{type(layer).__name__} expects {layer.channels} channels and got {x.shape[1]}")
