@@ -1,1 +1,41 @@
-"""Langevin."""
+"""Langevin: load a published diffusion checkpoint, generate, edit, fine-tune, evaluate and serve.
+
+Public names are read from `langevin.registry` and imported on first use; importing the package loads neither torch nor
+transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+
+def _modules() -> dict[str, str]:
+    from .registry import ROWS
+
+    return {row.name: row.module for row in ROWS}
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    modules = _modules()
+    if name in modules:
+        home = importlib.import_module(f"{__name__}.{modules[name]}")
+        value = getattr(home, name) if hasattr(home, name) else importlib.import_module(f"{home.__name__}.{name}")
+        globals()[name] = value
+        return value
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+    from .core.errors import did_you_mean
+
+    raise AttributeError(f"langevin has no {name!r}{did_you_mean(name, modules)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_modules()})

@@ -1,0 +1,182 @@
+"""Files: where a name leads (a local folder or the hub), and writes that are whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, InputError, did_you_mean
+
+PathLike = str | os.PathLike
+
+
+def read_json(path: PathLike) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ConfigError: when the file is missing, is not JSON, or holds something other than an object.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is not a JSON file ({error}).") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds a JSON {type(value).__name__}; an object was expected.")
+    return value
+
+
+def safe_join(folder: PathLike, name: str) -> Path:
+    """Return `folder / name`, refusing names that lead outside the folder.
+
+    Raises:
+        InputError: for absolute names and names that climb with `..`.
+    """
+    relative = Path(name)
+    if relative.is_absolute() or ".." in relative.parts or "\\" in name:
+        raise InputError(f"{name!r} leads outside {folder}; file names inside a model must be relative.")
+    return Path(folder) / relative
+
+
+def is_local(name_or_path: PathLike) -> bool:
+    """Tell whether the name leads to the file system: it exists, or can only be meant as a path."""
+    text = os.fspath(name_or_path)
+    return os.path.exists(text) or os.path.isabs(text) or text.startswith((".", "~")) or text.count("/") > 1
+
+
+def missing(name_or_path: PathLike) -> InputError:
+    """Return the error for a local path that does not exist, naming the nearest sibling."""
+    path = Path(name_or_path).expanduser()
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = did_you_mean(path.name, siblings) if siblings else f"; the folder {path.parent} does not exist either."
+    return InputError(f"{path} does not exist{hint}")
+
+
+def resolve_file(name_or_path: PathLike, filename: str, *, subfolder: str | None = None, **hub: Any) -> Path:
+    """Return the local path of `filename` in a folder or hub repository; a path to a file is returned as it is.
+
+    Args:
+        hub: see `core.hub.fetch_file`. A local path never touches the network.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    if is_local(path):
+        if not path.is_dir():
+            raise missing(path)
+        folder = safe_join(path, subfolder) if subfolder else path
+        if not (folder / filename).is_file():
+            found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+            listing = f"the folder holds: {', '.join(found)}" if found else "the folder does not exist or is empty"
+            raise InputError(f"{folder} has no {filename}; {listing}.")
+        return folder / filename
+    from .hub import fetch_file
+
+    return fetch_file(os.fspath(name_or_path), filename, subfolder=subfolder, **hub)
+
+
+def resolve_folder(name_or_path: PathLike, *, allow_patterns: Sequence[str] | None = None, **hub: Any) -> Path:
+    """Return a local folder for a path or hub repository, downloading the files that match `allow_patterns`."""
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise InputError(f"{path} is a file; a folder or a hub repository was expected.")
+    if is_local(path):
+        raise missing(path)
+    from .hub import fetch_folder
+
+    return fetch_folder(os.fspath(name_or_path), allow_patterns=allow_patterns, **hub)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_file(path: PathLike) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on leaving without an error it is flushed and takes the final name.
+
+    A process killed at any moment leaves either the old file or the new one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o666 & ~mask)
+        _sync(partial)
+        os.replace(partial, path)
+        _sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def atomic_write(path: PathLike, content: str | bytes) -> None:
+    """Write `content` to `path`, whole or not at all."""
+    with atomic_file(path) as partial:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_folder(path: PathLike) -> Iterator[Path]:
+    """Give an empty folder beside `path`; on leaving without an error it takes the place of `path`.
+
+    Files that an existing `path` holds and the new folder does not are carried over, so a save never loses what it did
+    not write. A process killed at any moment leaves the old folder or the new one; between the two renames the old one
+    lies beside it as `.NAME.previous` and the next call puts it back.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    previous = path.parent / f".{path.name}.previous"
+    if previous.exists() and not path.exists():
+        os.replace(previous, path)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        yield partial
+        if path.is_dir():
+            _carry_over(path, partial)
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o777 & ~mask)
+        shutil.rmtree(previous, ignore_errors=True)
+        if path.exists():
+            os.replace(path, previous)
+        os.replace(partial, path)
+        _sync(path.parent)
+        shutil.rmtree(previous, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _carry_over(old: Path, new: Path) -> None:
+    """Link (or copy) into `new` the files of `old` that `new` does not have."""
+    for file in old.rglob("*"):
+        target = new / file.relative_to(old)
+        if file.is_dir() or target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, target, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(file, target, follow_symlinks=False)

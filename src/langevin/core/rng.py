@@ -1,0 +1,80 @@
+"""Random numbers: every draw comes from a stream that somebody named, never from the global one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Union
+
+import torch
+
+from .errors import InputError
+
+Generators = Union[torch.Generator, list[torch.Generator], None]
+
+
+def normal(
+    shape: Sequence[int],
+    *,
+    generator: Generators = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Draw standard normal noise of `shape`.
+
+    A generator on the CPU serves every device: the draw happens where the generator lives and is then moved, so a seed
+    gives the same noise on every machine. A list draws row k of the batch from generator k. Without a generator the
+    stream is seeded from the operating system's entropy; the global stream is neither read nor advanced.
+
+    Raises:
+        InputError: when a list does not hold one generator per row, or a generator sits on another accelerator.
+    """
+    shape, device = tuple(shape), torch.device(device or "cpu")
+    if isinstance(generator, (list, tuple)):
+        if len(generator) == 1:
+            return normal(shape, generator=generator[0], device=device, dtype=dtype)
+        if len(generator) != shape[0]:
+            raise InputError(f"{len(generator)} generators were given for a batch of {shape[0]}; pass one per image.")
+        rows = [normal((1, *shape[1:]), generator=g, device=device, dtype=dtype) for g in generator]
+        return torch.cat(rows)
+    generator = generator if generator is not None else fresh()
+    if generator.device.type not in ("cpu", device.type):
+        raise InputError(f"The generator lives on {generator.device} and cannot serve {device}; make it on the CPU.")
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=dtype).to(device)
+
+
+def fresh() -> torch.Generator:
+    """Return a CPU generator seeded from the operating system's entropy."""
+    generator = torch.Generator("cpu")
+    generator.seed()
+    return generator
+
+
+def seeded(seed: int) -> torch.Generator:
+    """Return a CPU generator with the given seed."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def streams(batch: int, *, generator: Generators = None, seed: int | Sequence[int] | None = None) -> Generators:
+    """Resolve the public arguments `generator` and `seed` for `batch` images.
+
+    An integer seed gives image k the stream `seed + k`, so image k of a batch is the image that `seed=seed + k` makes
+    alone; a list of seeds names every stream.
+
+    Raises:
+        InputError: when both are given, or a list has another length than the batch.
+    """
+    if generator is not None and seed is not None:
+        raise InputError("Both `generator` and `seed` were given; pass one of them.")
+    if seed is not None:
+        seeds = [seed + k for k in range(batch)] if isinstance(seed, int) else list(seed)
+        generator = [seeded(s) for s in seeds]
+    if isinstance(generator, (list, tuple)):
+        if len(generator) != batch:
+            what = "seeds" if seed is not None else "generators"
+            raise InputError(f"{len(generator)} {what} were given for {batch} images; pass one per image.")
+        return list(generator)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InputError(
+            f"`generator` is a {type(generator).__name__}; pass torch.Generator().manual_seed(0), a list of them, or seed=0."
+        )
+    return generator if generator is not None else fresh()

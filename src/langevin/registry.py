@@ -1,0 +1,30 @@
+"""One row per public class: where it lives and what it is for.
+
+Read by `langevin.__init__` (lazy import), the auto pipelines, the command line, the docs index and the contract tests.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """A public name. `family` and `task` are set for pipelines."""
+
+    name: str
+    module: str
+    family: str | None = None
+    task: str | None = None
+
+
+CORE = (
+    Row("BaseOutput", "core.outputs"),
+    Row("ConfigMixin", "core.config"),
+    Row("logging", "core"),
+    Row("register_to_config", "core.config"),
+)
+MODELS: tuple[Row, ...] = ()
+SCHEDULERS: tuple[Row, ...] = ()
+PIPELINES: tuple[Row, ...] = ()
+
+ROWS = (*CORE, *MODELS, *SCHEDULERS, *PIPELINES)
