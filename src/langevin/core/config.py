@@ -87,14 +87,14 @@ def register_to_config(init: Init) -> Init:
     @functools.wraps(init)
     def wrapped(self: ConfigMixin, *args: Any, **kwargs: Any) -> None:
         hidden = kwargs.pop("_hidden", {})
-        check_known(type(self).__name__, kwargs, [*signature.parameters, *self.renamed_options])
+        check_known(type(self).__name__, kwargs, [*_options(type(self)), *self.renamed_options])
         kwargs = {self.renamed_options.get(name, name): value for name, value in kwargs.items()}
         bound = signature.bind(self, *args, **kwargs)
         given = set(bound.arguments)
         bound.apply_defaults()
         values = {k: v for k, v in bound.arguments.items() if k not in ("self", *self.ignore_for_config)}
         defaulted = sorted(name for name in values if name not in given)
-        self.register_to_config(**{**hidden, **values, _DEFAULTED: defaulted})
+        self.register_to_config(**{**hidden, **values, "_class_name": type(self).__name__, _DEFAULTED: defaulted})
         init(self, *args, **kwargs)
 
     return wrapped  # type: ignore[return-value]
@@ -127,8 +127,8 @@ class ConfigMixin:
     def from_config(cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
         """Build the object that `config` describes; `overrides` are the caller's own choices and win.
 
-        Keys of `config` that this class does not know are kept in `.config` and logged. Values that another class had
-        filled in by its own default are replaced by this class's default.
+        Keys of `config` that this class does not know are kept in `.config`, and reported when the file was written for
+        this class. Values that nobody had chosen are filled in from this class's own defaults.
 
         Args:
             return_unused_kwargs: return `(object, unused)` instead of raising for unknown overrides.
@@ -146,24 +146,20 @@ class ConfigMixin:
         unused = {k: v for k, v in overrides.items() if k not in known}
         if unused and not return_unused_kwargs:
             check_known(cls.__name__, unused, known)
-        same_class = config.get("_class_name") in (None, cls.__name__)
-        dropped = () if same_class else config.get(_DEFAULTED, ())
-        loaded = {k: v for k, v in config.items() if not k.startswith("_") and k not in dropped}
+        defaulted = config.get(_DEFAULTED, ())
+        loaded = {k: v for k, v in config.items() if not k.startswith("_") and k not in defaulted}
         for old, new in cls.renamed_options.items():
             if old in loaded:
                 loaded.setdefault(new, loaded[old])
                 del loaded[old]
         values = {k: v for k, v in loaded.items() if k in options}
         hidden = {k: v for k, v in loaded.items() if k not in options}
-        if hidden and same_class:
+        if hidden and config.get("_class_name") == cls.__name__:
             logger.warning(
                 "%s does not use these keys of its configuration file; they are kept: %s",
                 cls.__name__, ", ".join(sorted(hidden)),
             )  # fmt: skip
         obj = cls(**{**values, **{k: v for k, v in overrides.items() if k not in unused}}, _hidden=hidden)
-        if same_class and _DEFAULTED in config:
-            kept = set(config[_DEFAULTED]) - set(overrides)
-            obj.register_to_config(**{_DEFAULTED: sorted(kept & set(options))})
         return (obj, unused) if return_unused_kwargs else obj
 
     @classmethod
@@ -183,7 +179,7 @@ class ConfigMixin:
 
     def to_json_string(self) -> str:
         """Return the configuration as the text that `save_config` writes."""
-        values = {k: v for k, v in self.config.items() if k not in ("_hidden", _DEFAULTED)}
+        values = {k: v for k, v in self.config.items() if k != _DEFAULTED}
         return to_json({**values, "_class_name": type(self).__name__, "_diffusers_version": FORMAT_VERSION}) + "\n"
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **hub: Any) -> None:

@@ -78,3 +78,16 @@ def streams(batch: int, *, generator: Generators = None, seed: int | Sequence[in
             f"`generator` is a {type(generator).__name__}; pass torch.Generator().manual_seed(0), a list of them, or seed=0."
         )
     return generator if generator is not None else fresh()
+
+
+def randn_tensor(
+    shape: Sequence[int],
+    generator: Generators = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+) -> torch.Tensor:
+    """Draw standard normal noise: `normal` under its documented name and argument order."""
+    if layout not in (None, torch.strided):
+        raise InputError(f"`layout` is {layout}; only strided tensors can be drawn.")
+    return normal(shape, generator=generator, device=device, dtype=dtype)
