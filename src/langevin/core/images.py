@@ -85,7 +85,7 @@ def to_tensor(images: ImageInput) -> torch.Tensor:
         if len(sizes) > 1:
             raise InputError(f"Pictures of one call must have one size; got {sorted(sizes)} (channels, height, width).")
         return torch.cat(tensors)
-    return to_tensor(np.asarray(decode(images)))
+    return to_tensor(np.array(decode(images)))
 
 
 def to_images(tensor: torch.Tensor, output_type: str = "pil") -> Any:
