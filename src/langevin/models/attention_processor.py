@@ -1,0 +1,27 @@
+"""The documented import path of the attention processors; they live in `langevin.nn.processors`."""
+
+from __future__ import annotations
+
+from ..nn.attention import Attention
+from ..nn.processors import (
+    AttnAddedKVProcessor,
+    AttnAddedKVProcessor2_0,
+    AttnProcessor,
+    AttnProcessor2_0,
+    SlicedAttnAddedKVProcessor,
+    SlicedAttnProcessor,
+    XFormersAttnAddedKVProcessor,
+    XFormersAttnProcessor,
+)
+
+__all__ = [
+    "Attention",
+    "AttnAddedKVProcessor",
+    "AttnAddedKVProcessor2_0",
+    "AttnProcessor",
+    "AttnProcessor2_0",
+    "SlicedAttnAddedKVProcessor",
+    "SlicedAttnProcessor",
+    "XFormersAttnAddedKVProcessor",
+    "XFormersAttnProcessor",
+]
