@@ -1,0 +1,49 @@
+"""One registry row per public class, and every row leads to its class."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections import Counter
+
+import pytest
+
+import langevin
+from langevin.core.config import ConfigMixin
+from langevin.registry import ROWS
+from tests.architecture.tree import modules
+
+PUBLIC = ("models", "schedulers", "pipelines")
+"""Packages whose configurable classes are public, unless their name starts with an underscore."""
+
+
+def public_classes() -> list[type]:
+    found = []
+    for source in modules():
+        parts = source.name.split(".")
+        if len(parts) > 1 and parts[1] in PUBLIC:
+            home = importlib.import_module(source.name)
+            classes = [c for _, c in inspect.getmembers(home, inspect.isclass) if c.__module__ == source.name]
+            found += [c for c in classes if issubclass(c, ConfigMixin) and not c.__name__.startswith("_")]
+    return found
+
+
+def test_names_are_unique() -> None:
+    assert [name for name, count in Counter(row.name for row in ROWS).items() if count > 1] == []
+
+
+def test_every_public_class_has_its_row() -> None:
+    rows = {(row.name, f"langevin.{row.module}") for row in ROWS}
+    assert [c.__qualname__ for c in public_classes() if (c.__name__, c.__module__) not in rows] == []
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_row_leads_to_its_class(row) -> None:
+    value = getattr(langevin, row.name)
+    if inspect.isclass(value):
+        assert value.__module__ == f"langevin.{row.module}", "the row must name the class's own module"
+        assert value.__doc__, "a public class needs a docstring"
+
+
+def test_dir_lists_the_public_names() -> None:
+    assert {row.name for row in ROWS} <= set(dir(langevin))
