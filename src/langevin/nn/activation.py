@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from langevin.core.errors import ConfigError, did_you_mean
+from ..core.errors import ConfigError, did_you_mean
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,

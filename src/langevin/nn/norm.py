@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 
@@ -12,7 +11,7 @@ def scale_shift(normalised: Tensor, scale_and_shift: Tensor) -> Tensor:
     normalised: (B, C, ...). scale_and_shift: (B, 2C, ...) with the scale in the first half of dimension 1.
     """
     scale, shift = scale_and_shift.chunk(2, dim=1)
-    return torch.addcmul(normalised + shift, normalised, scale)
+    return normalised * (1 + scale) + shift
 
 
 class AdaGroupNorm(nn.Module):

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from langevin.core.errors import ConfigError, InputError, check_choice
-from langevin.nn.activation import activation
-from langevin.nn.norm import scale_shift
+from ..core.errors import ConfigError, InputError, check_choice
+from .activation import activation
+from .norm import scale_shift
 
 FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
 
