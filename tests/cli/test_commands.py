@@ -1,0 +1,166 @@
+"""The command line without a model: options, names, files, errors, help."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from langevin import registry
+from langevin.cli import main
+from langevin.cli.generate import find_scheduler, model_folder, parse_size, pick_device, short_name
+from langevin.cli.metadata import a1111, sampler_name
+from langevin.cli.output import free, slug, stem, write
+from langevin.core.errors import InputError
+
+FACTS = {
+    "langevin": "0.1.0",
+    "pipeline": "StableDiffusionPipeline",
+    "model": "folder, with comma",
+    "scheduler": "DPMSolverMultistepScheduler",
+    "scheduler_config": {"use_karras_sigmas": True},
+    "prompt": "ein grünes Haus 집",
+    "negative_prompt": "snow",
+    "steps": 25,
+    "guidance_scale": 7.5,
+    "seed": 3,
+    "width": 64,
+    "height": 32,
+}
+
+
+def failed(capsys: pytest.CaptureFixture, *argv: str) -> str:
+    """Run a command that must fail with status 2 and return what it printed to the error stream."""
+    with pytest.raises(SystemExit) as leaving:
+        main(argv)
+    assert leaving.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, size", [("64", (64, 64)), ("512x768", (512, 768)), (" 96X64 ", (96, 64)), (None, None)])
+def test_sizes(text, size) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["0", "x64", "64x", "64x0", "-8", "64*64", "big", ""])
+def test_a_wrong_size_is_an_error(text) -> None:
+    with pytest.raises(InputError, match="512x768"):
+        parse_size(text)
+
+
+def test_short_names_are_unique_and_readable() -> None:
+    names = [row.name for row in registry.SCHEDULERS if row.name.endswith("Scheduler")]
+    assert len({short_name(name) for name in names}) == len(names)
+    assert short_name("EulerAncestralDiscreteScheduler") == "euler-ancestral"
+    assert short_name("DPMSolverMultistepScheduler") == "dpm-solver"
+    assert short_name("PNDMScheduler") == "pndm"
+
+
+@pytest.mark.parametrize("name", ["euler", "Euler", "EulerDiscreteScheduler", "eulerdiscretescheduler"])
+def test_a_scheduler_is_found_by_either_name(name) -> None:
+    assert find_scheduler(name) == "EulerDiscreteScheduler"
+
+
+def test_an_unknown_scheduler_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'euler'"):
+        find_scheduler("eulr")
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == "cpu"
+    with pytest.raises(InputError, match="cpu"):
+        pick_device("abacus")
+
+
+def test_a_model_that_is_not_shipped_is_passed_on() -> None:
+    assert model_folder("./picturebook") == "./picturebook"
+
+
+def test_slugs() -> None:
+    assert slug("A red house, under a yellow sun!") == "a-red-house-under-a-yellow-sun"
+    assert slug("빨간 집") == "빨간-집"
+    assert slug("../../etc") == "etc"
+    assert slug("?!") == "picture"
+    assert len(slug("word " * 100)) <= 60
+
+
+def test_no_file_is_overwritten(tmp_path) -> None:
+    path = tmp_path / "a.png"
+    for expected in ("a.png", "a-2.png", "a-3.png"):
+        assert free(path).name == expected
+        free(path).touch()
+
+
+def test_output_is_a_png_or_a_folder(tmp_path) -> None:
+    assert stem(str(tmp_path / "x" / "cat.png")) == (tmp_path / "x", "cat")
+    assert stem(str(tmp_path / "v1.5")) == (tmp_path / "v1.5", None)
+    with pytest.raises(InputError, match=r": cat\.png"):
+        stem("cat.jpg")
+
+
+def test_pictures_carry_their_parameters(tmp_path) -> None:
+    images = [Image.new("RGB", (64, 32), colour) for colour in ("red", "blue", "green")]
+    facts = [{**FACTS, "seed": 3 + k} for k in range(3)]
+    paths = write(images, facts, str(tmp_path / "new" / "folder"))
+    assert [path.name for path in paths] == [f"ein-grünes-haus-집-{end}.png" for end in (3, 4, 5, "sheet")]
+    with Image.open(paths[1]) as picture:
+        assert picture.size == (64, 32) and picture.getpixel((0, 0)) == (0, 0, 255)
+        assert json.loads(picture.text["langevin"]) == facts[1]
+        assert picture.text["parameters"].splitlines()[0] == FACTS["prompt"]
+    with Image.open(paths[-1]) as sheet:
+        assert sheet.size == (128, 64)
+        assert json.loads(sheet.text["langevin"])["seeds"] == [3, 4, 5]
+    again = write(images[:1], facts[:1], str(tmp_path / "new" / "folder"))
+    assert again[0].name == "ein-grünes-haus-집-3-2.png"
+
+
+def test_the_parameters_text() -> None:
+    assert a1111(FACTS).splitlines() == [
+        "ein grünes Haus 집",
+        "Negative prompt: snow",
+        "Steps: 25, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 3, Size: 64x32, "
+        'Model: "folder, with comma", Version: langevin 0.1.0',
+    ]
+    assert sampler_name("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}) == "DPM++ 2M SDE"
+    assert sampler_name("SomeScheduler", {}) == "SomeScheduler"
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="choose another --output"):
+        write([Image.new("RGB", (8, 8))], [FACTS], str(tmp_path / "file" / "a.png"))
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["generate", "x", "--scheduler", "eulr"], "did you mean 'euler'"),
+        (["generate", "x", "--dtype", "float"], "did you mean 'float32'"),
+        (["generate", "x", "--size", "3x"], "WIDTHxHEIGHT"),
+        (["generate", "x", "--output", "a.jpg"], "a.png"),
+        (["generate", "x", "--model", "./no-such-folder"], "no-such-folder does not exist"),
+        (["generate", "x", "--num-images", "0"], "--num-images"),
+        (["generate", "x", "--stepps", "3"], "--steps"),
+        (["generat", "x"], "generate"),
+    ],
+)
+def test_mistakes_are_one_message_and_status_2(capsys, argv, message) -> None:
+    error = failed(capsys, *argv)
+    assert message in error and "Traceback" not in error
+
+
+def test_env(capsys) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["env"])
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    for fact in ("langevin", "Python", "torch", "transformers", "Accelerators", "Hub cache", "Telemetry: none"):
+        assert f"- {fact}" in text
+
+
+def test_python_dash_m() -> None:
+    run = subprocess.run([sys.executable, "-m", "langevin", "--help"], capture_output=True, text=True, check=True)
+    assert "generate" in run.stdout and "env" in run.stdout
