@@ -44,8 +44,8 @@ _SIZE_WORDS = {"small": "small", "little": "small", "tiny": "small", "big": "big
 _COUNT_WORDS = {"a": 1, "an": 1, "one": 1, "the": 1, "two": 2}
 _COLOUR_WORDS = {colour: colour for colour in COLOURS}
 _KIND_WORDS = {kind: kind for kind in KINDS} | {plural: kind for kind, plural in PLURALS.items()}
-_LINKS = ("of", "to", "in", "at", "by", "on", "with", "and", "left", "right", "above", "over", "below", "under")
-_FILLERS = ("style", "art", "background", "picture", "day")
+_LINKS = ("of", "to", "in", "at", "by", "on", "with", "left", "right", "above", "over", "below", "under")
+_FILLERS = ("style", "art", "background")
 
 
 @dataclass(frozen=True)

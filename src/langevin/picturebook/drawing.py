@@ -165,10 +165,8 @@ def _contoured(image: Any, width: float, colour: Rgb) -> Any:
 
 def _averaged(image: Any, pixels: int) -> np.ndarray:
     """Return premultiplied float RGBA of shape (pixels, pixels, 4) in [0, 255], each the mean of a block."""
-    full = np.asarray(image, dtype=np.float32)
-    full[..., :3] *= full[..., 3:] / 255.0
-    step = full.shape[0] // pixels
-    return full.reshape(pixels, step, pixels, step, 4).mean(axis=(1, 3))
+    reduced = image.convert("RGBa").reduce(image.width // pixels)
+    return np.asarray(reduced, dtype=np.float32)
 
 
 def grain(height: int, width: int, *, seed: int, unit: int = 1) -> np.ndarray:
