@@ -1,0 +1,97 @@
+"""One measurement in one process: `python -m benchmarks.probes ROW LIBRARY FOLDER` prints its figures as JSON.
+
+Nothing here imports a library before the row asks for it, so that the import itself can be measured.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SCHEDULERS = ("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler")
+UNET = {
+    "sample_size": 32,
+    "block_out_channels": (32, 64),
+    "layers_per_block": 2,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 64,
+    "attention_head_dim": 8,
+    "norm_num_groups": 16,
+}
+
+
+def clocked(call: Callable[[], Any], repeats: int) -> float:
+    """Return the median time of one call in seconds, after one call that is not counted."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def imports(library: str, folder: Path) -> dict[str, float]:
+    """The class of a pipeline, after torch: seconds and modules. Units: s, count."""
+    import torch  # noqa: F401
+
+    before, start = len(sys.modules), time.perf_counter()
+    importlib.import_module(library).StableDiffusionPipeline  # noqa: B018
+    return {"import, s": time.perf_counter() - start, "import, modules": len(sys.modules) - before}
+
+
+def scheduler(library: str, folder: Path) -> dict[str, float]:
+    """One public `step` on a tensor so small that its arithmetic is nothing. Unit: microseconds."""
+    import torch
+
+    found = {}
+    for name in SCHEDULERS:
+        sampler = getattr(importlib.import_module(library), name)()
+        start, output = torch.ones(1, 4, 8, 8), torch.full((1, 4, 8, 8), 0.1)
+
+        def trajectory(sampler: Any = sampler, start: Any = start, output: Any = output) -> None:
+            sampler.set_timesteps(50)
+            x = start
+            for t in sampler.timesteps:
+                sampler.scale_model_input(x, t)
+                x = sampler.step(output, t, x, return_dict=False)[0]
+
+        found[f"{name}, us per step"] = clocked(trajectory, 20) / 50 * 1e6
+    return found
+
+
+def unet(library: str, folder: Path) -> dict[str, float]:
+    """Load a small UNet and call it on a batch of two, in float32. Unit: milliseconds."""
+    import torch
+
+    cls = importlib.import_module(library).UNet2DConditionModel
+    start = time.perf_counter()
+    model = cls.from_pretrained(folder / "unet").eval()
+    loaded = time.perf_counter() - start
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 32, 32, generator=generator)
+    text = torch.randn(2, 77, 64, generator=generator)
+    with torch.no_grad():
+        torch.save(model(x, 500, text).sample, folder / f"unet-{library}.pt")
+        call = clocked(lambda: model(x, 500, text), 30)
+    return {"UNet load, ms": loaded * 1e3, "UNet call, ms": call * 1e3}
+
+
+ROWS = {"import": imports, "scheduler": scheduler, "unet": unet}
+
+
+def main() -> None:
+    """Run one row for one library."""
+    row, library, folder = sys.argv[1:4]
+    print(json.dumps(ROWS[row](library, Path(folder))))
+
+
+if __name__ == "__main__":
+    main()
