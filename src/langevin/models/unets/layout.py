@@ -1,0 +1,120 @@
+"""From the lists of a UNet configuration to one `Level` per block, with the checks that a list needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ...core.errors import ConfigError, did_you_mean
+from .blocks import DOWN_KINDS, MID_KINDS, UP_KINDS, Kind, Level
+
+
+class Layout(NamedTuple):
+    """The levels of a UNet: going down, in the middle (None = nothing there), going up."""
+
+    down: tuple[Level, ...]
+    mid: Level | None
+    up: tuple[Level, ...]
+
+
+def per_block(name: str, value: Any, count: int) -> tuple[Any, ...]:
+    """Return one value per block from a single value or a list.
+
+    Raises:
+        ConfigError: the list has another length than there are blocks.
+    """
+    if not isinstance(value, (list, tuple)):
+        return (value,) * count
+    if len(value) != count:
+        raise ConfigError(f"{name} has {len(value)} values, but down_block_types names {count} blocks: {tuple(value)}")
+    return tuple(value)
+
+
+def block_name(option: str, name: str, kinds: Mapping[str, Kind]) -> str:
+    """Return a block name without its historical prefix.
+
+    Raises:
+        ConfigError: no such block.
+    """
+    short = name.removeprefix("UNetRes")
+    if short not in kinds:
+        raise ConfigError(f"{option} names {name!r}, which is no such block{did_you_mean(name, kinds)}")
+    return short
+
+
+def depths(value: Any, layers: int) -> tuple[int, ...]:
+    """Return the number of transformer blocks per layer of one block."""
+    if isinstance(value, (list, tuple)):
+        if len(value) < layers:
+            raise ConfigError(f"transformer_layers_per_block gives {len(value)} depths for a block of {layers} layers")
+        return tuple(value)
+    return (value,) * layers
+
+
+def lay_out(
+    *,
+    down_block_types: Sequence[str],
+    mid_block_type: str | None,
+    up_block_types: Sequence[str],
+    block_out_channels: Sequence[int],
+    layers_per_block: int | Sequence[int],
+    attention_head_dim: Any = None,
+    cross_attention_dim: Any = None,
+    transformer_layers_per_block: Any = 1,
+    reverse_transformer_layers_per_block: Any = None,
+    only_cross_attention: Any = False,
+    mid_only_cross_attention: bool = False,
+    mid_layers: int = 1,
+) -> Layout:
+    """Read the lists of a configuration.
+
+    `attention_head_dim` is the number of heads for transformer blocks and the width of a head for the other kinds, as
+    in published configurations.
+
+    Raises:
+        ConfigError: a block name is unknown or a list has the wrong length.
+    """
+    count = len(down_block_types)
+    if len(up_block_types) != count:
+        raise ConfigError(f"up_block_types names {len(up_block_types)} blocks and down_block_types {count}; both need the same")
+    widths = per_block("block_out_channels", tuple(block_out_channels), count)
+    layers = per_block("layers_per_block", layers_per_block, count)
+    heads = per_block("attention_head_dim", attention_head_dim, count)
+    context = per_block("cross_attention_dim", cross_attention_dim, count)
+    only_cross = per_block("only_cross_attention", only_cross_attention, count)
+    down_depths = per_block("transformer_layers_per_block", transformer_layers_per_block, count)
+    up_depths = down_depths[::-1]
+    if reverse_transformer_layers_per_block is not None:
+        up_depths = per_block("reverse_transformer_layers_per_block", reverse_transformer_layers_per_block, count)
+    elif any(isinstance(depth, (list, tuple)) for depth in down_depths):
+        raise ConfigError("nested transformer_layers_per_block needs reverse_transformer_layers_per_block for the way up")
+
+    def level(i: int, name: str, channels_in: int, layers_here: int, depth: Any, **more: Any) -> Level:
+        given: dict[str, Any] = {
+            "name": name,
+            "channels_in": channels_in,
+            "channels_out": widths[i],
+            "layers": layers_here,
+            "heads": heads[i] or 1,
+            "head_dim": heads[i],
+            "context_channels": context[i],
+            "transformer_layers": depths(depth, layers_here),
+            "only_cross_attention": bool(only_cross[i]),
+        }
+        return Level(**{**given, **more})
+
+    down, up = [], []
+    for i in range(count):
+        name = block_name("down_block_types", down_block_types[i], DOWN_KINDS)
+        down.append(level(i, name, widths[max(i - 1, 0)], layers[i], down_depths[i], resample=i < count - 1))
+    for j in range(count):
+        i = count - 1 - j
+        name = block_name("up_block_types", up_block_types[j], UP_KINDS)
+        skip = widths[max(i - 1, 0)]
+        above = widths[min(i + 1, count - 1)]
+        up.append(level(i, name, above, layers[i] + 1, up_depths[j], resample=i > 0, channels_skip=skip))
+    mid = None
+    if mid_block_type is not None:
+        name = block_name("mid_block_type", mid_block_type, MID_KINDS)
+        mid = level(count - 1, name, widths[-1], mid_layers, down_depths[-1], only_cross_attention=mid_only_cross_attention)
+    return Layout(tuple(down), mid, tuple(up))

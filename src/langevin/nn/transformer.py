@@ -1,0 +1,212 @@
+"""Transformer blocks and the transformer that works on feature maps, named as in published checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError, did_you_mean
+from .attention import Attention
+from .checkpointing import run_block
+
+FEED_FORWARDS = ("geglu", "gelu", "gelu-approximate", "geglu-approximate")
+
+
+class GELU(nn.Module):
+    """Linear layer followed by GELU (Hendrycks & Gimpel 2016), optionally its tanh approximation."""
+
+    def __init__(self, dim_in: int, dim_out: int, *, approximate: str = "none", bias: bool = True) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim_in, dim_out, bias=bias)
+        self.approximate = approximate
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return F.gelu(self.proj(hidden_states), approximate=self.approximate)
+
+
+class GEGLU(nn.Module):
+    """Linear layer whose second half gates the first through GELU (Shazeer 2020)."""
+
+    def __init__(self, dim_in: int, dim_out: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim_in, dim_out * 2, bias=bias)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        value, gate = self.proj(hidden_states).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class SigmoidGELU(GELU):
+    """Linear layer followed by x * sigmoid(1.702 x), the other approximation of Hendrycks & Gimpel 2016."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden_states = self.proj(hidden_states)
+        return hidden_states * (1.702 * hidden_states).sigmoid()
+
+
+class FeedForward(nn.Module):
+    """Position-wise network (B, L, dim) -> (B, L, dim_out): `net.0.proj`, activation, dropout, `net.2`."""
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int | None = None,
+        *,
+        mult: int = 4,
+        dropout: float = 0.0,
+        activation_fn: str = "geglu",
+        inner_dim: int | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        inner = inner_dim or dim * mult
+        if activation_fn == "geglu":
+            first: nn.Module = GEGLU(dim, inner, bias=bias)
+        elif activation_fn == "gelu":
+            first = GELU(dim, inner, bias=bias)
+        elif activation_fn == "gelu-approximate":
+            first = GELU(dim, inner, approximate="tanh", bias=bias)
+        elif activation_fn == "geglu-approximate":
+            first = SigmoidGELU(dim, inner, bias=bias)
+        else:
+            raise ConfigError(f"no feed-forward activation {activation_fn!r}{did_you_mean(activation_fn, FEED_FORWARDS)}")
+        self.net = nn.ModuleList([first, nn.Dropout(dropout), nn.Linear(inner, dim_out or dim, bias=bias)])
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden_states = self.net[0](hidden_states)
+        if self.net[1].p > 0:
+            hidden_states = self.net[1](hidden_states)
+        return self.net[2](hidden_states)
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each after a layer norm and with a residual.
+
+    With `only_cross_attention` the first attention also reads the context, with `double_self_attention` the second
+    reads the tokens. Without `cross_attention_dim` (and not double) there is no second attention.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_attention_heads: int,
+        attention_head_dim: int,
+        *,
+        dropout: float = 0.0,
+        cross_attention_dim: int | None = None,
+        activation_fn: str = "geglu",
+        attention_bias: bool = False,
+        only_cross_attention: bool = False,
+        double_self_attention: bool = False,
+        upcast_attention: bool = False,
+        norm_elementwise_affine: bool = True,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.only_cross_attention = only_cross_attention
+        self.double_self_attention = double_self_attention
+        common: dict[str, Any] = {
+            "heads": num_attention_heads,
+            "dim_head": attention_head_dim,
+            "dropout": dropout,
+            "bias": attention_bias,
+            "upcast_attention": upcast_attention,
+        }
+        norm: dict[str, Any] = {"eps": norm_eps, "elementwise_affine": norm_elementwise_affine}
+        self.norm1 = nn.LayerNorm(dim, **norm)
+        self.attn1 = Attention(dim, cross_attention_dim if only_cross_attention else None, **common)
+        self.norm2 = self.attn2 = None
+        if cross_attention_dim is not None or double_self_attention:
+            self.norm2 = nn.LayerNorm(dim, **norm)
+            self.attn2 = Attention(dim, None if double_self_attention else cross_attention_dim, **common)
+        self.norm3 = nn.LayerNorm(dim, **norm)
+        self.ff = FeedForward(dim, dropout=dropout, activation_fn=activation_fn)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+    ) -> Tensor:
+        kwargs = cross_attention_kwargs or {}
+        context = encoder_hidden_states if self.only_cross_attention else None
+        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states), context, attention_mask, **kwargs)
+        if self.attn2 is not None:
+            context = None if self.double_self_attention else encoder_hidden_states
+            tokens = self.norm2(hidden_states)
+            hidden_states = hidden_states + self.attn2(tokens, context, encoder_attention_mask, **kwargs)
+        return hidden_states + self.ff(self.norm3(hidden_states))
+
+
+class Transformer2D(nn.Module):
+    """Transformer over the positions of a feature map (B, C, H, W), with a residual around it (Rombach et al. 2022).
+
+    `proj_in` and `proj_out` are 1x1 convolutions, or linear layers with `use_linear_projection`.
+    """
+
+    gradient_checkpointing = False
+
+    def __init__(
+        self,
+        num_attention_heads: int,
+        attention_head_dim: int,
+        in_channels: int,
+        *,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        norm_num_groups: int = 32,
+        cross_attention_dim: int | None = None,
+        use_linear_projection: bool = False,
+        **block_options: Any,
+    ) -> None:
+        super().__init__()
+        inner = num_attention_heads * attention_head_dim
+        self.in_channels = in_channels
+        self.use_linear_projection = use_linear_projection
+        self.norm = nn.GroupNorm(norm_num_groups, in_channels, eps=1e-6)
+        self.proj_in = nn.Linear(in_channels, inner) if use_linear_projection else nn.Conv2d(in_channels, inner, 1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(
+                inner,
+                num_attention_heads,
+                attention_head_dim,
+                dropout=dropout,
+                cross_attention_dim=cross_attention_dim,
+                **block_options,
+            )
+            for _ in range(num_layers)
+        )
+        self.proj_out = nn.Linear(inner, in_channels) if use_linear_projection else nn.Conv2d(inner, in_channels, 1)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+    ) -> Tensor:
+        residual = hidden_states
+        height, width = hidden_states.shape[-2:]
+        tokens = self.norm(hidden_states)
+        if self.use_linear_projection:
+            tokens = self.proj_in(tokens.flatten(2).transpose(1, 2))
+        else:
+            tokens = self.proj_in(tokens).flatten(2).transpose(1, 2)
+        for block in self.transformer_blocks:
+            tokens = run_block(
+                self,
+                block,
+                tokens,
+                attention_mask,
+                encoder_hidden_states,
+                encoder_attention_mask,
+                cross_attention_kwargs,
+            )
+        if self.use_linear_projection:
+            return self.proj_out(tokens).transpose(1, 2).unflatten(2, (height, width)) + residual
+        return self.proj_out(tokens.transpose(1, 2).unflatten(2, (height, width))) + residual
