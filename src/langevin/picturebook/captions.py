@@ -1,6 +1,7 @@
 """The picturebook's little language: scenes become captions, and prompts become requests.
 
-A caption is: thing [relation thing] [setting] [style], for example "a small blue bird above a green tree, night, chalk style".
+A caption is: thing [relation thing] [setting] [style],
+for example "a small blue bird above a green tree, night, chalk style".
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 }
 
 MANNERS: dict[str, tuple[str, ...]] = {
-    style: (f"{style} style", f"in {style} style") if style != "pixel" else ("pixel style", "pixel art") for style in STYLES
+    style: (f"{style} style", f"in {style} style") if style != "pixel" else ("pixel style", "pixel art")
+    for style in STYLES
 }
 
 PHRASES: dict[str, tuple[str, bool]] = {
@@ -122,7 +124,9 @@ def _wish(words: list[str], text: str) -> Wish:
         elif word in _KIND_WORDS and kind is None:
             kind = _KIND_WORDS[word]
         else:
-            raise InputError(f"{word!r} is out of place in {text!r}; write a thing as 'a small red house' or 'two red fish'")
+            raise InputError(
+                f"{word!r} is out of place in {text!r}; write a thing as 'a small red house' or 'two red fish'"
+            )
     if kind is None:
         raise InputError(f"{text!r} names no thing where one is expected; the things are {', '.join(KINDS)}")
     return Wish(kind, colour, size, count)
@@ -153,7 +157,9 @@ def parse(text: str) -> Request:
     rest, style = _take(plain, MANNERS, ("in {} style", "{} style", "in {}", "{} art", "{}"))
     loose = ("in the {}", "in a {}", "on the {}", "on a {}", "at the {}", "by the {}", "at {}", "with a {} background")
     rest, background = _take(rest, SETTINGS, (*loose, "{} background", "{}"))
-    phrase = next((p for p in sorted(PHRASES, key=len, reverse=True) if re.search(rf"(?<![a-z]){p}(?![a-z])", rest)), None)
+    phrase = next(
+        (p for p in sorted(PHRASES, key=len, reverse=True) if re.search(rf"(?<![a-z]){p}(?![a-z])", rest)), None
+    )
     parts = re.split(rf"(?<![a-z]){phrase}(?![a-z])", rest, maxsplit=1) if phrase else [rest]
     things = tuple(_wish(part.replace(",", " ").split(), text) for part in parts)
     if phrase is None:

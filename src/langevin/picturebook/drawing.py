@@ -1,7 +1,7 @@
 """How the picturebook draws: colours, a pen for unit squares, and the five styles.
 
-Sprites are drawn eight times too large and averaged down, so edges are smooth; everything is cached, because a training run
-asks for the same sprites again and again.
+Sprites are drawn eight times too large and averaged down, so edges are smooth; everything is cached, because a
+training run asks for the same sprites again and again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def mix(first: Rgb, second: Rgb, share: float) -> Rgb:
 
 
 def palette(colour: str, style: str, moonlit: bool) -> dict[str, Rgb]:
-    """Return the tones a drawing may ask for: body, dark, light, spot, ink and the fixed accents of the object's parts."""
+    """Return the tones a drawing may ask for: body, dark, light, spot, ink and the fixed accents of its parts."""
     body = COLOUR_VALUES[colour]
     tones: dict[str, Rgb] = {
         "glass": (196, 230, 246),
@@ -178,9 +178,9 @@ def grain(height: int, width: int, *, seed: int, unit: int = 1) -> np.ndarray:
 
 @functools.lru_cache(maxsize=20000)
 def sprite(kind: str, colour: str, style: str, pixels: int, moonlit: bool, unit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return one drawn object as (premultiplied colour, 255 - alpha), uint16 arrays of shape (pixels, pixels, 3 and 1).
+    """Return one drawn object as (premultiplied colour, 255 - alpha), uint16 of shape (pixels, pixels, 3 and 1).
 
-    `pixels` is the side; `unit` is one sixty-fourth of the picture in pixels, the measure for contours and pixel blocks.
+    `pixels` is the side; `unit` is one sixty-fourth of the picture's side in pixels: contours and blocks scale with it.
     """
     block = 2 * unit if style == "pixel" else 1
     cells = pixels // block

@@ -43,7 +43,9 @@ class _Canvas:
         self.image = Image.fromarray(np.broadcast_to(rows, (self.side, self.side, 3)).astype(np.uint8))
         self.draw = ImageDraw.Draw(self.image)
 
-    def ridge(self, height: float, swing: float, waves: float, phase: float, fill: Rgb, edge: Rgb | None = None) -> None:
+    def ridge(
+        self, height: float, swing: float, waves: float, phase: float, fill: Rgb, edge: Rgb | None = None
+    ) -> None:
         """Fill everything under a wavy line."""
         xs = np.linspace(0, 1, 49)
         ys = height + swing * np.sin(2 * math.pi * (waves * xs + phase))

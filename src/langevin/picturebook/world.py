@@ -1,7 +1,7 @@
 """The picturebook's world: which scenes exist, how they are drawn at random, and how they become pictures.
 
-A scene holds one or two kinds of thing from a fixed list, in ten colours, before six backgrounds, in five styles. Relations are
-kept in one direction only ("left of", "above"); captions may say either direction.
+A scene holds one or two kinds of thing from a fixed list, in ten colours, before six backgrounds, in five styles.
+Relations are kept in one direction only ("left of", "above"); captions may say either direction.
 """
 
 from __future__ import annotations
@@ -93,9 +93,12 @@ def is_held_out(scene: Scene) -> bool:
 
 def _extent(rng: np.random.Generator, size: str, *, alone: bool) -> float:
     """Return a side as a share of the picture: whole sixty-fourths, even, so that every size shares its sprites."""
-    low, high = {("big", True): (30, 36), ("small", True): (18, 22), ("big", False): (24, 28), ("small", False): (18, 20)}[
-        (size, alone)
-    ]
+    low, high = {
+        ("big", True): (30, 36),
+        ("small", True): (18, 22),
+        ("big", False): (24, 28),
+        ("small", False): (18, 20),
+    }[(size, alone)]
     return 2 * int(rng.integers(low // 2, high // 2 + 1)) / 64
 
 
@@ -190,7 +193,9 @@ def sample_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
 
 def _check(scene: Scene, size: int) -> None:
     if size < 64 or size % 64:
-        raise InputError(f"size is {size}; a picture's side is a positive multiple of 64, for example {max(64, size // 64 * 64)}")
+        raise InputError(
+            f"size is {size}; a picture's side is a positive multiple of 64, for example {max(64, size // 64 * 64)}"
+        )
     check_choice("background", scene.background, BACKGROUNDS)
     check_choice("style", scene.style, STYLES)
     for thing in scene.things:
