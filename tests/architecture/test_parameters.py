@@ -1,0 +1,91 @@
+"""Nothing public is undocumented: every argument of a pipeline is in the glossary, every public function says what it does."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+
+import pytest
+
+from langevin.pipelines.inputs import GLOSSARY, describe, parameters
+from langevin.registry import PIPELINES
+from tests.architecture.tree import Function, module, modules
+
+
+def pipelines() -> list[type]:
+    classes = [getattr(importlib.import_module(f"langevin.{row.module}"), row.name) for row in PIPELINES]
+    return [
+        c for c in classes if inspect.isclass(c) and callable(getattr(c, "__call__", None)) and "__call__" in vars(c)
+    ]
+
+
+@pytest.mark.parametrize("pipeline", pipelines(), ids=lambda c: c.__name__)
+def test_every_argument_of_a_pipeline_is_in_the_glossary(pipeline) -> None:
+    call = vars(pipeline)["__call__"]
+    assert [name for name in parameters(call) if name not in GLOSSARY] == []
+    assert "Args:" in (call.__doc__ or ""), "decorate the call with pipelines.inputs.documented"
+
+
+def test_the_glossary_explains_no_argument_that_no_pipeline_has() -> None:
+    used = {name for pipeline in pipelines() for name in parameters(vars(pipeline)["__call__"])}
+    assert sorted(set(GLOSSARY) - used) == []
+
+
+def test_an_undocumented_argument_is_rejected() -> None:
+    def call(self, prompt, colour_of_the_frame=None):
+        """Draw."""
+
+    with pytest.raises(Exception, match="colour_of_the_frame"):
+        describe(call)
+
+
+def is_public(function: Function) -> bool:
+    """A function is public when no part of its name is private and it is not inside another function."""
+    return all(not part.startswith("_") for part in function.name.split("."))
+
+
+def nested(tree) -> set[ast.AST]:
+    """Return the functions that are defined inside another one."""
+    outer = [f.node for source in tree for f in source.functions]
+    return {inner for node in outer for inner in ast.walk(node) if inner is not node}
+
+
+def undocumented(tree) -> list[str]:
+    """Return the public functions and classes without a docstring; overriding methods of torch's protocol may lack one."""
+    inside = nested(tree)
+    functions = [f for source in tree for f in source.functions if is_public(f) and f.node not in inside]
+    found = [
+        f.label for f in functions if not ast.get_docstring(f.node) and f.node.name not in ("forward", "extra_repr")
+    ]
+    for source in tree:
+        classes = [c for c in source.classes if not c.name.startswith("_") and c not in inside]
+        found += [f"{source.file}::{c.name}" for c in classes if not ast.get_docstring(c)]
+    return found
+
+
+def untyped(tree) -> list[str]:
+    """Return the public functions with an argument that has no annotation."""
+    inside, found = nested(tree), []
+    for source in tree:
+        for f in source.functions:
+            arguments = [*f.node.args.posonlyargs, *f.node.args.args, *f.node.args.kwonlyargs]
+            bare = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+            if bare and is_public(f) and f.node not in inside:
+                found.append(f"{f.label}({', '.join(bare)})")
+    return found
+
+
+def test_public_functions_and_classes_have_a_docstring() -> None:
+    assert undocumented(modules()) == []
+
+
+def test_public_arguments_have_a_type() -> None:
+    assert untyped(modules()) == []
+
+
+def test_the_gates_see_planted_gaps() -> None:
+    text = "def f(x: int, y):\n    def inner(z):\n        pass\n\ndef _g(x):\n    pass\n\nclass A:\n    def h(self):\n        pass\n"
+    tree = [module("langevin.core.a", text)]
+    assert undocumented(tree) == [f"src/langevin/core/a.py::{name}" for name in ("f", "A.h", "A")]
+    assert untyped(tree) == ["src/langevin/core/a.py::f(y)"]
