@@ -23,7 +23,9 @@ CORE = (
     Row("logging", "core"),
     Row("register_to_config", "core.config"),
 )
-MODELS: tuple[Row, ...] = ()
+MODELS = (
+    Row("UNet2DConditionModel", "models.unets.unet_2d_condition"),
+)
 SCHEDULERS: tuple[Row, ...] = ()
 PIPELINES: tuple[Row, ...] = ()
 

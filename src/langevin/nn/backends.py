@@ -38,7 +38,7 @@ def xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
     """Memory-efficient attention of the optional xformers package."""
     from ..core.imports import require
 
-    ops = require("xformers.ops", extra=None, why="the 'xformers' attention backend")
+    ops = require("xformers.ops", why="the 'xformers' attention backend")
     bias = None
     if mask is not None:
         bias = as_bias(mask, q.dtype).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2]).contiguous()
@@ -74,10 +74,15 @@ def resolve_backend(name: str) -> str:
 
     Raises:
         ConfigError: the name is unknown.
+        MissingDependencyError: its package is not installed.
     """
     name = ALIASES.get(name, name)
     if name not in BACKENDS:
         raise ConfigError(f"no attention backend {name!r}{did_you_mean(name, [*BACKENDS, *ALIASES])}")
+    if name == "xformers":
+        from ..core.imports import require
+
+        require("xformers", why="the 'xformers' attention backend")
     return name
 
 
@@ -94,12 +99,7 @@ def get_attention_backend() -> str:
 def set_attention_backend(name: str) -> None:
     """Choose the backend used where neither the call nor the model names one."""
     global _default
-    name = resolve_backend(name)
-    if name == "xformers":
-        from ..core.imports import require
-
-        require("xformers", extra=None, why="the 'xformers' attention backend")
-    _default = name
+    _default = resolve_backend(name)
 
 
 @contextmanager

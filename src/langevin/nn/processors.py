@@ -6,9 +6,14 @@ Those here hold no weights and no state of a run, so one object may serve every 
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from .attention import Attention
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError, InputError, did_you_mean
+from .attention import Attention, default_processor
+from .backends import resolve_backend
 
 
 class Processor:
@@ -52,7 +57,7 @@ class XFormersAttnProcessor(Processor):
     def __init__(self, attention_op: object = None) -> None:
         from ..core.imports import require
 
-        require("xformers", extra=None, why="XFormersAttnProcessor")
+        require("xformers", why="XFormersAttnProcessor")
         self.attention_op = attention_op
 
 
@@ -81,6 +86,86 @@ class XFormersAttnAddedKVProcessor(XFormersAttnProcessor):
     """`XFormersAttnProcessor` for attentions with `add_k_proj` and `add_v_proj`."""
 
 
+def named_attentions(model: nn.Module) -> Iterator[tuple[str, Attention]]:
+    """Yield the attentions inside a model with their names."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, Attention))
+
+
+def get_processors(model: nn.Module) -> dict[str, Any]:
+    """Return every attention's processor under the documented key, `"<attention's name>.processor"`."""
+    return {f"{name}.processor": attn.processor for name, attn in named_attentions(model)}
+
+
+def set_processors(model: nn.Module, processor: Any | Mapping[str, Any]) -> None:
+    """Install one processor in every attention, or one per key of `get_processors`.
+
+    Raises:
+        ConfigError: a mapping misses a key or has one too many, or a processor is not callable.
+    """
+    attentions = {f"{name}.processor": attn for name, attn in named_attentions(model)}
+    if not isinstance(processor, Mapping):
+        processor = dict.fromkeys(attentions, processor)
+    unknown = [key for key in processor if key not in attentions]
+    if unknown:
+        raise ConfigError(f"no attention {unknown[0]!r} in this model{did_you_mean(unknown[0], attentions)}")
+    missing = [key for key in attentions if key not in processor]
+    if missing:
+        raise ConfigError(
+            f"processors for {len(missing)} of {len(attentions)} attentions are missing, the first is {missing[0]!r}; "
+            "start from dict(model.attn_processors)"
+        )
+    for key, attn in attentions.items():
+        attn.set_processor(processor[key])
+
+
+def set_vanilla_processors(model: nn.Module) -> None:
+    """Install `AttnProcessor` (or `AttnAddedKVProcessor`) everywhere: plain tensor operations."""
+    for _, attn in named_attentions(model):
+        attn.set_processor(AttnProcessor() if attn.add_k_proj is None else AttnAddedKVProcessor())
+
+
+def set_backend(model: nn.Module, backend: str | None) -> None:
+    """Make a model's attentions use a backend; None returns to the library's default.
+
+    Processors of this library that fix another backend make room; a user's own processors stay.
+
+    Raises:
+        ConfigError: the backend is unknown.
+        MissingDependencyError: its package is not installed.
+    """
+    if backend is not None:
+        backend = resolve_backend(backend)
+    for _, attn in named_attentions(model):
+        attn.backend = backend
+        if isinstance(attn.processor, Processor) and attn.processor.backend is not None:
+            attn.set_processor(default_processor(attn))
+
+
+def set_slices(model: nn.Module, slice_size: str | int | list[int] | None = "auto") -> None:
+    """Bound the memory of attention scores: compute `slice_size` (image, head) pairs at a time.
+
+    "auto" takes half of each attention's heads, "max" one, a list has one number per attention, None turns it off.
+
+    Raises:
+        InputError: a number is larger than the heads of its attention, or the list has the wrong length.
+    """
+    attentions = [attn for _, attn in named_attentions(model)]
+    if slice_size == "auto":
+        sizes: list[int | None] = [max(attn.heads // 2, 1) for attn in attentions]
+    elif slice_size == "max":
+        sizes = [1] * len(attentions)
+    elif isinstance(slice_size, (list, tuple)):
+        sizes = list(slice_size)
+    elif slice_size is None or isinstance(slice_size, int):
+        sizes = [slice_size] * len(attentions)
+    else:
+        raise InputError(f"slice_size is {slice_size!r}; valid: 'auto', 'max', a number, a list of numbers or None")
+    if len(sizes) != len(attentions):
+        raise InputError(f"slice_size lists {len(sizes)} numbers, but the model has {len(attentions)} attentions")
+    for attn, size in zip(attentions, sizes, strict=True):
+        attn.set_attention_slice(size)
+
+
 __all__ = [
     "AttnAddedKVProcessor",
     "AttnAddedKVProcessor2_0",
@@ -91,4 +176,10 @@ __all__ = [
     "SlicedAttnProcessor",
     "XFormersAttnAddedKVProcessor",
     "XFormersAttnProcessor",
+    "get_processors",
+    "named_attentions",
+    "set_backend",
+    "set_processors",
+    "set_slices",
+    "set_vanilla_processors",
 ]
