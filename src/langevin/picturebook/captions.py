@@ -7,6 +7,7 @@ for example "a small blue bird above a green tree, night, chalk style".
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,14 +133,12 @@ def _wish(words: list[str], text: str) -> Wish:
     return Wish(kind, colour, size, count)
 
 
-def _take(text: str, table: dict[str, tuple[str, ...]], loose: tuple[str, ...]) -> tuple[str, str | None]:
-    """Cut the first phrase of `table` out of `text`; return what is left and the phrase's key."""
-    for key, phrases in table.items():
-        forms = sorted({*phrases, *(pattern.format(key) for pattern in loose)}, key=len, reverse=True)
-        for form in forms:
-            found = re.search(rf"(?<![a-z]){form}(?![a-z])", text)
-            if found:
-                return text[: found.start()] + " , " + text[found.end() :], key
+def _take(text: str, keys: Iterable[str], before: str, after: str) -> tuple[str, str | None]:
+    """Cut the first key, with the small words around it, out of `text`; return what is left and the key."""
+    for key in keys:
+        found = re.search(rf"\b(?:(?:{before}) )?(?:(?:the|a|an) )?{key}(?: (?:{after}))?\b", text)
+        if found:
+            return f"{text[: found.start()]} , {text[found.end() :]}", key
     return text, None
 
 
@@ -154,13 +153,10 @@ def parse(text: str) -> Request:
     for word in plain.replace(",", " ").split():
         if word not in known:
             raise InputError(f"the picturebook does not know the word {word!r}{did_you_mean(word, known)}")
-    rest, style = _take(plain, MANNERS, ("in {} style", "{} style", "in {}", "{} art", "{}"))
-    loose = ("in the {}", "in a {}", "on the {}", "on a {}", "at the {}", "by the {}", "at {}", "with a {} background")
-    rest, background = _take(rest, SETTINGS, (*loose, "{} background", "{}"))
-    phrase = next(
-        (p for p in sorted(PHRASES, key=len, reverse=True) if re.search(rf"(?<![a-z]){p}(?![a-z])", rest)), None
-    )
-    parts = re.split(rf"(?<![a-z]){phrase}(?![a-z])", rest, maxsplit=1) if phrase else [rest]
+    rest, style = _take(plain, STYLES, "in", "style|art")
+    rest, background = _take(rest, BACKGROUNDS, "in|on|at|by|with", "background")
+    phrase = next((p for p in sorted(PHRASES, key=len, reverse=True) if re.search(rf"\b{p}\b", rest)), None)
+    parts = re.split(rf"\b{phrase}\b", rest, maxsplit=1) if phrase else [rest]
     things = tuple(_wish(part.replace(",", " ").split(), text) for part in parts)
     if phrase is None:
         return Request(things, None, background, style)
