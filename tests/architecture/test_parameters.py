@@ -12,7 +12,6 @@ from langevin.pipelines.inputs import GLOSSARY, describe, parameters
 from langevin.registry import PIPELINES
 from tests.architecture.tree import Function, module, modules
 
-
 PLANTED = """
 def f(x: int, y):
     def inner(z):
