@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.errors import InputError, did_you_mean
+from ..core.errors import InputError, nearest
 from .world import BACKGROUNDS, COLOURS, KINDS, STYLES, Scene, Thing
 
 PLURALS: dict[str, str] = {kind: kind + "s" for kind in KINDS} | {"fish": "fish"}
@@ -49,6 +49,7 @@ _COLOUR_WORDS = {colour: colour for colour in COLOURS}
 _KIND_WORDS = {kind: kind for kind in KINDS} | {plural: kind for kind, plural in PLURALS.items()}
 _LINKS = ("of", "to", "in", "at", "by", "on", "with", "left", "right", "above", "over", "below", "under")
 _FILLERS = ("style", "art", "background")
+_TOPICS = (KINDS, COLOURS, BACKGROUNDS, STYLES, tuple(PHRASES))
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,9 @@ def parse(text: str) -> Request:
     known = set(vocabulary())
     for word in plain.replace(",", " ").split():
         if word not in known:
-            raise InputError(f"the picturebook does not know the word {word!r}{did_you_mean(word, known)}")
+            close = nearest(word, known)
+            hint = f"did you mean {close!r}?" if close else f"it knows {'; '.join(map(', '.join, _TOPICS))}"
+            raise InputError(f"the picturebook does not know the word {word!r}; {hint}")
     rest, style = _take(plain, STYLES, "in", "style|art")
     rest, background = _take(rest, BACKGROUNDS, "in|on|at|by|with", "background")
     phrase = next((p for p in sorted(PHRASES, key=len, reverse=True) if re.search(rf"\b{p}\b", rest)), None)
