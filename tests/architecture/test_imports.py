@@ -20,12 +20,14 @@ LEVELS = {
     "evaluation": 5,
     "compat": 6,
     "utils": 6,
+    "callbacks": 6,
+    "image_processor": 6,
     "serving": 6,
     "picturebook": 6,
     "cli": 7,
     "__main__": 8,
 }
-"""Package of langevin -> level. A module may import from lower levels and from its own package."""
+"""Package or module of langevin -> level. A module may import from lower levels and from its own package."""
 
 SIDEWAYS = {
     ("training", "pipelines"): "a training run samples from the pipeline that it trains",
