@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -136,14 +137,15 @@ def atomic_write(path: PathLike, content: str | bytes) -> None:
 
 
 @contextmanager
-def atomic_folder(path: PathLike) -> Iterator[Path]:
+def atomic_folder(path: PathLike, *, drop: Callable[[str], bool] | None = None) -> Iterator[Path]:
     """Give an empty folder beside `path`; on leaving without an error it takes the place of `path`.
 
     Files that an existing `path` holds and the new folder does not are carried over, so a save never loses what it did
-    not write. A process killed at any moment leaves the old folder or the new one; between the two renames the old one
-    lies beside it as `.NAME.previous` and the next call puts it back.
+    not write, except those whose name `drop` tells to leave behind. A process killed at any moment leaves the old
+    folder or the new one. Where the system cannot exchange two folders in one step, the old one lies beside `path` as
+    `.NAME.previous` for an instant, and the next call puts it back.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     previous = path.parent / f".{path.name}.previous"
     if previous.exists() and not path.exists():
@@ -152,7 +154,7 @@ def atomic_folder(path: PathLike) -> Iterator[Path]:
     try:
         yield partial
         if path.is_dir():
-            _carry_over(path, partial)
+            _carry_over(path, partial, drop or (lambda name: False))
         for file in partial.rglob("*"):
             if file.is_file():
                 _sync(file)
@@ -160,20 +162,32 @@ def atomic_folder(path: PathLike) -> Iterator[Path]:
         os.umask(mask)
         partial.chmod(0o777 & ~mask)
         shutil.rmtree(previous, ignore_errors=True)
-        if path.exists():
-            os.replace(path, previous)
-        os.replace(partial, path)
+        if not (path.exists() and _exchange(partial, path)):
+            if path.exists():
+                os.replace(path, previous)
+            os.replace(partial, path)
         _sync(path.parent)
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _carry_over(old: Path, new: Path) -> None:
-    """Link (or copy) into `new` the files of `old` that `new` does not have."""
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step, and tell whether the system could (Linux `renameat2`, macOS `renamex_np`)."""
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    here, swap = -100, 2
+    if hasattr(libc, "renameat2"):
+        return libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
+    if hasattr(libc, "renamex_np"):
+        return libc.renamex_np(os.fsencode(one), os.fsencode(other), swap) == 0
+    return False
+
+
+def _carry_over(old: Path, new: Path, drop: Callable[[str], bool]) -> None:
+    """Link (or copy) into `new` the files of `old` that `new` does not have and that are not to be dropped."""
     for file in old.rglob("*"):
         target = new / file.relative_to(old)
-        if file.is_dir() or target.exists():
+        if file.is_dir() or target.exists() or drop(file.name):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

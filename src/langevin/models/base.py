@@ -1,26 +1,308 @@
-"""The base of every network: configuration, loading, saving, memory switches."""
+"""The base of every network: configuration, loading, saving, attention processors, memory switches."""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.config import ConfigMixin
+from ..core.errors import ConfigError, InputError, check_known, did_you_mean
+from ..core.push import PushToHubMixin
+from ..nn.backends import resolve_backend
+from . import loading
 
 
-class ModelMixin(nn.Module, ConfigMixin):
-    """A torch module with a documented configuration file."""
+class ModelMixin(nn.Module, PushToHubMixin, ConfigMixin):
+    """A torch module that is described by `config.json` and keeps its weights beside it.
+
+    Class attributes:
+        renamed_weights: (pattern, replacement) for names in old files; see `loading.LEGACY_ATTENTION`.
+        ignored_weights: patterns of names that files may hold and the model does not need.
+    Buffers that are not part of a checkpoint must be made with `device="cpu"`, since loading builds on the meta device.
+    """
 
     config_name = "config.json"
+    renamed_weights: ClassVar[tuple[tuple[str, str], ...]] = loading.LEGACY_ATTENTION
+    ignored_weights: ClassVar[tuple[str, ...]] = ()
+
+    # -- loading and saving -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        subfolder: str | None = None,
+        variant: str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        use_safetensors: bool | None = None,
+        strict: bool = True,
+        ignore_mismatched_sizes: bool = False,
+        check_finite: bool = True,
+        output_loading_info: bool = False,
+        device_map: Any = None,
+        low_cpu_mem_usage: bool | None = None,
+        disable_mmap: bool = False,
+        config: Mapping[str, Any] | str | os.PathLike | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool | None = None,
+        token: str | bool | None = None,
+        force_download: bool | None = None,
+        proxies: Mapping[str, str] | None = None,
+        **overrides: Any,
+    ) -> Any:
+        """Load a model from a folder or a hub repository, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: a local folder, which never touches the network, or a repository.
+            subfolder: folder inside it, for example "unet".
+            variant: variant of the weight files, for example "fp16" for `diffusion_pytorch_model.fp16.safetensors`.
+            torch_dtype, dtype: type of the floating-point weights, as torch.dtype or name; "auto" keeps the file's.
+                float32 where nothing is asked.
+            use_safetensors: True for safetensors only, False for .bin only, None for safetensors before .bin.
+            strict: with False, weights that are missing are initialised afresh and foreign ones left out, with a
+                warning.
+            ignore_mismatched_sizes: weights of another shape are initialised afresh, with a warning; needed for
+                overrides such as `in_channels=9`.
+            check_finite: refuse weights with NaN or infinity.
+            output_loading_info: return `(model, info)` with missing_keys, unexpected_keys and mismatched_keys.
+            device_map: one device for the whole model: a name, a torch.device, "auto", or {"": device}.
+            low_cpu_mem_usage: accepted for its documented callers; loading always needs little memory.
+            disable_mmap: read all weights into memory, where those that need no cast are otherwise mapped.
+            config: configuration in place of the folder's: a mapping, file or folder.
+            revision, cache_dir, local_files_only, token, force_download, proxies: see `core.hub`.
+            overrides: keys of the configuration to change.
+
+        Raises:
+            WeightsError: weights are absent, damaged, not finite, or do not fit; the message lists them.
+            ConfigError: an unknown keyword, or a configuration that cannot be read.
+            InputError: the folder or repository does not exist.
+        """
+        check_known(f"{cls.__name__}.from_pretrained", overrides, _keywords(cls))
+        hub = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "token": token,
+            "force_download": force_download,
+            "proxies": proxies,
+        }
+        hub = {key: value for key, value in hub.items() if value is not None}
+        target = loading.resolve_dtype(torch_dtype, dtype)
+        device = loading.resolve_device(device_map)
+        place = (config, None) if config is not None else (pretrained_model_name_or_path, subfolder)
+        values = cls.load_config(place[0], subfolder=place[1], **hub)
+        files = loading.find_weights(
+            pretrained_model_name_or_path,
+            subfolder=subfolder,
+            variant=variant,
+            use_safetensors=use_safetensors,
+            **hub,
+        )
+        with torch.device("meta"):
+            model = cls.from_config(values, **overrides)
+        report = loading.load_into(
+            model,
+            files,
+            what=_title(cls, values, files),
+            rebuild=lambda: cls.from_config(values, **overrides),
+            renames=cls.renamed_weights,
+            ignored=cls.ignored_weights,
+            dtype=target,
+            device=device,
+            strict=strict,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            check_finite=check_finite,
+            use_map=not disable_mmap,
+        )
+        model.eval()
+        return (model, report.as_dict()) if output_loading_info else model
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        save_function: Callable[[Mapping[str, Tensor], Any], None] | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        **hub: Any,
+    ) -> None:
+        """Write `config.json` and the weights into a folder, all of it or, if interrupted, nothing.
+
+        Args:
+            save_directory: folder to write; files in it that this save does not replace stay.
+            is_main_process: False writes nothing (the other processes of a distributed run).
+            save_function: called as `save_function(tensors, path)` for every weight file in place of the own writer.
+            safe_serialization: safetensors, or a torch pickle (.bin) with False.
+            variant: put into the file names, for example "fp16"; the weights keep the type they have.
+            max_shard_size: largest weight file, in bytes or as "10GB"; more files get an index.
+            push_to_hub: upload the folder afterwards.
+            hub: with push_to_hub: repo_id, commit_message, private, token, create_pr.
+
+        Raises:
+            InputError: a size or variant that makes no sense, or a file in the folder's place.
+            WeightsError: a weight without values or of a type that the format does not know.
+        """
+        if not push_to_hub:
+            check_known(f"{type(self).__name__}.save_pretrained", hub, ["push_to_hub", *_parameters(self.save_pretrained)])
+        if not is_main_process:
+            return
+        loading.save_model(
+            self.state_dict(),
+            save_directory,
+            config_name=self.config_name,
+            config=self.to_json_string(),
+            variant=variant,
+            safe_serialization=safe_serialization,
+            max_shard_size=max_shard_size,
+            save_function=save_function,
+        )
+        if push_to_hub:
+            from ..core.hub import push_folder
+
+            push_folder(save_directory, **hub)
+
+    # -- facts --------------------------------------------------------------------------------------------------------
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the first floating-point parameter."""
-        return next(p.dtype for p in self.parameters() if p.is_floating_point())
+        """Type of the first floating-point parameter, or of the first buffer where there are no parameters."""
+        tensors = [*self.parameters(), *self.buffers()]
+        return next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
 
     @property
     def device(self) -> torch.device:
-        """The device of the first parameter."""
-        return next(self.parameters()).device
+        """Device of the first parameter or buffer."""
+        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Count the parameters; optionally only those with gradients, or without the weights of nn.Embedding."""
+        embeddings = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else ()
+        return sum(
+            p.numel()
+            for p in self.parameters()
+            if id(p) not in embeddings and (p.requires_grad or not only_trainable)
+        )
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Return the bytes of all parameters, and of the buffers unless told otherwise."""
+        tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    # -- gradient checkpointing -----------------------------------------------------------------------------------------
+
+    @property
+    def supports_gradient_checkpointing(self) -> bool:
+        """Whether any part of the model can recompute its activations."""
+        return any(hasattr(module, "gradient_checkpointing") for module in self.modules())
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether any part of the model recomputes its activations in the backward pass."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any] | None = None) -> None:
+        """Recompute activations in the backward pass, through torch's checkpointing or through the given function.
+
+        gradient_checkpointing_func: called as `function(block, *args, **kwargs)`, returns the block's output.
+        Raises ConfigError when no part of the model can.
+        """
+        if not self.supports_gradient_checkpointing:
+            raise ConfigError(f"{type(self).__name__} has no part that can recompute its activations")
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = True
+                if gradient_checkpointing_func is not None:
+                    module.gradient_checkpointing_function = gradient_checkpointing_func
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep activations for the backward pass (the default)."""
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = False
+                module.__dict__.pop("gradient_checkpointing_function", None)
+
+    # -- attention ----------------------------------------------------------------------------------------------------
+
+    @property
+    def attn_processors(self) -> dict[str, Any]:
+        """The processor of every attention layer, by the layer's name followed by ".processor"."""
+        return {f"{name}.processor": module.get_processor() for name, module in self._attentions()}
+
+    def set_attn_processor(self, processor: Any) -> None:
+        """Give every attention layer one processor, or each its own from a dictionary keyed as `attn_processors`.
+
+        Raises InputError when a dictionary does not name every layer exactly.
+        """
+        layers = {f"{name}.processor": module for name, module in self._attentions()}
+        if not isinstance(processor, Mapping):
+            processor = dict.fromkeys(layers, processor)
+        unknown, absent = sorted(set(processor) - set(layers)), sorted(set(layers) - set(processor))
+        if unknown:
+            raise InputError(f"there is no attention layer for {unknown[0]!r}{did_you_mean(unknown[0], layers)}")
+        if absent:
+            raise InputError(f"{len(absent)} attention layers are given no processor, the first is {absent[0]!r}")
+        for name, module in layers.items():
+            module.set_processor(processor[name])
+
+    def set_default_attn_processor(self) -> None:
+        """Give every attention layer the processor it was built with."""
+        from ..nn.attention import default_processor
+
+        for _, module in self._attentions():
+            module.set_processor(default_processor(module))
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Compute the attention of this model with the named backend, for example "sdpa", "eager" or "xformers".
+
+        Raises ConfigError for an unknown name, MissingDependencyError for a package that is not installed.
+        """
+        name = resolve_backend(backend)
+        if name == "xformers":
+            from ..core.imports import require
+
+            require("xformers", why="the 'xformers' attention backend")
+        for _, module in self._attentions():
+            module.backend = name
+
+    def reset_attention_backend(self) -> None:
+        """Compute the attention of this model with the library's default backend."""
+        for _, module in self._attentions():
+            module.backend = None
+
+    def enable_xformers_memory_efficient_attention(self, attention_op: Callable | None = None) -> None:
+        """Compute attention through the xformers package; `attention_op` is accepted for its documented callers."""
+        self.set_attention_backend("xformers")
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        """Compute attention with the library's default backend again."""
+        self.reset_attention_backend()
+
+    def _attentions(self) -> list[tuple[str, Any]]:
+        return [(name, module) for name, module in self.named_modules() if hasattr(module, "set_processor")]
+
+
+def _parameters(function: Callable) -> list[str]:
+    import inspect
+
+    return [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+
+
+def _keywords(cls: type[ModelMixin]) -> list[str]:
+    """Return every keyword that `cls.from_pretrained` understands."""
+    return [*_parameters(cls.from_pretrained), *_parameters(cls.__init__)[1:], *cls.renamed_options]
+
+
+def _title(cls: type[ModelMixin], values: Mapping[str, Any], files: loading.WeightFiles) -> str:
+    """Return how a load is called in messages; a folder that describes another class says so."""
+    written = values.get("_class_name", cls.__name__)
+    other = "" if written == cls.__name__ else f" (whose configuration is that of {written})"
+    return f"{cls.__name__} from {files.files[0].parent}{other}"

@@ -1,0 +1,338 @@
+"""Weight files: safetensors read piecewise and written streaming, pickles read without running code, shards.
+
+The safetensors format is eight bytes (length of the header), a JSON header (name -> dtype, shape, byte range) and the
+raw tensors. Files are read here directly, and not through the safetensors package, because a cast then needs the memory
+of the result and one small buffer, and because a tensor can be checked while it is in the processor's cache.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, WeightsError
+from .files import safe_join
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_HEADER = 100_000_000
+CHUNK = 1 << 22
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+SIGNATURES: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a git-LFS pointer and not the weights; run `git lfs pull` in the repository"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x89HDF", "an HDF5 (Keras) file"),
+    (b"\x93NUMPY", "a numpy array"),
+    (b"\x89PNG", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"%PDF", "a PDF document"),
+    (b"PK\x03\x04", "a zip archive (torch writes .bin and .ckpt files so)"),
+    (b"\x80\x02", "a Python pickle (torch writes old .bin and .ckpt files so)"),
+    (b"\x80\x04", "a Python pickle"),
+)
+
+
+class Entry(NamedTuple):
+    """Where a tensor lies in a file: its type, shape, and the byte range counted from the start of the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def describe(path: Path) -> str:
+    """Say in words what a file is, judged by its first bytes."""
+    with open(path, "rb") as file:
+        head = file.read(1024)
+    if not head:
+        return "an empty file; the download or the copy was interrupted"
+    for signature, what in SIGNATURES:
+        if head.startswith(signature):
+            return what
+    if not head.strip(b"\0"):
+        return "filled with zeros; the download or the copy was interrupted"
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page, what a server sends in place of a file that needs a login or does not exist"
+    if start.startswith(b"<?xml"):
+        return "an XML message of a server"
+    try:
+        text = head[:-3].decode("utf-8") if len(head) == 1024 else head.decode("utf-8")
+    except UnicodeDecodeError:
+        return "binary data of an unknown kind"
+    if not all(sign.isprintable() or sign.isspace() for sign in text):
+        return "binary data of an unknown kind"
+    kind = "a JSON file" if start.startswith((b"{", b"[")) else "a text file"
+    return f"{kind} that begins with {text[:40]!r}"
+
+
+class SafetensorsFile:
+    """A safetensors file, checked when it is opened; tensors are read when they are asked for.
+
+    Attributes: path; entries, name -> Entry; metadata, the strings stored with the tensors.
+    Raises WeightsError saying what the file is when it is not whole.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        try:
+            self._file = open(self.path, "rb", buffering=0)
+        except OSError as error:
+            raise WeightsError(f"{self.path} cannot be read: {error.strerror}") from error
+        try:
+            self.entries, self.metadata = self._read_header()
+        except BaseException:
+            self._file.close()
+            raise
+        self._map: mmap.mmap | None = None
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._file.close()
+
+    def _read_header(self) -> tuple[dict[str, Entry], dict[str, str]]:
+        size = os.fstat(self._file.fileno()).st_size
+        head = self._file.read(8)
+        length = int.from_bytes(head, "little")
+        first = self._file.read(1)
+        if len(head) < 8 or first != b"{" or length > MAX_HEADER:
+            raise WeightsError(f"{self.path} is not a safetensors file: it is {describe(self.path)}")
+        if 8 + length > size:
+            raise WeightsError(self._truncated(8 + length, size))
+        try:
+            header = json.loads(first + self._file.read(length - 1))
+            metadata = header.pop("__metadata__", {})
+            entries = {name: self._entry(value, 8 + length) for name, value in header.items()}
+        except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{self.path} has a damaged safetensors header ({error}); fetch it again") from error
+        self._check_layout(entries, 8 + length, size)
+        return entries, metadata
+
+    @staticmethod
+    def _entry(value: Mapping[str, Any], base: int) -> Entry:
+        if value["dtype"] not in DTYPES:
+            raise ValueError(f"type {value['dtype']!r} is not known")
+        begin, end = value["data_offsets"]
+        return Entry(DTYPES[value["dtype"]], tuple(int(n) for n in value["shape"]), base + int(begin), base + int(end))
+
+    def _check_layout(self, entries: Mapping[str, Entry], base: int, size: int) -> None:
+        """Raise WeightsError unless the tensors fill the file exactly, without gaps or overlaps."""
+        position = base
+        for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+            if entry.start != position or entry.stop - entry.start != count_bytes(entry.shape, entry.dtype):
+                raise WeightsError(f"{self.path} has a damaged header: the byte range of {name!r} is not its own")
+            position = entry.stop
+        if position > size:
+            raise WeightsError(self._truncated(position, size))
+        if position < size:
+            raise WeightsError(f"{self.path} has {size - position} bytes after its last tensor; fetch it again")
+
+    def _truncated(self, expected: int, size: int) -> str:
+        return f"{self.path} is truncated: its header speaks of {expected} bytes and it has {size}; fetch it again"
+
+    def view(self, name: str) -> Tensor | None:
+        """Return the tensor as a copy-on-write view of the file, or None where its bytes are not aligned for that."""
+        entry = self.entries[name]
+        if entry.start % entry.dtype.itemsize:
+            return None
+        if entry.start == entry.stop:
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        if self._map is None:
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+        count = (entry.stop - entry.start) // entry.dtype.itemsize
+        return torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=entry.start).view(entry.shape)
+
+    def read_into(self, name: str, target: Tensor, each: Callable[[Tensor], None] | None = None) -> None:
+        """Read and cast the tensor into a contiguous `target` of its shape on any device, in pieces of a few MB.
+
+        `each` is called with every finished piece of `target`. Safe to call from several threads at once.
+        """
+        entry = self.entries[name]
+        flat = target.view(-1)
+        step = CHUNK // entry.dtype.itemsize
+        same = target.dtype == entry.dtype and target.device.type == "cpu"
+        buffer = None if same else torch.empty(min(step, max(flat.numel(), 1)), dtype=entry.dtype)
+        for first in range(0, flat.numel(), step):
+            piece = flat[first : first + step]
+            landing = piece if buffer is None else buffer[: piece.numel()]
+            self._read_at(entry.start + first * entry.dtype.itemsize, landing)
+            if buffer is not None:
+                piece.copy_(landing)
+            if each is not None:
+                each(piece)
+
+    def _read_at(self, offset: int, landing: Tensor) -> None:
+        data = memoryview(landing.view(torch.uint8).numpy())
+        while data:
+            done = read_at(self._file.fileno(), data, offset)
+            if done == 0:
+                raise WeightsError(f"{self.path} became shorter while it was read")
+            data, offset = data[done:], offset + done
+
+
+def read_at(handle: int, data: memoryview, offset: int) -> int:
+    """Read into `data` from a position of a file and return the number of bytes, leaving the file's own position."""
+    if hasattr(os, "preadv"):
+        return os.preadv(handle, [data], offset)
+    with open(os.dup(handle), "rb", buffering=0) as file:  # no preadv: macOS before 11, Windows
+        file.seek(offset)
+        return file.readinto(data) or 0
+
+
+def count_bytes(shape: Iterable[int], dtype: torch.dtype) -> int:
+    """Return the size in bytes of a dense tensor."""
+    total = dtype.itemsize
+    for side in shape:
+        total *= side
+    return total
+
+
+def read_pickle(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Read a dictionary of tensors that `torch.save` wrote, running no code from the file; memory-mapped where it can be.
+
+    Raises WeightsError saying what the file is when it is none, is cut short, holds code, or holds other objects.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        head = file.read(2)
+    if head != b"PK" and not head.startswith(b"\x80"):
+        raise WeightsError(f"{path} is not a torch weights file: it is {describe(path)}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=head == b"PK")
+    except Exception as error:
+        refused = re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", str(error))
+        if refused:
+            name = refused.group(1) or refused.group(2)
+            raise WeightsError(f"{path} wants to run code when it is opened ({name}) and was not opened") from error
+        raise WeightsError(f"{path} is damaged or cut short ({error_line(error)}); fetch it again") from error
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)] if isinstance(state, dict) else []
+    if not isinstance(state, dict) or others:
+        what = f"entries that are no tensors: {', '.join(map(str, others[:5]))}" if others else type(state).__name__
+        raise WeightsError(f"{path} does not hold a plain dictionary of weights; it holds {what}")
+    return state
+
+
+def error_line(error: BaseException) -> str:
+    """Return the first line of an error's message, at most 120 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, one tensor in memory at a time and without gathering the bytes first.
+
+    Tensors that share memory are written in full, each under its name. Raises WeightsError for a type or layout that
+    the format does not know.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in NAMES or tensor.layout != torch.strided:
+            raise WeightsError(f"{name!r} is {tensor.dtype}, {tensor.layout}, which a safetensors file cannot hold")
+        if tensor.is_meta:
+            raise WeightsError(f"{name!r} has no values (it is on the meta device) and cannot be saved")
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name in order:
+        tensor, end = tensors[name], position + count_bytes(tensors[name].shape, tensors[name].dtype)
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb", buffering=0) as file:
+        write_all(file, memoryview(len(text).to_bytes(8, "little") + text))
+        for name in order:
+            if tensors[name].numel():
+                # Flattened first: a scalar has no bytes to view.
+                flat = tensors[name].detach().to("cpu").contiguous().view(-1)
+                write_all(file, memoryview(flat.view(torch.uint8).numpy()))
+
+
+def write_all(file: Any, data: memoryview) -> None:
+    """Write every byte of `data` to an unbuffered file."""
+    while data:
+        data = data[file.write(data) :]
+
+
+def parse_size(size: int | str) -> int:
+    """Return a number of bytes from an integer or a text such as "10GB", "500MB" or "1GiB".
+
+    Raises InputError for another form.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B)\s*", str(size), flags=re.IGNORECASE)
+    value = int(float(found.group(1)) * UNITS[found.group(2).upper()]) if found else size
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise InputError(f"{size!r} is not a size; give a number of bytes or a text such as '10GB' or '500MB'")
+    return value
+
+
+def split_into_shards(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+    """Return the tensors in order, in groups of at most `limit` bytes; a larger tensor stands alone."""
+    shards: list[dict[str, Tensor]] = [{}]
+    used = 0
+    for name, tensor in tensors.items():
+        size = count_bytes(tensor.shape, tensor.dtype)
+        if shards[-1] and used + size > limit:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor
+        used += size
+    return shards
+
+
+@dataclass
+class WeightFiles:
+    """The weights of one model: which file holds which tensor.
+
+    Attributes: files, in order of reading; owner, tensor name -> file, or None for a single file.
+    """
+
+    files: tuple[Path, ...]
+    owner: dict[str, Path] | None = None
+
+    @classmethod
+    def from_index(cls, index: Path) -> WeightFiles:
+        """Read a shard index; names that lead out of the folder are refused, and every missing shard is named."""
+        try:
+            table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            owner = {str(name): safe_join(index.parent, shard) for name, shard in table.items()}
+        except InputError as error:
+            raise WeightsError(f"{index} is refused: {error}") from error
+        except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{index} is not a shard index: it is {describe(index)}") from error
+        files = tuple(sorted(set(owner.values())))
+        absent = [file.name for file in files if not file.is_file()]
+        if absent:
+            raise WeightsError(f"{index.name} names shards that {index.parent} does not hold: {', '.join(absent)}")
+        return cls(files, owner)
+
+    def owned(self, file: Path, names: Iterable[str]) -> Iterator[str]:
+        """Yield the names that are to be taken from `file`."""
+        for name in names:
+            if self.owner is None or self.owner.get(name, file) == file:
+                yield name

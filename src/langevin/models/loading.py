@@ -1,0 +1,465 @@
+"""From a folder to a model and back: find the weight files, compare names, place every tensor, save whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError, InputError, WeightsError, did_you_mean, nearest
+from ..core.files import atomic_folder, resolve_folder, safe_join
+from ..core.logging import get_logger
+from ..core.weights_io import (
+    SafetensorsFile,
+    WeightFiles,
+    parse_size,
+    read_pickle,
+    split_into_shards,
+    write_safetensors,
+)
+
+logger = get_logger(__name__)
+STEM = "diffusion_pytorch_model"
+SAFETENSORS, PICKLE = "safetensors", "bin"
+LISTED = 12
+
+LEGACY_ATTENTION: tuple[tuple[str, str], ...] = (
+    (r"\.query\.", ".to_q."),
+    (r"\.key\.", ".to_k."),
+    (r"\.value\.", ".to_v."),
+    (r"\.proj_attn\.", ".to_out.0."),
+)
+"""Names of attention layers in old checkpoints: pattern in the file, present name."""
+
+
+# -- finding files ------------------------------------------------------------------------------------------------
+
+
+def weight_name(kind: str, variant: str | None = None, shard: tuple[int, int] | None = None) -> str:
+    """Return the documented name of a weight file: stem[.variant][-0000k-of-0000n].kind."""
+    stem = f"{STEM}.{variant}" if variant else STEM
+    return f"{stem}.{kind}" if shard is None else f"{stem}-{shard[0]:05d}-of-{shard[1]:05d}.{kind}"
+
+
+def index_name(kind: str, variant: str | None = None) -> str:
+    """Return the documented name of a shard index: stem.kind.index[.variant].json."""
+    return f"{STEM}.{kind}.index.{variant}.json" if variant else f"{STEM}.{kind}.index.json"
+
+
+def is_weight_name(name: str, kind: str, variant: str | None) -> bool:
+    """Tell whether a file name is a weight file, a shard or an index of this kind and variant."""
+    stem = re.escape(f"{STEM}.{variant}" if variant else STEM)
+    suffix = re.escape(f".{variant}") if variant else ""
+    shard = rf"({stem}(-\d{{5}}-of-\d{{5}})?|{re.escape(STEM)}-\d{{5}}-of-\d{{5}}{suffix})\.{kind}"
+    indexes = map(re.escape, {index_name(kind, variant), f"{weight_name(kind, variant)}.index.json"})
+    return re.fullmatch("|".join([shard, *indexes]), name) is not None
+
+
+def find_weights(
+    name_or_path: str | os.PathLike,
+    *,
+    subfolder: str | None,
+    variant: str | None,
+    use_safetensors: bool | None,
+    **hub: Any,
+) -> WeightFiles:
+    """Return the weight files of a local folder or hub repository, safetensors before .bin.
+
+    Raises WeightsError listing the files that are there when the wanted ones are not.
+    """
+    kinds = {None: (SAFETENSORS, PICKLE), True: (SAFETENSORS,), False: (PICKLE,)}[use_safetensors]
+    prefix = f"{subfolder}/" if subfolder else ""
+    for kind in kinds:
+        stems = {f"{STEM}.{variant}" if variant else STEM, STEM}
+        patterns = [f"{prefix}{stem}{middle}.{kind}*" for stem in stems for middle in ("", "-*")]
+        if variant is None:  # a plain pattern would fetch every variant too
+            patterns = [f"{prefix}{STEM}.{kind}", f"{prefix}{STEM}-*-of-?????.{kind}", f"{prefix}{index_name(kind)}"]
+        root = resolve_folder(name_or_path, allow_patterns=patterns, **hub)
+        folder = safe_join(root, subfolder) if subfolder else root
+        single = folder / weight_name(kind, variant)
+        for index in (folder / index_name(kind, variant), folder / f"{single.name}.index.json"):
+            if index.is_file() and not single.is_file():
+                return WeightFiles.from_index(index)
+        if single.is_file():
+            return WeightFiles((single,))
+    raise WeightsError(_absent(folder, kinds, variant))
+
+
+def _absent(folder: Path, kinds: Sequence[str], variant: str | None) -> str:
+    """Return the message for a folder without the wanted weights: what is there, and what to ask for."""
+    wanted = " or ".join(weight_name(kind, variant) for kind in kinds)
+    files = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    if not files:
+        return f"{folder} has no {wanted}: the folder does not exist or is empty"
+    found = {match.group(1) for name in files if (match := re.match(rf"{STEM}\.([\w-]+?)[-.].*(bin|safetensors)", name))}
+    found -= {SAFETENSORS, PICKLE, variant}
+    if variant is not None and any(is_weight_name(name, kind, None) for name in files for kind in kinds):
+        cure = "the plain weights are there: leave `variant` out"
+    elif found:
+        cure = f"pass variant={sorted(found)[0]!r}"
+    elif any(name.endswith(f".{kind}") for name in files for kind in (SAFETENSORS, PICKLE)):
+        cure = "change `use_safetensors`" if len(kinds) == 1 else "weights of a single-file layout need from_single_file"
+    else:
+        cure = "the folder holds no weights of a model"
+    return f"{folder} has no {wanted}; {cure}. Files there: {', '.join(files)}"
+
+
+# -- comparing and placing ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class LoadReport:
+    """What a load found.
+
+    Attributes: missing_keys, names of the model that no file holds; unexpected_keys, names in the files that the model
+    lacks; mismatched_keys, (name, shape in the file, shape in the model); renamed, name in the file -> present name.
+    """
+
+    missing_keys: list[str] = field(default_factory=list)
+    unexpected_keys: list[str] = field(default_factory=list)
+    mismatched_keys: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the documented loading info."""
+        return {
+            "missing_keys": self.missing_keys,
+            "unexpected_keys": self.unexpected_keys,
+            "mismatched_keys": self.mismatched_keys,
+            "error_msgs": [],
+        }
+
+    def check(self, what: str, *, strict: bool, ignore_mismatched_sizes: bool) -> None:
+        """Raise WeightsError for what the caller did not allow; log what was allowed."""
+        parts = []
+        if self.mismatched_keys:
+            shapes = [f"{name}: file {a}, model {b}" for name, a, b in self.mismatched_keys]
+            parts.append((not ignore_mismatched_sizes, f"{len(shapes)} shapes differ ({_some(shapes, '; ')})"))
+        if self.missing_keys:
+            names = [_closest(name, self.unexpected_keys) for name in self.missing_keys]
+            parts.append((strict, f"{len(names)} weights are missing ({_some(names)})"))
+        if self.unexpected_keys:
+            names = [_closest(name, self.missing_keys) for name in self.unexpected_keys]
+            parts.append((strict, f"{len(names)} weights are not the model's ({_some(names)})"))
+        refused = [text for fatal, text in parts if fatal]
+        if refused:
+            cures = {"shapes differ": "ignore_mismatched_sizes=True initialises tensors of another shape afresh"}
+            cures |= dict.fromkeys(("are missing", "are not the model's"), "strict=False initialises missing weights "
+                                   "afresh and leaves out foreign ones")  # fmt: skip
+            advice = dict.fromkeys(cure for key, cure in cures.items() if any(key in text for text in refused))
+            raise WeightsError(f"{what}: {'; '.join(refused)}. If that is wanted: {'; '.join(advice)}")
+        for _, text in parts:
+            logger.warning("%s: %s; missing and differing ones were initialised afresh", what, text)
+
+
+def _some(items: Sequence[str], glue: str = ", ") -> str:
+    """Return the first items of a list as text, and how many more there are."""
+    more = len(items) - LISTED
+    return glue.join(items[:LISTED]) + (f"{glue}and {more} more" if more > 0 else "")
+
+
+def _closest(name: str, others: Sequence[str]) -> str:
+    """Return a name with the nearest one of the other side."""
+    close = nearest(name, others) if len(others) <= 2000 else None
+    return f"{name!r} (there is {close!r})" if close else repr(name)
+
+
+class Checkpoint:
+    """The tensors of a set of weight files under their present names, opened but not read.
+
+    Attributes: shapes, name -> shape; report.renamed. Use as a context manager.
+    """
+
+    def __init__(
+        self,
+        files: WeightFiles,
+        *,
+        known: Mapping[str, Tensor],
+        renames: Sequence[tuple[str, str]] = LEGACY_ATTENTION,
+        use_map: bool = True,
+    ) -> None:
+        self.use_map = use_map
+        self.renamed: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._place: dict[str, tuple[SafetensorsFile | dict[str, Tensor], str]] = {}
+        self._stack = ExitStack()
+        try:
+            for file in files.files:
+                self._open(file, files, known, renames)
+        except BaseException:
+            self._stack.close()
+            raise
+        lost = sorted(set(files.owner or ()) - {name for _, name in self._place.values()})
+        if lost:
+            raise WeightsError(f"the shard index promises weights that its shards do not hold: {_some(lost)}")
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._stack.close()
+
+    def _open(
+        self, file: Path, files: WeightFiles, known: Mapping[str, Tensor], renames: Sequence[tuple[str, str]]
+    ) -> None:
+        source: SafetensorsFile | dict[str, Tensor]
+        if file.suffix == f".{SAFETENSORS}":
+            source = self._stack.enter_context(SafetensorsFile(file))
+            shapes = {name: entry.shape for name, entry in source.entries.items()}
+        else:
+            source = read_pickle(file)
+            shapes = {name: tuple(tensor.shape) for name, tensor in source.items()}
+        for stored in files.owned(file, shapes):
+            name = present_name(stored, known, renames)
+            if name != stored:
+                self.renamed[stored] = name
+            self.shapes[name] = shapes[stored]
+            self._place[name] = (source, stored)
+
+    def load(self, name: str, *, dtype: torch.dtype | None, device: torch.device, check_finite: bool) -> Tensor:
+        """Return the tensor, floating-point ones cast to `dtype`, on `device`.
+
+        Raises WeightsError when `check_finite` and the result holds NaN or infinity.
+        """
+        source, stored = self._place[name]
+        check = FiniteCheck(name) if check_finite else None
+        if isinstance(source, dict):
+            tensor = source.pop(stored)
+            result = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+            tensor = None
+        else:
+            held = source.entries[stored].dtype
+            wanted = dtype if dtype is not None and held.is_floating_point else held
+            mapped = source.view(stored) if self.use_map and wanted == held and device.type == "cpu" else None
+            if mapped is None:
+                result = torch.empty(self.shapes[name], dtype=wanted, device=device)
+                source.read_into(stored, result, check)
+                return result
+            result = mapped
+        if check is not None:
+            check(result)
+        return result
+
+
+class FiniteCheck:
+    """Called with pieces of one tensor; raises WeightsError at NaN or infinity. Minimum and maximum carry both."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, piece: Tensor) -> None:
+        if not piece.is_floating_point() or piece.dtype.itemsize < 2 or piece.numel() == 0:
+            return
+        least, greatest = piece.aminmax()
+        if not (torch.isfinite(least) and torch.isfinite(greatest)):
+            what = "NaN" if least.isnan() else "infinity"
+            raise WeightsError(
+                f"the weight {self.name!r} holds {what} in {piece.dtype}: the file is damaged, its training diverged, "
+                f"or the values need a wider type (torch.bfloat16 or torch.float32); check_finite=False loads it anyway"
+            )
+
+
+def present_name(stored: str, known: Mapping[str, Tensor], renames: Sequence[tuple[str, str]]) -> str:
+    """Return the model's name for a name in a file: itself, or its old spelling brought up to date."""
+    if stored in known:
+        return stored
+    name = stored
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name if name in known else stored
+
+
+def load_into(
+    model: nn.Module,
+    files: WeightFiles,
+    *,
+    what: str,
+    rebuild: Callable[[], nn.Module],
+    renames: Sequence[tuple[str, str]] = LEGACY_ATTENTION,
+    ignored: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    strict: bool = True,
+    ignore_mismatched_sizes: bool = False,
+    check_finite: bool = True,
+    use_map: bool = True,
+) -> LoadReport:
+    """Give a model built on the meta device the tensors of `files`, cast one at a time.
+
+    what: name of the load for messages. rebuild: builds the model with initial values, for weights that are allowed to
+    be missing. ignored: patterns of names that may be in the files and are not wanted. Peak memory is that of the
+    result and a few MB. Raises WeightsError as LoadReport.check and Checkpoint.load do.
+    """
+    device = device or torch.device("cpu")
+    expected = model.state_dict(keep_vars=True)
+    with Checkpoint(files, known=expected, renames=renames, use_map=use_map) as checkpoint:
+        report = compare(expected, checkpoint.shapes, ignored)
+        report.renamed = checkpoint.renamed
+        report.check(what, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
+        fresh_names = {*report.missing_keys, *(name for name, _, _ in report.mismatched_keys)}
+        fresh = rebuild().state_dict() if fresh_names else {}
+        placed: dict[int, Tensor] = {}
+        for name, old in expected.items():
+            twin = placed.get(id(old))
+            if twin is not None:
+                new = twin
+            elif name in fresh_names:
+                value = fresh[name]
+                new = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+            elif name in checkpoint.shapes:
+                new = checkpoint.load(name, dtype=dtype, device=device, check_finite=check_finite)
+            else:
+                continue  # tied to a tensor that comes later
+            placed[id(old)] = new if isinstance(new, nn.Parameter) else as_parameter(new, old)
+        for name, old in expected.items():
+            set_tensor(model, name, placed[id(old)])
+    check_materialised(model)
+    return report
+
+
+def compare(expected: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], ignored: Sequence[str]) -> LoadReport:
+    """Return which names are missing, unexpected or of another shape; tied tensors need to be there once."""
+    present = {id(tensor) for name, tensor in expected.items() if name in shapes}
+    report = LoadReport()
+    report.missing_keys = [name for name, tensor in expected.items() if id(tensor) not in present]
+    report.unexpected_keys = [
+        name for name in shapes if name not in expected and not any(re.search(pattern, name) for pattern in ignored)
+    ]
+    report.mismatched_keys = [
+        (name, shape, tuple(expected[name].shape))
+        for name, shape in shapes.items()
+        if name in expected and shape != tuple(expected[name].shape)
+    ]
+    return report
+
+
+def as_parameter(value: Tensor, like: Tensor) -> Tensor:
+    """Return `value` as what `like` is: a parameter with the same `requires_grad`, or a plain buffer."""
+    if isinstance(like, nn.Parameter):
+        return nn.Parameter(value, requires_grad=like.requires_grad and value.is_floating_point())
+    return value
+
+
+def set_tensor(model: nn.Module, name: str, value: Tensor) -> None:
+    """Put a parameter or buffer at its dotted name."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    (module._parameters if leaf in module._parameters else module._buffers)[leaf] = value
+
+
+def check_materialised(model: nn.Module) -> None:
+    """Raise ConfigError when a tensor of the model has no values: a buffer outside of the checkpoint."""
+    hollow = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    if hollow:
+        raise ConfigError(
+            f"{type(model).__name__} leaves {_some(hollow)} without values when it is built on the meta device; "
+            f"create buffers that are not saved with device='cpu'"
+        )
+
+
+# -- arguments ------------------------------------------------------------------------------------------------------
+
+
+def resolve_dtype(torch_dtype: Any, dtype: Any) -> torch.dtype | None:
+    """Return the asked type from the two spellings of the argument, each a torch.dtype, its name, "auto" or None.
+
+    None for "auto" (keep what the file holds); float32, torch's default, where nothing is asked.
+    Raises ConfigError for an unknown name, a type that cannot hold weights, or two different answers.
+    """
+    if torch_dtype is not None and dtype is not None and torch_dtype != dtype:
+        raise ConfigError(f"torch_dtype={torch_dtype} and dtype={dtype} contradict each other; they mean the same")
+    asked = torch_dtype if torch_dtype is not None else dtype
+    if asked == "auto":
+        return None
+    if asked is None:
+        return torch.get_default_dtype()
+    names = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+    names |= {"fp16": torch.float16, "half": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    if isinstance(asked, str):
+        found = names.get(asked.removeprefix("torch."))
+        if found is None:
+            raise ConfigError(f"dtype is {asked!r}{did_you_mean(asked, [*names, 'auto'])}")
+        return found
+    if not isinstance(asked, torch.dtype) or not asked.is_floating_point:
+        raise ConfigError(f"dtype is {asked!r}; valid: a floating torch.dtype or one of {', '.join([*names, 'auto'])}")
+    return asked
+
+
+def resolve_device(device_map: Any) -> torch.device:
+    """Return the one device of a `device_map`: None, a device, its name, "auto"/"balanced", or {"": device}.
+
+    Raises ConfigError for a map that spreads one model over several devices.
+    """
+    if isinstance(device_map, Mapping):
+        places = set(map(str, device_map.values()))
+        if len(places) != 1:
+            raise ConfigError(f"device_map spreads one model over {', '.join(sorted(places))}; give a single device")
+        device_map = next(iter(device_map.values()))
+    if device_map is None:
+        return torch.device("cpu")
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        accelerator = torch.accelerator.current_accelerator()
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        return torch.device(device_map)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device_map is {device_map!r}, no device of torch; examples: 'cpu', 'cuda:0', 'auto'") from error
+
+
+# -- saving ---------------------------------------------------------------------------------------------------------
+
+
+def save_model(
+    state: Mapping[str, Tensor],
+    folder: str | os.PathLike,
+    *,
+    config_name: str,
+    config: str,
+    variant: str | None,
+    safe_serialization: bool,
+    max_shard_size: int | str,
+    save_function: Callable[[Mapping[str, Tensor], Path], None] | None,
+) -> None:
+    """Write configuration, weights and, for several shards, their index into `folder`, all of it or nothing.
+
+    Weight files of the same kind and variant that an earlier save left are replaced; other files stay.
+    """
+    if os.path.isfile(folder):
+        raise InputError(f"{folder} is a file; save_pretrained needs a folder")
+    if variant is not None and not re.fullmatch(r"[\w-]+", variant):
+        raise InputError(f"variant is {variant!r}; it becomes part of a file name and may hold letters, digits, - and _")
+    kind = SAFETENSORS if safe_serialization else PICKLE
+    shards = split_into_shards(state, parse_size(max_shard_size))
+    if len(shards) == 1:
+        files = {weight_name(kind, variant): shards[0]}
+    else:
+        files = {weight_name(kind, variant, (k + 1, len(shards))): shard for k, shard in enumerate(shards)}
+    with atomic_folder(folder, drop=lambda name: is_weight_name(name, kind, variant)) as partial:
+        (partial / config_name).write_text(config, encoding="utf-8")
+        for name, shard in files.items():
+            if save_function is not None:
+                save_function(shard, partial / name)
+            elif safe_serialization:
+                write_safetensors(partial / name, shard, {"format": "pt"})
+            else:
+                torch.save({key: tensor.detach().cpu().clone() for key, tensor in shard.items()}, partial / name)
+        if len(files) > 1:
+            (partial / index_name(kind, variant)).write_text(shard_index(files), encoding="utf-8")
+    preferred = weight_name(SAFETENSORS, variant)
+    if not safe_serialization and (Path(folder) / preferred).is_file():
+        logger.warning("%s also holds an older %s, which loading prefers; delete it or save safetensors", folder, preferred)
+
+
+def shard_index(files: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Return the text of a shard index: the total number of bytes, and the file of every tensor, names sorted."""
+    total = sum(tensor.numel() * tensor.dtype.itemsize for shard in files.values() for tensor in shard.values())
+    owner = {name: file for file, shard in files.items() for name in shard}
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": owner}, indent=2, sort_keys=True) + "\n"
