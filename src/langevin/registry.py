@@ -25,6 +25,7 @@ CORE = (
 )
 MODELS = (
     Row("UNet2DConditionModel", "models.unets.unet_2d_condition"),
+    Row("UNet2DModel", "models.unets.unet_2d"),
 )
 SCHEDULERS: tuple[Row, ...] = ()
 PIPELINES: tuple[Row, ...] = ()

@@ -33,6 +33,11 @@ class Kind:
     resample: str = "conv"
     skip: bool = False
 
+    @property
+    def reads_context(self) -> bool:
+        """Whether blocks of this kind need an encoder's output."""
+        return self.attention in ("transformer", "added")
+
 
 DOWN_KINDS: dict[str, Kind] = {
     "DownBlock2D": Kind(),
@@ -213,7 +218,7 @@ class DownBlock(Block):
         )
         if kind.attention is not None:
             self.attentions = nn.ModuleList(level.attention(kind.attention, i, common) for i in range(level.layers))
-        how = common.downsample_type if kind.resample == "option" else kind.resample
+        how = common.downsample_type or "conv" if kind.resample == "option" else kind.resample
         self.downsamplers = None
         if level.resample and how == "resnet":
             self.downsamplers = nn.ModuleList([common.resnet(width, width, down=True, **options)])
@@ -282,7 +287,7 @@ class UpBlock(Block):
         )  # fmt: skip
         if kind.attention is not None:
             self.attentions = nn.ModuleList(level.attention(kind.attention, i, common) for i in range(level.layers))
-        how = common.upsample_type if kind.resample == "option" else kind.resample
+        how = common.upsample_type or "conv" if kind.resample == "option" else kind.resample
         self.upsamplers = None
         if level.resample and how == "resnet":
             self.upsamplers = nn.ModuleList([common.resnet(width, width, up=True, **options)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...core.errors import ConfigError, did_you_mean
@@ -30,15 +30,16 @@ def per_block(name: str, value: Any, count: int) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def block_name(option: str, name: str, kinds: Mapping[str, Kind]) -> str:
+def block_name(option: str, name: str, kinds: Mapping[str, Kind], usable: Callable[[Kind], bool]) -> str:
     """Return a block name without its historical prefix.
 
     Raises:
-        ConfigError: no such block.
+        ConfigError: no such block, or none that the model can use.
     """
     short = name.removeprefix("UNetRes")
+    kinds = {known: kind for known, kind in kinds.items() if usable(kind)}
     if short not in kinds:
-        raise ConfigError(f"{option} names {name!r}, which is no such block{did_you_mean(name, kinds)}")
+        raise ConfigError(f"{option} names {name!r}, which is no block of this model{did_you_mean(name, kinds)}")
     return short
 
 
@@ -53,6 +54,7 @@ def depths(value: Any, layers: int) -> tuple[int, ...]:
 
 def lay_out(
     *,
+    usable: Callable[[Kind], bool],
     down_block_types: Sequence[str],
     mid_block_type: str | None,
     up_block_types: Sequence[str],
@@ -68,7 +70,7 @@ def lay_out(
 ) -> Layout:
     """Read the lists of a configuration.
 
-    `attention_head_dim` is the number of heads for transformer blocks and the width of a head for the other kinds, as
+    `usable` tells which kinds of block the model can run. `attention_head_dim` is the number of heads for transformer blocks and the width of a head for the other kinds, as
     in published configurations.
 
     Raises:
@@ -76,7 +78,7 @@ def lay_out(
     """
     count = len(down_block_types)
     if len(up_block_types) != count:
-        raise ConfigError(f"up_block_types names {len(up_block_types)} blocks and down_block_types {count}; both need the same")
+        raise ConfigError(f"up_block_types names {len(up_block_types)} blocks, down_block_types {count}: they must agree")
     widths = per_block("block_out_channels", tuple(block_out_channels), count)
     layers = per_block("layers_per_block", layers_per_block, count)
     heads = per_block("attention_head_dim", attention_head_dim, count)
@@ -105,16 +107,16 @@ def lay_out(
 
     down, up = [], []
     for i in range(count):
-        name = block_name("down_block_types", down_block_types[i], DOWN_KINDS)
+        name = block_name("down_block_types", down_block_types[i], DOWN_KINDS, usable)
         down.append(level(i, name, widths[max(i - 1, 0)], layers[i], down_depths[i], resample=i < count - 1))
     for j in range(count):
         i = count - 1 - j
-        name = block_name("up_block_types", up_block_types[j], UP_KINDS)
+        name = block_name("up_block_types", up_block_types[j], UP_KINDS, usable)
         skip = widths[max(i - 1, 0)]
         above = widths[min(i + 1, count - 1)]
         up.append(level(i, name, above, layers[i] + 1, up_depths[j], resample=i > 0, channels_skip=skip))
     mid = None
     if mid_block_type is not None:
-        name = block_name("mid_block_type", mid_block_type, MID_KINDS)
+        name = block_name("mid_block_type", mid_block_type, MID_KINDS, usable)
         mid = level(count - 1, name, widths[-1], mid_layers, down_depths[-1], only_cross_attention=mid_only_cross_attention)
     return Layout(tuple(down), mid, tuple(up))

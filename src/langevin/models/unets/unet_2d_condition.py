@@ -133,6 +133,7 @@ class UNet2DConditionModel(ConditioningMixin, ModelMixin):
             "reverse_transformer_layers_per_block", "only_cross_attention",
         )  # fmt: skip
         return lay_out(
+            usable=lambda kind: not kind.skip,
             mid_only_cross_attention=mid_only,
             mid_layers=0 if mid == "UNetMidBlock2D" else 1,
             **{name: config[name] for name in names},
