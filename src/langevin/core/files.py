@@ -70,7 +70,7 @@ def resolve_file(name_or_path: PathLike, filename: str, *, subfolder: str | None
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
-    if is_local(path):
+    if is_local(name_or_path):
         if not path.is_dir():
             raise missing(path)
         folder = safe_join(path, subfolder) if subfolder else path
@@ -91,7 +91,7 @@ def resolve_folder(name_or_path: PathLike, *, allow_patterns: Sequence[str] | No
         return path
     if path.is_file():
         raise InputError(f"{path} is a file; a folder or a hub repository was expected.")
-    if is_local(path):
+    if is_local(name_or_path):
         raise missing(path)
     from .hub import fetch_folder
 
