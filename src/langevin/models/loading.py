@@ -142,22 +142,29 @@ class LoadReport:
         parts = []
         if self.mismatched_keys:
             shapes = [f"{name}: file {a}, model {b}" for name, a, b in self.mismatched_keys]
-            parts.append((not ignore_mismatched_sizes, f"{len(shapes)} shapes differ ({_some(shapes, '; ')})"))
+            parts.append((not ignore_mismatched_sizes, f"{_count(shapes, 'shape differs', 'shapes differ')} ({_some(shapes, '; ')})"))
         if self.missing_keys:
             names = [_closest(name, self.unexpected_keys) for name in self.missing_keys]
-            parts.append((strict, f"{len(names)} weights are missing ({_some(names)})"))
+            parts.append((strict, f"{_count(names, 'weight is missing', 'weights are missing')} ({_some(names)})"))
         if self.unexpected_keys:
             names = [_closest(name, self.missing_keys) for name in self.unexpected_keys]
-            parts.append((strict, f"{len(names)} weights are not the model's ({_some(names)})"))
+            parts.append((strict, f"{_count(names, 'weight is foreign', 'weights are foreign')} ({_some(names)})"))
         refused = [text for fatal, text in parts if fatal]
         if refused:
-            cures = {"shapes differ": "ignore_mismatched_sizes=True initialises tensors of another shape afresh"}
-            cures |= dict.fromkeys(("are missing", "are not the model's"), "strict=False initialises missing weights "
-                                   "afresh and leaves out foreign ones")  # fmt: skip
-            advice = dict.fromkeys(cure for key, cure in cures.items() if any(key in text for text in refused))
+            advice = []
+            if any(" differ" in text for text in refused):
+                advice.append("ignore_mismatched_sizes=True initialises weights of another shape afresh")
+            if any(" differ" not in text for text in refused):
+                advice.append("strict=False initialises missing weights afresh and leaves out foreign ones")
             raise WeightsError(f"{what}: {'; '.join(refused)}. If that is wanted: {'; '.join(advice)}")
         for _, text in parts:
-            logger.warning("%s: %s; missing and differing ones were initialised afresh", what, text)
+            done = "left out" if " foreign" in text else "initialised afresh"
+            logger.warning("%s: %s, %s", what, text, done)
+
+
+def _count(items: Sequence[str], one: str, many: str) -> str:
+    """Return how many there are, in words that agree with the number."""
+    return f"{len(items)} {one if len(items) == 1 else many}"
 
 
 def _some(items: Sequence[str], glue: str = ", ") -> str:
