@@ -24,10 +24,28 @@ CORE = (
     Row("register_to_config", "core.config"),
 )
 MODELS = (
+    Row("AutoencoderKL", "models.autoencoders.autoencoder_kl"),
+    Row("AutoencoderTiny", "models.autoencoders.autoencoder_tiny"),
+    Row("ModelMixin", "models.base"),
     Row("UNet2DConditionModel", "models.unets.unet_2d_condition"),
     Row("UNet2DModel", "models.unets.unet_2d"),
 )
 SCHEDULERS: tuple[Row, ...] = ()
-PIPELINES: tuple[Row, ...] = ()
+PIPELINES = (
+    Row("DDIMPipeline", "pipelines.unconditional", "unconditional", "generation"),
+    Row("DDPMPipeline", "pipelines.unconditional", "unconditional", "generation"),
+    Row("DiffusionPipeline", "pipelines.base"),
+    Row("PNDMPipeline", "pipelines.unconditional", "unconditional", "generation"),
+    Row("StableDiffusionPipeline", "pipelines.stable_diffusion", "stable_diffusion", "text-to-image"),
+)
+PIPELINE_PARTS = (
+    Row("ImagePipelineOutput", "pipelines.outputs"),
+    Row("MultiPipelineCallbacks", "pipelines.callbacks"),
+    Row("PipelineCallback", "pipelines.callbacks"),
+    Row("SDCFGCutoffCallback", "pipelines.callbacks"),
+    Row("StableDiffusionPipelineOutput", "pipelines.outputs"),
+    Row("StableDiffusionSafetyChecker", "pipelines.safety"),
+    Row("VaeImageProcessor", "pipelines.image_processor"),
+)
 
-ROWS = (*CORE, *MODELS, *SCHEDULERS, *PIPELINES)
+ROWS = (*CORE, *MODELS, *SCHEDULERS, *PIPELINES, *PIPELINE_PARTS)
