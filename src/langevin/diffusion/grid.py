@@ -1,0 +1,166 @@
+"""Which noise levels a run visits: a grid is a tuple of levels, noisiest first, whose last entry is the end of the run.
+
+Two questions are kept apart. *Spacings* choose timesteps of the training table (Lin et al. 2305.08891, table 2); *sigma
+schedules* choose noise levels between two ends and ask the process which timestep belongs to each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..core.errors import InputError, check_choice
+from ..core.imports import require
+from .process import Level, TableProcess, Time, flow, preserving
+
+Grid = tuple[Level, ...]
+
+
+# ---- spacings of timesteps ------------------------------------------------------------------------------------------
+
+
+def linspace(count: int, last: Time) -> np.ndarray:
+    """Return `count` times from `last` down to 0, both included."""
+    return np.linspace(0, last, count)[::-1]
+
+
+def leading(count: int, steps: int, offset: int = 0) -> np.ndarray:
+    """Return `count` multiples of steps // count, the last of them 0, raised by `offset` as far as the table allows.
+
+    Raises:
+        InputError: when `count` exceeds `steps`, the length of the table.
+    """
+    check_count(count, steps)
+    times = np.arange(count)[::-1] * (steps // count)
+    return times + min(offset, steps - 1 - int(times[0]))
+
+
+def leading_open(count: int, steps: int, offset: int = 0) -> np.ndarray:
+    """Return the noisiest `count` times of `leading(count + 1)`: the last stays one stride above 0."""
+    if count + 1 > steps:
+        return leading(count, steps, offset)
+    return leading(count + 1, steps, offset)[:-1]
+
+
+def trailing(count: int, steps: int, last: int | None = None) -> np.ndarray:
+    """Return `count` times that start at the end of the table, or at `last` - 1, and descend by steps / count.
+
+    The stride shrinks to last / count when it would otherwise run past 0; strides below 1 are not rounded.
+    """
+    start = steps if last is None else last
+    stride = steps / count
+    if np.round(start - (count - 1) * stride) < 1:
+        stride = start / count
+    times = start - np.arange(count) * stride
+    return (np.round(times) if stride >= 1 else times) - 1
+
+
+def check_count(count: int, steps: int | None = None) -> None:
+    """Raise InputError unless `count` is a whole number of steps, at least 1 and at most `steps`."""
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+        raise InputError(f"num_inference_steps is {count!r}; it must be a whole number of at least 1.")
+    if steps is not None and count > steps:
+        raise InputError(f"num_inference_steps is {count}, but there are only {steps} training steps to choose from.")
+
+
+def check_descending(name: str, values: Sequence[float], *, low: float, high: float | None = None) -> list[float]:
+    """Return `values` as a list; raise InputError unless they descend strictly and lie in [low, high]."""
+    numbers = [float(v) for v in values]
+    if not numbers:
+        raise InputError(f"`{name}` is empty; give at least one.")
+    for before, after in zip(numbers, numbers[1:], strict=False):
+        if not after < before:
+            raise InputError(f"`{name}` must descend strictly, but {before:g} is followed by {after:g}.")
+    if numbers[-1] < low or (high is not None and numbers[0] > high):
+        bounds = f"in [{low:g}, {high:g}]" if high is not None else f"at least {low:g}"
+        raise InputError(f"`{name}` must be {bounds}; given: {numbers[0]:g} ... {numbers[-1]:g}.")
+    return numbers
+
+
+def whole(times: np.ndarray, quantise: Callable[[np.ndarray], np.ndarray] = np.round) -> list[Time]:
+    """Return `times` as whole training steps; those that would coincide keep their fraction, so none is asked twice."""
+    steps = quantise(times)
+    alone = np.ones(len(steps), dtype=bool)
+    same = steps[1:] == steps[:-1]
+    alone[1:] &= ~same
+    alone[:-1] &= ~same
+    return [int(s) if a else float(t) for s, a, t in zip(steps, alone, times, strict=True)]
+
+
+# ---- schedules of noise levels --------------------------------------------------------------------------------------
+
+
+def karras(count: int, high: float, low: float, *, rho: float = 7.0) -> np.ndarray:
+    """Return noise levels evenly spaced in sigma^(1/rho): Karras et al. 2022 (2206.00364), eq. 5."""
+    ramp = np.linspace(0, 1, count)
+    return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+
+
+def exponential(count: int, high: float, low: float) -> np.ndarray:
+    """Return noise levels evenly spaced in log sigma, which is uniform in lambda: Lu et al. 2022 (2206.00927)."""
+    return np.exp(np.linspace(math.log(high), math.log(low), count))
+
+
+def beta(count: int, high: float, low: float, *, a: float = 0.6, b: float = 0.6) -> np.ndarray:
+    """Return noise levels at the quantiles of a beta distribution: Lee et al. 2024 (2407.12173). Needs scipy."""
+    stats = require("scipy.stats", why="A schedule of beta sigmas")
+    return low + stats.beta.ppf(1 - np.linspace(0, 1, count), a, b) * (high - low)
+
+
+def shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
+    """Move flow noise levels towards the noisy end: Esser et al. 2024 (2403.03206), eq. 23."""
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+SCHEDULES: dict[str, Callable[[int, float, float], np.ndarray]] = {
+    "karras": karras,
+    "exponential": exponential,
+    "beta": beta,
+    "lu": exponential,
+}
+
+
+# ---- grids ----------------------------------------------------------------------------------------------------------
+
+
+def at_times(process: TableProcess, times: Sequence[Time], end: Level) -> Grid:
+    """Return the grid of a table process at the given times, followed by `end`."""
+    return (*(process.level(t) for t in times), end)
+
+
+def at_ratios(
+    process: TableProcess,
+    ratios: Sequence[float],
+    end: Level,
+    *,
+    label: Callable[[np.ndarray], Sequence[Time]] = lambda times: times.tolist(),
+) -> Grid:
+    """Return the grid whose levels have sigma / alpha equal to `ratios`, followed by `end`.
+
+    Args:
+        label: turns the process's own times of these levels into the timesteps that the network is told.
+    """
+    times = label(np.array([process.time(r) for r in ratios]))
+    return (*(preserving(t, float(r)) for t, r in zip(times, ratios, strict=True)), end)
+
+
+def flow_grid(count: int, steps: int, *, shift: float = 1.0, end: Level | None = None) -> Grid:
+    """Return a grid on straight paths: sigma from 1 - 1/steps down, evenly, then shifted; timesteps are steps * sigma."""
+    sigmas = shifted(np.linspace(1 - 1 / steps, 0, count + 1)[:-1], shift)
+    times = whole(sigmas * steps, np.floor)
+    return (*(flow(t, float(s)) for t, s in zip(times, sigmas, strict=True)), end or flow(0, 0.0))
+
+
+def exploding(grid: Grid) -> Grid:
+    """Return the same grid in the space where samples are divided by alpha."""
+    return tuple(level.exploding() for level in grid)
+
+
+def spaced(spacing: str, count: int, steps: int, *, offset: int = 0) -> np.ndarray:
+    """Return `count` times of a table of `steps` by the named spacing: linspace, leading or trailing."""
+    check_choice("timestep_spacing", spacing, ("linspace", "leading", "trailing"))
+    if spacing == "linspace":
+        return linspace(count, steps - 1)
+    return leading(count, steps, offset) if spacing == "leading" else trailing(count, steps)

@@ -1,0 +1,92 @@
+"""Guidance: which predictions a step asks for, and how they are combined.
+
+A guidance is called with the sample and the step and is a generator: it yields the branches whose predictions it wants,
+receives them in the same order, and returns the combination. A later branch may depend on an earlier prediction, since a
+guidance may yield more than once; several branches of one yield may be run as one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .table import Step
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One prediction that a guidance asks for.
+
+    Attributes:
+        condition: name of the conditioning, known to the denoiser ("positive", "negative", ...).
+        sample: replaces the sample for this branch, or None.
+        patch: makes the context in which the network is called (a perturbed attention, say), or None.
+    """
+
+    condition: str = "positive"
+    sample: torch.Tensor | None = None
+    patch: Callable[[], AbstractContextManager[Any]] | None = None
+
+
+Branches = tuple[Branch, ...]
+Predictions = tuple[torch.Tensor, ...]
+Talk = Generator[Branches, Predictions, torch.Tensor]
+Guidance = Callable[[torch.Tensor, Step], Talk]
+
+POSITIVE, NEGATIVE = Branch("positive"), Branch("negative")
+
+
+def guided(
+    guidance: Guidance, x: torch.Tensor, step: Step, predict: Callable[[Branches], Predictions]
+) -> torch.Tensor:
+    """Hold the conversation between a guidance and the network: `predict` answers each request, the result is returned."""
+    talk = guidance(x, step)
+    try:
+        wanted = next(talk)
+        while True:
+            wanted = talk.send(tuple(predict(wanted)))
+    except StopIteration as end:
+        return end.value
+
+
+def alone(x: torch.Tensor, step: Step) -> Talk:
+    """No guidance: the prediction of the positive conditioning."""
+    (prediction,) = yield (POSITIVE,)
+    return prediction
+
+
+@dataclass(frozen=True)
+class CFG:
+    """Classifier-free guidance: Ho & Salimans 2022 (2207.12598), with eps = negative + scale * (positive - negative).
+
+    Attributes:
+        scale: 1 or less switches guidance off; a tensor that broadcasts against the prediction gives every image or frame
+            its own.
+        rescale: share of the rescaled prediction, see `rescaled`.
+    """
+
+    scale: float | torch.Tensor = 7.5
+    rescale: float = 0.0
+
+    @property
+    def active(self) -> bool:
+        """Whether the negative branch is asked at all; a tensor scale always asks."""
+        return isinstance(self.scale, torch.Tensor) or self.scale > 1.0
+
+    def __call__(self, x: torch.Tensor, step: Step) -> Talk:
+        if not self.active:
+            return (yield from alone(x, step))
+        negative, positive = yield (NEGATIVE, POSITIVE)
+        prediction = negative + self.scale * (positive - negative)
+        return rescaled(prediction, positive, self.rescale) if self.rescale else prediction
+
+
+def rescaled(prediction: torch.Tensor, positive: torch.Tensor, share: float) -> torch.Tensor:
+    """Pull the deviation of each guided sample towards that of the positive one: Lin et al. 2023 (2305.08891), eq. 14-16."""
+    axes = list(range(1, prediction.ndim))
+    factor = positive.std(dim=axes, keepdim=True) / prediction.std(dim=axes, keepdim=True)
+    return share * (prediction * factor) + (1 - share) * prediction

@@ -1,0 +1,130 @@
+"""What a network predicts, and how to read data and noise off its output.
+
+With x = alpha * x_0 + sigma * eps every kind of output is linear in (x, output), so a kind is two pairs of coefficients:
+x_0 = a * x + b * output and eps = c * x + d * output. The non-linear parts of sampling, clipping, dynamic thresholding
+and learned variance, live here too and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ..core.errors import ConfigError, InputError, check_choice
+from .process import Level
+
+Pair = tuple[float, float]
+
+
+def _epsilon(level: Level) -> tuple[Pair, Pair]:
+    """The noise itself: Ho et al. 2020 (2006.11239), eq. 12."""
+    inverse = 1.0 / level.alpha if level.alpha > 0 else float("nan")
+    return (inverse, -level.sigma * inverse), (0.0, 1.0)
+
+
+def _sample(level: Level) -> tuple[Pair, Pair]:
+    """The clean data."""
+    inverse = 1.0 / level.sigma if level.sigma > 0 else float("nan")
+    return (0.0, 1.0), (inverse, -level.alpha * inverse)
+
+
+def _velocity(level: Level) -> tuple[Pair, Pair]:
+    """v = (alpha * eps - sigma * x_0) / norm: Salimans & Ho 2022 (2202.00512), appendix D; norm makes it free of scale."""
+    norm, square = level.norm, level.norm**2
+    return (level.alpha / square, -level.sigma / norm), (level.sigma / square, level.alpha / norm)
+
+
+def _flow(level: Level) -> tuple[Pair, Pair]:
+    """eps - x_0, the direction of a straight path: Lipman et al. 2022 (2210.02747)."""
+    total = level.alpha + level.sigma
+    return (1.0 / total, -level.sigma / total), (1.0 / total, level.alpha / total)
+
+
+KINDS: dict[str, Callable[[Level], tuple[Pair, Pair]]] = {
+    "epsilon": _epsilon,
+    "sample": _sample,
+    "v_prediction": _velocity,
+    "flow_prediction": _flow,
+}
+
+
+def mix(pair: Pair, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Return pair[0] * x + pair[1] * output without the terms whose coefficient is 0 or 1."""
+    a, b = pair
+    if a == 0.0:
+        return output if b == 1.0 else b * output
+    scaled = x if a == 1.0 else a * x
+    return torch.add(scaled, output, alpha=b)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network predicts and how its estimate of the data is bounded.
+
+    Attributes:
+        kind: a name in `KINDS`.
+        clip: bound of |x_0|, or None.
+        threshold: (quantile, largest bound) of dynamic thresholding, or None; wins over `clip`.
+        variance: "learned" (second half of the channels is the variance) or "learned_range" (it interpolates, in [-1, 1],
+            between two log variances), or None (the output is the prediction alone).
+    """
+
+    kind: str = "epsilon"
+    clip: float | None = None
+    threshold: tuple[float, float] | None = None
+    variance: Literal["learned", "learned_range"] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("prediction_type", self.kind, KINDS)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the estimate of the data passes through a non-linear bound."""
+        return self.clip is not None or self.threshold is not None
+
+    def check(self, level: Level) -> None:
+        """Raise ConfigError when an output of this kind says nothing about the data at `level`."""
+        if self.kind == "epsilon" and level.alpha == 0:
+            raise ConfigError(
+                f"At timestep {level.t} the sample is pure noise (zero signal-to-noise ratio), so a network that predicts the "
+                "noise says nothing about the data; use prediction_type='v_prediction' or 'sample', or another spacing."
+            )
+
+    def split(self, output: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return (prediction, variance part or None) of an output whose channels are dimension 1."""
+        if self.variance is None:
+            return output, None
+        if output.shape[1] == 2 * x.shape[1]:
+            return output.split(x.shape[1], dim=1)  # type: ignore[return-value]
+        if output.shape[1] == x.shape[1]:
+            return output, None
+        raise InputError(
+            f"variance_type={self.variance!r} expects {2 * x.shape[1]} output channels for a sample of {x.shape[1]}, "
+            f"but the network returned {output.shape[1]}."
+        )
+
+    def data(self, x: torch.Tensor, output: torch.Tensor, level: Level) -> torch.Tensor:
+        """Return the bounded estimate of x_0."""
+        return self.bound(mix(KINDS[self.kind](level)[0], x, output))
+
+    def noise(self, x: torch.Tensor, output: torch.Tensor, level: Level) -> torch.Tensor:
+        """Return the estimate of eps as the network gave it, free of any bound."""
+        return mix(KINDS[self.kind](level)[1], x, output)
+
+    def bounded_noise(self, x: torch.Tensor, output: torch.Tensor, level: Level) -> torch.Tensor:
+        """Return the eps that belongs to the bounded estimate of x_0."""
+        if not self.bounded:
+            return self.noise(x, output, level)
+        return mix(_sample(level)[1], x, self.data(x, output, level))
+
+    def bound(self, x0: torch.Tensor) -> torch.Tensor:
+        """Clip x_0 to [-clip, clip], or to the per-sample quantile of Saharia et al. 2022 (2205.11487), section 2.3."""
+        if self.threshold is None:
+            return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+        quantile, largest = self.threshold
+        flat = x0.flatten(1)
+        limit = torch.quantile(flat.abs(), quantile, dim=1, keepdim=True).clamp(1.0, largest)
+        return (torch.clamp(flat, -limit, limit) / limit).reshape(x0.shape)

@@ -1,0 +1,280 @@
+"""A run as a table: one row of numbers per network call, written before the first call.
+
+A solver turns a grid into rows. A `Plan` is the grid, its rows and what the network predicts: frozen, without tensors, and
+shareable between threads. A `Run` is the state of one run of a plan: the past predictions and a saved sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, Protocol
+
+import torch
+
+from ..core.errors import InputError
+from .grid import Grid
+from .prediction import Prediction
+from .process import Level, Time
+
+Noise = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One network call and the linear step that follows it.
+
+        x' = sample * x + saved * x_saved + sum_j outputs[j] * m_j + direction * eps + noise * z
+
+    m_0 is the present prediction, m_1 ... the remembered ones, newest first, each x_0 or eps as the solver wants; eps is
+    the network's own noise estimate, free of bounds; z is standard normal.
+
+    Attributes:
+        level: where the network is asked.
+        after: where x' sits.
+        noise: None draws nothing; 0.0 draws (to keep a shared stream in step) and adds nothing.
+        keep: which of (m_0, m_1, ...) are remembered.
+        save: whether x is saved, before the step.
+        lift: coefficient of noise that is added to x before the prediction is read (churn); None draws nothing.
+        read: the level at which the output is read, where it is not `level`.
+        spread: log variances between which a learned variance interpolates; then `noise` only says whether to draw.
+    """
+
+    level: Level
+    after: Level
+    sample: float = 0.0
+    outputs: tuple[float, ...] = (0.0,)
+    direction: float = 0.0
+    saved: float = 0.0
+    noise: float | None = None
+    keep: tuple[int, ...] = ()
+    save: bool = False
+    lift: float | None = None
+    read: Level | None = None
+    spread: tuple[float, float] | None = None
+
+
+class Solver(Protocol):
+    """A pure function from a grid to rows."""
+
+    wants: Literal["x0", "eps"]
+
+    def rows(self, grid: Grid, begin: int = 0) -> tuple[Row, ...]:
+        """Return the rows of the network calls from number `begin` on, with no history before that."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One network call, as the loop and the callbacks see it.
+
+    Attributes:
+        index: position in this run, from 0.
+        count: network calls in this run.
+        timestep: what the network is told, a host number.
+        level: where the sample is before the step.
+        after: where it is afterwards.
+        in_scale: factor of the sample on its way into the network.
+        last: whether this is the last call of the run.
+    """
+
+    index: int
+    count: int
+    timestep: Time
+    level: Level
+    after: Level
+    in_scale: float
+    last: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run, known in advance.
+
+    Attributes:
+        grid: the levels visited, the end included.
+        solver: what writes the rows.
+        prediction: what the network predicts.
+        init_noise_sigma: standard deviation of the first sample of a run from pure noise.
+        scale_input: whether the network wants samples of unit variance (grids with alpha = 1).
+        train_steps: length of the training schedule, the unit of `slice`.
+        noise_dtype: dtype of the noise of stochastic rows; None means that of the sample.
+        first, end: the part of the whole table's network calls that this run makes.
+    """
+
+    grid: Grid
+    solver: Solver
+    prediction: Prediction
+    init_noise_sigma: float = 1.0
+    scale_input: bool = False
+    train_steps: int = 1000
+    noise_dtype: torch.dtype | None = None
+    first: int = 0
+    end: int | None = None
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of this run, one per network call."""
+        rows = self.solver.rows(self.grid, self.first)
+        rows = rows if self.end is None else rows[: self.end - self.first]
+        for row in rows[:1]:
+            self.prediction.check(row.level)
+        return rows
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The network calls of this run."""
+        count = len(self.rows)
+        return tuple(
+            Step(
+                index=k,
+                count=count,
+                timestep=row.level.t,
+                level=row.level,
+                after=row.after,
+                in_scale=1.0 / row.level.norm if self.scale_input else 1.0,
+                last=k == count - 1,
+            )
+            for k, row in enumerate(self.rows)
+        )
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any row draws noise."""
+        return any(row.noise is not None or row.lift is not None for row in self.rows)
+
+    def part(self, first: int, end: int | None = None) -> Plan:
+        """Return network calls `first` to `end` of this run as a run of its own, which starts without history."""
+        stop = len(self.rows) if end is None else end
+        if not 0 <= first < stop <= len(self.rows):
+            raise InputError(f"Steps {first} to {stop} were asked of a run that has {len(self.rows)}.")
+        return replace(self, first=self.first + first, end=self.first + stop)
+
+    def tail(self, strength: float) -> Plan:
+        """Return the last part of this run, for a sample that starts from a noised picture.
+
+        Args:
+            strength: part of the steps to make, in (0, 1]; at least one step is made.
+
+        Raises:
+            InputError: when `strength` is outside (0, 1].
+        """
+        if not 0.0 < strength <= 1.0:
+            raise InputError(f"strength is {strength}; it must be above 0 and at most 1.")
+        if self.first or self.end is not None:
+            raise InputError("`tail` counts the steps of a whole run; take it before `slice` or `part`.")
+        steps = len(self.grid) - 1
+        begin = self.grid[steps - max(min(int(steps * strength), steps), 1)]
+        return self.part(max(k for k, row in enumerate(self.rows) if row.level == begin))
+
+    def slice(self, start: float | None = None, end: float | None = None) -> Plan:
+        """Return the part of this run between two fractions of the training schedule, 0 being pure noise.
+
+        Two models share one run when the first takes `slice(end=f)` and the second `slice(start=f)`.
+
+        Raises:
+            InputError: when a fraction is outside [0, 1], or no step lies between the two.
+        """
+        for name, value in (("start", start), ("end", end)):
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise InputError(f"{name} is {value}; it must be between 0 and 1.")
+        times = [row.level.t for row in self.rows]
+        high = self.train_steps if start is None else round(self.train_steps * (1.0 - start))
+        low = 0 if end is None else round(self.train_steps * (1.0 - end))
+        first = 0 if start is None else sum(t >= high for t in times)
+        stop = len(times) if end is None else sum(t >= low for t in times)
+        if first >= stop:
+            raise InputError(f"No step of this run lies between {start or 0.0} and {1.0 if end is None else end}.")
+        return self.part(first, stop)
+
+    def start(self, noise: torch.Tensor, source: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the first sample: noise alone, or `source` noised to the level of the first step."""
+        if source is None:
+            return noise * self.init_noise_sigma
+        return noised(source, noise, self.steps[0].level)
+
+    def begin(self, noise: Noise | None = None) -> Run:
+        """Start a run; `noise` returns standard normal draws in the sample's shape and is needed by stochastic rows."""
+        return Run(self, noise)
+
+
+def noised(source: torch.Tensor, noise: torch.Tensor, level: Level) -> torch.Tensor:
+    """Return alpha * source + sigma * noise."""
+    return torch.add(source if level.alpha == 1.0 else level.alpha * source, noise, alpha=level.sigma)
+
+
+class Run:
+    """The state of one run: past predictions, newest first, and a saved sample. Half precision is stepped in float32."""
+
+    def __init__(self, plan: Plan, noise: Noise | None = None) -> None:
+        self.plan = plan
+        self.noise = noise
+        self.history: tuple[torch.Tensor, ...] = ()
+        self.saved: torch.Tensor | None = None
+        self._last: tuple[torch.Tensor, torch.Tensor, Level] | None = None
+
+    @property
+    def x0(self) -> torch.Tensor | None:
+        """The estimate of the data at the last network call, in the precision of the arithmetic; None before the first."""
+        return None if self._last is None else self.plan.prediction.data(*self._last)
+
+    def advance(self, x: torch.Tensor, output: torch.Tensor, index: int) -> torch.Tensor:
+        """Return the sample after step `index`, given the sample before it and the network's output."""
+        return self.apply(self.plan.rows[index], x, output, self.noise)
+
+    def apply(self, row: Row, x: torch.Tensor, output: torch.Tensor, noise: Noise | None = None) -> torch.Tensor:
+        """Return the sample after `row`; remembers what later rows need."""
+        dtype, prediction = x.dtype, self.plan.prediction
+        x, (output, variance) = widen(x), prediction.split(widen(output), x)
+        level = row.read or row.level
+        if row.lift is not None:
+            x = x + row.lift * draw(noise)
+        self._last = (x, output, level)
+        present = prediction.data if self.plan.solver.wants == "x0" else prediction.bounded_noise
+        models = (present(x, output, level), *self.history)
+        if row.save:
+            self.saved = x
+        terms = [*zip(row.outputs, models, strict=False), (row.sample, x), (row.saved, self.saved)]
+        if row.direction:
+            terms.append((row.direction, prediction.noise(x, output, level)))
+        if row.noise is not None:
+            z, deviation = draw(noise), self.deviation(row, variance)
+            terms.append((1.0, deviation * z) if isinstance(deviation, torch.Tensor) else (deviation, z))
+        self.history = tuple(models[k] for k in row.keep)
+        return total(terms).to(dtype)
+
+    def deviation(self, row: Row, variance: torch.Tensor | None) -> float | torch.Tensor:
+        """Return the standard deviation of the row's noise, a tensor when the network predicts the variance.
+
+        "learned_range" is Nichol & Dhariwal 2021 (2102.09672), eq. 15, with v = (output + 1) / 2.
+        """
+        if not row.noise or row.spread is None:
+            return row.noise or 0.0
+        if variance is None:
+            raise InputError("The variance is to be learned, but the network's output has no channels for it.")
+        if self.plan.prediction.variance == "learned":
+            return variance.clamp(min=1e-20).sqrt()
+        low, high = row.spread
+        return torch.exp((variance + 1.0) * (0.25 * (high - low)) + 0.5 * low)
+
+
+def widen(x: torch.Tensor) -> torch.Tensor:
+    """Return half precision as float32, anything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def draw(noise: Noise | None) -> torch.Tensor:
+    """Call `noise`, widened; raise InputError when there is none."""
+    if noise is None:
+        raise InputError("This sampler draws noise at every step; pass `noise`, a callable that returns it.")
+    return widen(noise())
+
+
+def total(terms: list[tuple[float, torch.Tensor | None]]) -> torch.Tensor:
+    """Return the sum of coefficient * tensor, leaving out zero coefficients."""
+    (first, tensor), *rest = [(c, t) for c, t in terms if c != 0.0] or [(0.0, terms[0][1])]
+    result = first * tensor  # type: ignore[operator]
+    for coefficient, tensor in rest:
+        result = torch.add(result, tensor, alpha=coefficient)  # type: ignore[arg-type]
+    return result
