@@ -174,7 +174,7 @@ def atomic_folder(path: PathLike, *, drop: Callable[[str], bool] | None = None) 
 
 def _exchange(one: Path, other: Path) -> bool:
     """Swap two folders in one step, and tell whether the system could (Linux `renameat2`, macOS `renamex_np`)."""
-    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    libc: Any = ctypes.CDLL(None) if os.name == "posix" else None
     here, swap = -100, 2
     if hasattr(libc, "renameat2"):
         return libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), swap) == 0

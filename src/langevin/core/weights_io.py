@@ -101,7 +101,7 @@ class SafetensorsFile:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         try:
-            self._file = open(self.path, "rb", buffering=0)
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (closed by __exit__)
         except OSError as error:
             raise WeightsError(f"{self.path} cannot be read: {error.strerror}") from error
         try:
@@ -189,7 +189,7 @@ class SafetensorsFile:
                 each(piece)
 
     def _read_at(self, offset: int, landing: Tensor) -> None:
-        data = memoryview(landing.view(torch.uint8).numpy())
+        data = bytes_of(landing)
         while data:
             done = read_at(self._file.fileno(), data, offset)
             if done == 0:
@@ -215,9 +215,10 @@ def count_bytes(shape: Iterable[int], dtype: torch.dtype) -> int:
 
 
 def read_pickle(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Read a dictionary of tensors that `torch.save` wrote, running no code from the file; memory-mapped where it can be.
+    """Read a dictionary of tensors that `torch.save` wrote, running no code from the file.
 
-    Raises WeightsError saying what the file is when it is none, is cut short, holds code, or holds other objects.
+    The tensors are memory-mapped where the file allows it. Raises WeightsError saying what the file is when it is none,
+    is cut short, holds code, or holds other objects.
     """
     path = Path(path)
     with open(path, "rb") as file:
@@ -270,7 +271,12 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], me
             if tensors[name].numel():
                 # Flattened first: a scalar has no bytes to view.
                 flat = tensors[name].detach().to("cpu").contiguous().view(-1)
-                write_all(file, memoryview(flat.view(torch.uint8).numpy()))
+                write_all(file, bytes_of(flat))
+
+
+def bytes_of(flat: Tensor) -> memoryview:
+    """Return the memory of a contiguous one-dimensional tensor on the CPU, without a copy."""
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def write_all(file: Any, data: memoryview) -> None:

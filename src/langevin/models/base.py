@@ -152,7 +152,7 @@ class ModelMixin(nn.Module, PushToHubMixin, ConfigMixin):
             WeightsError: a weight without values or of a type that the format does not know.
         """
         if not push_to_hub:
-            check_known(f"{type(self).__name__}.save_pretrained", hub, ["push_to_hub", *_parameters(self.save_pretrained)])
+            check_known(f"{type(self).__name__}.save_pretrained", hub, _parameters(self.save_pretrained))
         if not is_main_process:
             return
         loading.save_model(
@@ -197,7 +197,7 @@ class ModelMixin(nn.Module, PushToHubMixin, ConfigMixin):
         tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    # -- gradient checkpointing -----------------------------------------------------------------------------------------
+    # -- gradient checkpointing ---------------------------------------------------------------------------------------
 
     @property
     def supports_gradient_checkpointing(self) -> bool:
@@ -219,16 +219,15 @@ class ModelMixin(nn.Module, PushToHubMixin, ConfigMixin):
             raise ConfigError(f"{type(self).__name__} has no part that can recompute its activations")
         for module in self.modules():
             if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = True
+                vars(module)["gradient_checkpointing"] = True
                 if gradient_checkpointing_func is not None:
-                    module.gradient_checkpointing_function = gradient_checkpointing_func
+                    vars(module)["gradient_checkpointing_function"] = gradient_checkpointing_func
 
     def disable_gradient_checkpointing(self) -> None:
         """Keep activations for the backward pass (the default)."""
         for module in self.modules():
-            if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = False
-                module.__dict__.pop("gradient_checkpointing_function", None)
+            for attribute in ("gradient_checkpointing", "gradient_checkpointing_function"):
+                vars(module).pop(attribute, None)
 
     # -- attention ----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""From a folder to a model and back: find the weight files, compare names, place every tensor, save whole or not at all."""
+"""From a folder to a model and back: find weight files, compare names, place tensors, save whole or not at all."""
 
 from __future__ import annotations
 
@@ -99,14 +99,14 @@ def _absent(folder: Path, kinds: Sequence[str], variant: str | None) -> str:
     files = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
     if not files:
         return f"{folder} has no {wanted}: the folder does not exist or is empty"
-    found = {match.group(1) for name in files if (match := re.match(rf"{STEM}\.([\w-]+?)[-.].*(bin|safetensors)", name))}
-    found -= {SAFETENSORS, PICKLE, variant}
+    matches = (re.match(rf"{STEM}\.([\w-]+?)[-.].*(bin|safetensors)", name) for name in files)
+    found = {match.group(1) for match in matches if match} - {SAFETENSORS, PICKLE, variant}
     if variant is not None and any(is_weight_name(name, kind, None) for name in files for kind in kinds):
         cure = "the plain weights are there: leave `variant` out"
     elif found:
         cure = f"pass variant={sorted(found)[0]!r}"
     elif any(name.endswith(f".{kind}") for name in files for kind in (SAFETENSORS, PICKLE)):
-        cure = "change `use_safetensors`" if len(kinds) == 1 else "weights of a single-file layout need from_single_file"
+        cure = "change `use_safetensors`" if len(kinds) == 1 else "they are of another layout: see from_single_file"
     else:
         cure = "the folder holds no weights of a model"
     return f"{folder} has no {wanted}; {cure}. Files there: {', '.join(files)}"
@@ -142,7 +142,8 @@ class LoadReport:
         parts = []
         if self.mismatched_keys:
             shapes = [f"{name}: file {a}, model {b}" for name, a, b in self.mismatched_keys]
-            parts.append((not ignore_mismatched_sizes, f"{_count(shapes, 'shape differs', 'shapes differ')} ({_some(shapes, '; ')})"))
+            counted = _count(shapes, "shape differs", "shapes differ")
+            parts.append((not ignore_mismatched_sizes, f"{counted} ({_some(shapes, '; ')})"))
         if self.missing_keys:
             names = [_closest(name, self.unexpected_keys) for name in self.missing_keys]
             parts.append((strict, f"{_count(names, 'weight is missing', 'weights are missing')} ({_some(names)})"))
@@ -239,9 +240,8 @@ class Checkpoint:
         source, stored = self._place[name]
         check = FiniteCheck(name) if check_finite else None
         if isinstance(source, dict):
-            tensor = source.pop(stored)
-            result = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-            tensor = None
+            result = source.pop(stored)
+            result = result.to(device=device, dtype=dtype if result.is_floating_point() else None)
         else:
             held = source.entries[stored].dtype
             wanted = dtype if dtype is not None and held.is_floating_point else held
@@ -332,7 +332,9 @@ def load_into(
     return report
 
 
-def compare(expected: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], ignored: Sequence[str]) -> LoadReport:
+def compare(
+    expected: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], ignored: Sequence[str]
+) -> LoadReport:
     """Return which names are missing, unexpected or of another shape; tied tensors need to be there once."""
     present = {id(tensor) for name, tensor in expected.items() if name in shapes}
     report = LoadReport()
@@ -359,7 +361,10 @@ def set_tensor(model: nn.Module, name: str, value: Tensor) -> None:
     """Put a parameter or buffer at its dotted name."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
-    (module._parameters if leaf in module._parameters else module._buffers)[leaf] = value
+    if isinstance(value, nn.Parameter):
+        module._parameters[leaf] = value
+    else:
+        module._buffers[leaf] = value
 
 
 def check_materialised(model: nn.Module) -> None:
@@ -418,7 +423,7 @@ def resolve_device(device_map: Any) -> torch.device:
     try:
         return torch.device(device_map)
     except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"device_map is {device_map!r}, no device of torch; examples: 'cpu', 'cuda:0', 'auto'") from error
+        raise ConfigError(f"device_map is {device_map!r}, no device of torch; valid: 'cpu', 'cuda', 'auto'") from error
 
 
 # -- saving ---------------------------------------------------------------------------------------------------------
@@ -442,7 +447,7 @@ def save_model(
     if os.path.isfile(folder):
         raise InputError(f"{folder} is a file; save_pretrained needs a folder")
     if variant is not None and not re.fullmatch(r"[\w-]+", variant):
-        raise InputError(f"variant is {variant!r}; it becomes part of a file name and may hold letters, digits, - and _")
+        raise InputError(f"variant is {variant!r}; as part of a file name it may hold letters, digits, - and _")
     kind = SAFETENSORS if safe_serialization else PICKLE
     shards = split_into_shards(state, parse_size(max_shard_size))
     if len(shards) == 1:
@@ -462,7 +467,7 @@ def save_model(
             (partial / index_name(kind, variant)).write_text(shard_index(files), encoding="utf-8")
     preferred = weight_name(SAFETENSORS, variant)
     if not safe_serialization and (Path(folder) / preferred).is_file():
-        logger.warning("%s also holds an older %s, which loading prefers; delete it or save safetensors", folder, preferred)
+        logger.warning("%s also holds %s, which loading prefers: delete it or save safetensors", folder, preferred)
 
 
 def shard_index(files: Mapping[str, Mapping[str, Tensor]]) -> str:

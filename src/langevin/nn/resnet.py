@@ -36,18 +36,18 @@ class Upsample(nn.Module):
         self.channels = channels
         self.out_channels = out_channels or channels
         self.transposed = use_conv_transpose
+        self.conv: nn.Module | None = None
         if use_conv_transpose:
             self.conv = nn.ConvTranspose2d(
                 channels, self.out_channels, kernel_size or 4, stride=2, padding=padding, bias=bias
             )
         elif use_conv:
             self.conv = nn.Conv2d(channels, self.out_channels, kernel_size or 3, padding=padding, bias=bias)
-        else:
-            self.conv = None
 
     def forward(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         check_channels(self, x)
         if self.transposed:
+            assert self.conv is not None
             return self.conv(x)
         if output_size is None:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -78,12 +78,11 @@ class Downsample(nn.Module):
         self.channels = channels
         self.out_channels = out_channels or channels
         self.asymmetric = use_conv and padding == 0
+        self.conv: nn.Module | None = None
         if use_conv:
             self.conv = nn.Conv2d(channels, self.out_channels, kernel_size, stride=2, padding=padding, bias=bias)
         elif self.out_channels != channels:
             raise ConfigError(f"averaging keeps {channels} channels; use_conv=True is needed for {self.out_channels}")
-        else:
-            self.conv = None
 
     def forward(self, x: Tensor) -> Tensor:
         check_channels(self, x)
@@ -94,6 +93,8 @@ class Downsample(nn.Module):
 
 class FirResample(nn.Module):
     """Double or halve height and width through the separable filter 1-3-3-1 (Karras et al. 2019; Zhang 2019)."""
+
+    kernel: Tensor
 
     def __init__(self, *, up: bool) -> None:
         super().__init__()
@@ -157,11 +158,8 @@ class ResnetBlock(nn.Module):
 
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        if time_channels:
-            width = 2 * out_channels if time_embedding_norm == "scale_shift" else out_channels
-            self.time_emb_proj = nn.Linear(time_channels, width)
-        else:
-            self.time_emb_proj = None
+        width = 2 * out_channels if time_embedding_norm == "scale_shift" else out_channels
+        self.time_emb_proj = nn.Linear(time_channels, width) if time_channels else None
         self.norm2 = nn.GroupNorm(groups_out or groups, out_channels, eps=eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, last_channels, 3, padding=1)

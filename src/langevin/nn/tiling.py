@@ -69,9 +69,8 @@ def _blend(before: Tensor, piece: Tensor, dim: int, ramp: str) -> Tensor:
     if overlap == 0:
         return piece
     position = torch.arange(overlap, device=piece.device, dtype=torch.float32)
-    if ramp == "linear":
-        weight = position / overlap
-    else:
+    weight = position / overlap
+    if ramp == "cosine":
         weight = 0.5 - 0.5 * torch.cos((position + 0.5) * (torch.pi / overlap))
     weight = weight.to(piece.dtype).view(-1, *[1] * (-1 - dim))
     faded = torch.lerp(before, piece.narrow(dim, 0, overlap), weight)

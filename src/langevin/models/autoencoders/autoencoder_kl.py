@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ class AutoencoderKL(SpatialAutoencoder, ModelMixin):
         mid_block_add_attention: bool = True,
     ) -> None:
         super().__init__()
-        shared = {
+        shared: dict[str, Any] = {
             "block_out_channels": block_out_channels,
             "layers_per_block": layers_per_block,
             "norm_num_groups": norm_num_groups,
@@ -84,7 +85,7 @@ class AutoencoderKL(SpatialAutoencoder, ModelMixin):
         generator: Generators = None,
     ) -> DecoderOutput | tuple[Tensor]:
         """Encode and decode `sample`, through one draw of the posterior with `generator` or through its mode."""
-        posterior = self.encode(sample).latent_dist
+        posterior = DiagonalGaussianDistribution(self.map_encoder(sample))
         z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
         return self.decode(z, return_dict=return_dict)
 

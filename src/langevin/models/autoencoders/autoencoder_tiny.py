@@ -52,7 +52,7 @@ class TinyEncoder(nn.Module):
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for stage, (count, width) in enumerate(zip(blocks, widths)):
+        for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
             if stage == 0:
                 layers.append(nn.Conv2d(in_channels, width, 3, padding=1))
             else:
@@ -86,7 +86,7 @@ class TinyDecoder(nn.Module):
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 3, padding=1), activation(act)]
-        for stage, (count, width) in enumerate(zip(blocks, widths)):
+        for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
             layers.extend(TinyBlock(width, act) for _ in range(count))
             if stage < len(blocks) - 1:
                 layers.append(nn.Upsample(scale_factor=factor, mode=mode))
@@ -132,7 +132,7 @@ class AutoencoderTiny(SpatialAutoencoder, ModelMixin):
             ("decoder", num_decoder_blocks, decoder_block_out_channels),
         ):
             if len(blocks) != len(widths):
-                raise ConfigError(f"num_{side}_blocks has {len(blocks)} stages and {side}_block_out_channels {len(widths)}")
+                raise ConfigError(f"num_{side}_blocks has {len(blocks)} items, {side}_block_out_channels {len(widths)}")
         self.encoder = TinyEncoder(
             in_channels, latent_channels, blocks=num_encoder_blocks, widths=encoder_block_out_channels, act=act_fn
         )
@@ -181,7 +181,7 @@ class AutoencoderTiny(SpatialAutoencoder, ModelMixin):
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Encode `sample`, round the scaled latents to eight bits as if stored in a picture, and decode them."""
-        stored = self.scale_latents(self.encode(sample).latents).mul(255).round().to(torch.uint8)
+        stored = self.scale_latents(self.map_encoder(sample)).mul(255).round().to(torch.uint8)
         return self.decode(self.unscale_latents(stored / 255.0).to(sample.dtype), return_dict=return_dict)
 
     def encode_whole(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ class SpatialAutoencoder:
     picture and of the latents), tile_overlap_factor (part of a tile that it shares with its neighbour), tile_ramp.
     """
 
+    config: Any
+    encode_whole: Callable[[Tensor], Tensor]
+    decode_whole: Callable[[Tensor], Tensor]
     use_slicing = False
     use_tiling = False
     tile_ramp = "linear"

@@ -170,7 +170,7 @@ class Encoder(nn.Module):
                 attention=DOWN_BLOCKS[kind],
                 down=index < len(widths) - 1,
             )
-            for index, (kind, width) in enumerate(zip(down_block_types, widths))
+            for index, (kind, width) in enumerate(zip(down_block_types, widths, strict=True))
         )
         self.mid_block = Middle(widths[-1], groups=norm_num_groups, act=act_fn, attention=mid_block_add_attention)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[-1], eps=EPS)
@@ -218,7 +218,7 @@ class Decoder(nn.Module):
                 attention=UP_BLOCKS[kind],
                 up=index < len(widths) - 1,
             )
-            for index, (kind, width) in enumerate(zip(up_block_types, widths))
+            for index, (kind, width) in enumerate(zip(up_block_types, widths, strict=True))
         )
         self.mid_block = Middle(widths[0], groups=norm_num_groups, act=act_fn, attention=mid_block_add_attention)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[-1], eps=EPS)
