@@ -88,10 +88,11 @@ class Attention(nn.Module):
     def _context_norm(self, kind: str | None, groups: int) -> nn.Module | None:
         if kind is None:
             return None
+        width = self.added_kv_proj_dim or self.cross_attention_dim
         if kind == "layer_norm":
-            return nn.LayerNorm(self.cross_attention_dim)
+            return nn.LayerNorm(width)
         if kind == "group_norm":
-            return nn.GroupNorm(groups, self.added_kv_proj_dim or self.cross_attention_dim, eps=1e-5)
+            return nn.GroupNorm(groups, width, eps=1e-5)
         raise ConfigError(f"cross_attention_norm is {kind!r}{did_you_mean(kind, CROSS_NORMS)}")
 
     # -- the computation ------------------------------------------------------------------------------------------

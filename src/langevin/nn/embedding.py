@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import InputError
 from .activation import activation
 from .attention import attend
 
 HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256)
+HINT_CHANNELS = 4
 
 
 def sinusoidal(
@@ -36,10 +38,16 @@ def sinusoidal(
 
 
 def batch_timesteps(timestep: Tensor | float, batch: int, device: torch.device) -> Tensor:
-    """Return one timestep per sample, (batch,), from a number or a tensor with one or `batch` values."""
+    """Return one timestep per sample, (batch,), from a number or a tensor with one or `batch` values.
+
+    Raises:
+        InputError: the tensor has another number of values.
+    """
     if not isinstance(timestep, Tensor):
         dtype = torch.float32 if isinstance(timestep, float) else torch.int64
         return torch.full((batch,), timestep, dtype=dtype, device=device)
+    if timestep.numel() not in (1, batch):
+        raise InputError(f"timestep has {timestep.numel()} values for a batch of {batch}; give one, or one per sample")
     return timestep.reshape(-1).to(device).expand(batch)
 
 
@@ -186,10 +194,10 @@ class ImageHintTimeEmbedding(ImageTimeEmbedding):
         layers: list[nn.Module] = []
         previous = 3
         for i, width in enumerate(HINT_WIDTHS):
-            halve = i in (2, 4, 6)
-            layers += [nn.Conv2d(previous, width, 3, stride=2 if halve else 1, padding=1), nn.SiLU()]
+            stride = 2 if i in (2, 4, 6) else 1
+            layers += [nn.Conv2d(previous, width, 3, stride=stride, padding=1), nn.SiLU()]
             previous = width
-        self.input_hint_block = nn.Sequential(*layers, nn.Conv2d(previous, 4, 3, padding=1))
+        self.input_hint_block = nn.Sequential(*layers, nn.Conv2d(previous, HINT_CHANNELS, 3, padding=1))
 
     def forward(self, image_embeds: Tensor, hint: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         return super().forward(image_embeds), self.input_hint_block(hint)

@@ -13,7 +13,7 @@ from ...core.errors import ConfigError, InputError
 from ...core.outputs import BaseOutput
 from ...nn.activation import activation
 from ...nn.attention import Attention
-from ...nn.embedding import batch_timesteps
+from ...nn.embedding import HINT_CHANNELS, batch_timesteps
 from ..base import ModelMixin
 from .blocks import Common, Conditions, DownBlock, MidBlock, UpBlock
 from .conditioning import ConditioningMixin
@@ -196,6 +196,7 @@ class UNet2DConditionModel(ConditioningMixin, ModelMixin):
         Raises:
             InputError: a shape does not fit the configuration, or a needed input is missing.
         """
+        self._check_sample(sample)
         emb, hint = self._embed(sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added_cond_kwargs)
         given = Conditions(
             emb,
@@ -206,7 +207,6 @@ class UNet2DConditionModel(ConditioningMixin, ModelMixin):
         )
         if hint is not None:
             sample = torch.cat([sample, hint], dim=1)
-        self._check_sample(sample)
         x = self.conv_in(2 * sample - 1.0 if self.config.center_input_sample else sample)
         x, kept = self._go_down(x, given, down_intrablock_additional_residuals)
         kept = add_residuals(kept, down_block_additional_residuals, mid_block_additional_residual)
@@ -235,6 +235,11 @@ class UNet2DConditionModel(ConditioningMixin, ModelMixin):
         if labels is not None:
             emb = torch.cat([emb, labels], dim=-1) if self.config.class_embeddings_concat else emb + labels
         extra, hint = self.get_aug_embed(emb.dtype, context, added)
+        if hint is not None and hint.shape[-2:] != sample.shape[-2:]:
+            raise InputError(
+                f"hint becomes {tuple(hint.shape[-2:])} positions and sample has {tuple(sample.shape[-2:])}; "
+                "the hint picture needs eight times the sample's height and width"
+            )
         emb = emb if extra is None else emb + extra
         return (emb if self.time_embed_act is None else self.time_embed_act(emb)), hint
 
@@ -263,10 +268,13 @@ class UNet2DConditionModel(ConditioningMixin, ModelMixin):
         return kwargs
 
     def _check_sample(self, sample: Tensor) -> None:
-        if sample.dim() != 4 or sample.shape[1] != self.config.in_channels:
+        channels = self.config.in_channels
+        if self.config.addition_embed_type == "image_hint":
+            channels -= HINT_CHANNELS
+        if sample.dim() != 4 or sample.shape[1] != channels:
             raise InputError(
                 f"sample has shape {tuple(sample.shape)}, but this model's in_channels asks for "
-                f"(batch, {self.config.in_channels}, height, width)"
+                f"(batch, {channels}, height, width)"
             )
 
     def _go_down(
