@@ -15,7 +15,7 @@ OnStep = Callable[[Step, torch.Tensor], torch.Tensor | None]
 
 
 class Stop(Exception):
-    """Raised by `on_step` to end a run early; the sample so far is returned."""
+    """Raised by `on_step` to end a run early; the sample so far, or the one given as `Stop(sample)`, is returned."""
 
 
 class FiniteWatch:
@@ -93,7 +93,8 @@ def sample(
         if on_step:
             try:
                 replaced = on_step(step, x)
-            except Stop:
+            except Stop as stop:
+                x = stop.args[0] if stop.args else x
                 break
             x = x if replaced is None else replaced
     if watch:

@@ -1,0 +1,389 @@
+"""Pipelines on disk: which class, which files, which component; and the way back.
+
+A folder holds model_index.json, which maps every component to `[library, class]`, and one folder per component. Old
+unconditional repositories keep their only network and the scheduler at the root.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..core.errors import ConfigError, InputError, WeightsError, check_known, did_you_mean
+from ..core.files import atomic_folder, is_local, read_json, resolve_file, resolve_folder
+from ..core.imports import require
+from ..core.logging import get_logger
+from ..models.loading import resolve_dtype
+from ..registry import ROWS
+
+logger = get_logger(__name__)
+Dtype = torch.dtype | str
+DtypeChoice = Dtype | Mapping[str, Dtype] | None
+
+OUR_LIBRARY = "diffusers"
+"""The documented name under which a folder lists classes of this library."""
+LIBRARIES = {"StableDiffusionSafetyChecker": "stable_diffusion"}
+"""Classes that the documented format files under another library name."""
+RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
+"""Class names of older folders -> present names."""
+WRITTEN_AS = {"CLIPImageProcessorPil": "CLIPImageProcessor"}
+"""Class names of one transformers version -> the name that every version reads."""
+SKIPPED = (".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".ckpt", ".ot", ".xml", ".gguf", ".tflite")
+WEIGHTS = re.compile(
+    r"^(?:diffusion_pytorch_model|pytorch_model|model)"
+    r"(?:\.(?P<variant>[\w-]+?))?(?:-\d{5}-of-\d{5})?\.(?P<kind>safetensors|bin)$"
+)
+INDEX = re.compile(r"^[\w-]+\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>[\w-]+))?\.json$")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The caller's choices: types by component (with "default"), variant, and pickled weights or not."""
+
+    dtypes: Mapping[str, torch.dtype | None]
+    variant: str | None = None
+    use_safetensors: bool | None = None
+
+    def dtype(self, component: str) -> torch.dtype | str:
+        """Return the type for a component: float32 unless asked otherwise, "auto" for the file's own."""
+        return self.dtypes.get(component, self.dtypes.get("default", torch.float32)) or "auto"
+
+
+class Weights(NamedTuple):
+    """A weight file's variant (None for the plain file) and kind, "safetensors" or "bin"."""
+
+    variant: str | None
+    kind: str
+
+
+def dtypes(torch_dtype: DtypeChoice, dtype: DtypeChoice) -> dict[str, torch.dtype | None]:
+    """Return the types by component from the two documented spellings of the argument; None keeps a file's own.
+
+    Raises:
+        ConfigError: for an unknown type, or two different answers.
+    """
+    if not isinstance(torch_dtype, Mapping) and not isinstance(dtype, Mapping):
+        return {"default": resolve_dtype(torch_dtype, dtype)}
+    if torch_dtype is not None and dtype is not None and torch_dtype != dtype:
+        raise ConfigError(f"`torch_dtype` is {torch_dtype} and `dtype` is {dtype}; pass one of them.")
+    choice = torch_dtype if torch_dtype is not None else dtype
+    return {name: resolve_dtype(value, None) for name, value in choice.items()}  # type: ignore[union-attr]
+
+
+# Classes and components ----------------------------------------------------------------------------------------------
+
+
+def our_class(name: str, what: str) -> type:
+    """Return the public class called `name`.
+
+    Raises:
+        ConfigError: naming the nearest class.
+    """
+    rows = {row.name: row for row in ROWS}
+    if name not in rows:
+        raise ConfigError(f"{what} is a {name!r}, which this library does not have{did_you_mean(name, rows)}")
+    package = __name__.partition(".")[0]
+    return getattr(importlib.import_module(f"{package}.{rows[name].module}"), name)
+
+
+def component_class(library: str, name: str, component: str) -> type:
+    """Return the class that a folder lists for a component.
+
+    Raises:
+        ConfigError: for a library whose code would have to be fetched and run, or an unknown class.
+    """
+    name = RENAMED.get(name, name)
+    if library in (OUR_LIBRARY, __name__.partition(".")[0], *LIBRARIES.values()):
+        return our_class(name, f"The component {component!r}")
+    if library != "transformers":
+        raise ConfigError(
+            f"The component {component!r} is a {name} of {library!r}, which this library does not load; "
+            f"build it yourself and pass `{component}=...`."
+        )
+    transformers = require("transformers", why=f"The component {component!r} ({name})", extra="torch")
+    try:
+        return getattr(transformers, name)
+    except AttributeError:
+        raise ConfigError(
+            f"The component {component!r} is a {name}, which transformers {transformers.__version__} does not have."
+        ) from None
+
+
+def unwrap(component: Any) -> Any:
+    """Return the module inside a compiled one, or the component itself."""
+    return getattr(component, "_orig_mod", component)
+
+
+def identify(component: Any) -> list[str | None]:
+    """Return the documented `[library, class]` of a component, `[None, None]` for an absent one."""
+    if component is None:
+        return [None, None]
+    cls = type(unwrap(component))
+    library = cls.__module__.partition(".")[0]
+    library = OUR_LIBRARY if library == __name__.partition(".")[0] else library
+    return [LIBRARIES.get(cls.__name__, library), WRITTEN_AS.get(cls.__name__, cls.__name__)]
+
+
+def check_component(pipeline: str, name: str, component: Any) -> None:
+    """Raise ConfigError for a value that can be no component, or a scheduler that cannot step."""
+    if isinstance(component, (str, bytes, os.PathLike, int, float, Mapping, type)):
+        what = f"the class {component.__name__}" if isinstance(component, type) else repr(component)
+        raise ConfigError(f"`{name}` of {pipeline} is {what}; pass a built object.")
+    if name == "scheduler" and component is not None and not callable(getattr(component, "step", None)):
+        raise ConfigError(f"`scheduler` of {pipeline} is a {type(component).__name__}, which has no `step`.")
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def weights_in(names: Iterable[str]) -> set[Weights]:
+    """Return which weights, by variant and kind, are among file names."""
+    matches = (WEIGHTS.match(name) for name in names)
+    return {Weights(m["variant"], m["kind"]) for m in matches if m}
+
+
+def pick(found: set[Weights], choices: Choices) -> Weights | None:
+    """Return the weights to load: the variant before the plain file, safetensors before pickle; None when none fits."""
+    kinds = {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}[choices.use_safetensors]
+    variants = dict.fromkeys((choices.variant, None))
+    return next((w for w in (Weights(v, k) for v in variants for k in kinds) if w in found), None)
+
+
+def _needed(name: str, chosen: Weights | None) -> bool:
+    """Tell whether a component's file is needed, given the weights that were chosen for it."""
+    match = WEIGHTS.match(name) or INDEX.match(name)
+    if match:
+        return chosen == Weights(match["variant"], match["kind"])
+    return not name.endswith((*SKIPPED, ".safetensors", ".bin"))
+
+
+def needed_files(files: Iterable[str], components: Iterable[str], choices: Choices) -> list[str]:
+    """Return the files of a repository that loading `components` needs: configurations and one kind of weights each."""
+    by_folder: dict[str, list[str]] = {}
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        by_folder.setdefault(folder, []).append(name)
+    wanted = ["model_index.json"]
+    for component in components:
+        folder = component if component in by_folder else ""
+        names = by_folder.get(folder, [])
+        chosen = pick(weights_in(names), choices)
+        kept = (
+            name for name in names if _needed(name, chosen) and (folder or name.endswith((".json", *_kinds(chosen))))
+        )
+        wanted += [f"{folder}/{name}" if folder else name for name in kept]
+    return sorted(set(wanted))
+
+
+def _kinds(chosen: Weights | None) -> tuple[str, ...]:
+    return (f".{chosen.kind}",) if chosen else ()
+
+
+def fetch(
+    cls: type, name_or_path: str | os.PathLike, *, choices: Choices, hub: Mapping[str, Any], given: Iterable[str] = ()
+) -> Path:
+    """Return the local folder of a pipeline, downloading from the hub what loading needs and the cache lacks.
+
+    Args:
+        given: components that the caller brings and that need no files.
+    """
+    hub = {name: value for name, value in hub.items() if value is not None}
+    if is_local(name_or_path):
+        return resolve_folder(name_or_path)
+    index = read_json(resolve_file(name_or_path, cls.config_name, **hub))
+    listed = [name for name in listed_components(index) if name not in given]
+    if hub.get("local_files_only"):
+        return resolve_folder(name_or_path, **hub)
+    from ..core.hub import list_files
+
+    repo = os.fspath(name_or_path)
+    try:
+        files = list_files(repo, revision=hub.get("revision"), token=hub.get("token"))
+    except InputError:
+        raise
+    except Exception as error:  # the client's network errors have no common base class
+        logger.warning("The hub does not answer (%s); %r is taken from the cache.", type(error).__name__, repo)
+        return resolve_folder(repo, **{**hub, "local_files_only": True})
+    return resolve_folder(repo, allow_patterns=needed_files(files, listed, choices), **hub)
+
+
+def listed_components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return the components that model_index.json lists as present: name -> (library, class)."""
+    pairs = {k: v for k, v in index.items() if not k.startswith("_") and isinstance(v, (list, tuple)) and len(v) == 2}
+    return {name: (v[0], v[1]) for name, v in pairs.items() if v[0] is not None and v[1] is not None}
+
+
+# Loading -------------------------------------------------------------------------------------------------------------
+
+
+def load(
+    cls: type, name_or_path: str | os.PathLike, *, choices: Choices, given: Mapping[str, Any], hub: Mapping[str, Any]
+) -> Any:
+    """Build a pipeline of `cls`, or of the class its folder names when `cls` is the base; see `from_pretrained`."""
+    root = fetch(cls, name_or_path, choices=choices, hub=hub, given=given)
+    index = _read_index(cls, root)
+    target = (
+        cls if cls.__init__ is not object.__init__ else our_class(index.get("_class_name", "?"), f"The pipeline {root}")
+    )
+    accepted = _constructor(target)
+    check_known(f"{target.__name__}.from_pretrained", given, [*accepted, *_loading_options(target)])
+    listed = {name: pair for name, pair in listed_components(index).items() if name not in given}
+    check_known("torch_dtype", choices.dtypes, ["default", *listed, *accepted])
+    ignored = sorted(set(listed) - set(accepted))
+    if ignored:
+        logger.warning("%s has no place for these components of %s: %s.", target.__name__, root, ", ".join(ignored))
+    _check_complete(target, accepted, {*listed, *given}, root)
+    options = {k: v for k, v in index.items() if k in accepted and not isinstance(v, (list, tuple))}
+    _check_variant({name: root for name in listed if name in accepted}, root, choices)
+    parts = {
+        name: load_component(name, component_class(*pair, name), root, choices)
+        for name, pair in listed.items()
+        if name in accepted
+    }
+    pipe = target(**{**dict.fromkeys(_absent(target, accepted, {*parts, *given})), **options, **parts, **given})
+    pipe._name_or_path = os.fspath(name_or_path)
+    return pipe
+
+
+def _read_index(cls: type, root: Path) -> dict[str, Any]:
+    path = root / cls.config_name
+    if not path.is_file():
+        names = sorted(p.name for p in root.iterdir())
+        raise InputError(
+            f"{root} has no {cls.config_name}, so it is no pipeline; it holds: {', '.join(names) or 'nothing'}. "
+            f"A single network or scheduler is loaded with its own class."
+        )
+    return read_json(path)
+
+
+def _constructor(cls: type) -> dict[str, inspect.Parameter]:
+    return {name: p for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self"}
+
+
+def _loading_options(cls: type) -> list[str]:
+    """Return the keywords of `from_pretrained` itself, for the hint of an error."""
+    parameters = inspect.signature(cls.from_pretrained).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+def _absent(cls: type, accepted: Mapping[str, inspect.Parameter], present: set[str]) -> list[str]:
+    """Return the optional components without a default that are not there and become None."""
+    required = [name for name, p in accepted.items() if p.default is p.empty and name not in present]
+    return [name for name in required if name in cls._optional_components]
+
+
+def _check_complete(cls: type, accepted: Mapping[str, inspect.Parameter], present: set[str], root: Path) -> None:
+    required = [name for name, p in accepted.items() if p.default is p.empty and name not in cls._optional_components]
+    missing = [name for name in required if name not in present]
+    if missing:
+        raise ConfigError(
+            f"{root} does not list {', '.join(missing)}, which {cls.__name__} needs; pass `{missing[0]}=...`."
+        )
+
+
+def _folder(root: Path, name: str) -> Path:
+    """Return the folder of a component: its own, or the root of old unconditional repositories."""
+    if (root / name).is_dir():
+        return root / name
+    if any((root / file).is_file() for file in ("config.json", "scheduler_config.json")):
+        return root
+    raise InputError(f"{root} lists the component {name!r} but has no folder {name}.")
+
+
+def _check_variant(components: Mapping[str, Path], root: Path, choices: Choices) -> None:
+    """Raise InputError when no component has the variant; warn about those that are taken from their plain files."""
+    if choices.variant is None:
+        return
+    found = {name: weights_in(p.name for p in _folder(root, name).iterdir()) for name in components}
+    found = {name: weights for name, weights in found.items() if weights}
+    plain = [name for name, weights in found.items() if choices.variant not in {w.variant for w in weights}]
+    if found and len(plain) == len(found):
+        variants = sorted({w.variant for weights in found.values() for w in weights if w.variant})
+        raise InputError(
+            f"No component of {root} has the variant {choices.variant!r}{did_you_mean(choices.variant, variants)}"
+        )
+    if plain:
+        logger.warning(
+            "No variant %r of %s in %s; the plain weights are taken.", choices.variant, ", ".join(plain), root
+        )
+
+
+def load_component(name: str, cls: type, root: Path, choices: Choices) -> Any:
+    """Build one component from its folder."""
+    folder = _folder(root, name)
+    if not issubclass(cls, nn.Module):
+        return cls.from_pretrained(folder)
+    found = weights_in(p.name for p in folder.iterdir())
+    chosen = pick(found, choices)
+    if chosen is None and found:
+        have = ", ".join(sorted(f"variant {w.variant!r}" if w.variant else "the plain files" for w in found))
+        kinds = " or ".join(sorted({w.kind for w in found}))
+        raise InputError(
+            f"{folder} has no weights for variant={choices.variant!r}, use_safetensors={choices.use_safetensors}; "
+            f"it has {have} ({kinds})."
+        )
+    options = {"variant": chosen.variant if chosen else None, "use_safetensors": choices.use_safetensors}
+    if not any(base.__module__.startswith("transformers.") for base in cls.__mro__):
+        return cls.from_pretrained(folder, torch_dtype=choices.dtype(name), **options)
+    with _quiet():
+        module, report = cls.from_pretrained(
+            folder, dtype=choices.dtype(name), local_files_only=True, output_loading_info=True, **options
+        )
+    if report["missing_keys"]:
+        keys = sorted(report["missing_keys"])
+        raise WeightsError(f"{folder} lacks {len(keys)} weights of {cls.__name__}: {', '.join(keys[:5])}.")
+    return module.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the progress bars of transformers meanwhile."""
+    from transformers.utils import logging as theirs
+
+    shown = theirs.is_progress_bar_enabled()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            theirs.enable_progress_bar()
+
+
+# Saving --------------------------------------------------------------------------------------------------------------
+
+
+def save(pipe: Any, path: str | os.PathLike, options: Mapping[str, Any]) -> None:
+    """Write a pipeline's folder, whole or not at all; see `save_pretrained`."""
+    present = {name: unwrap(c) for name, c in pipe.components.items() if c is not None}
+    for name, component in present.items():
+        if not callable(getattr(component, "save_pretrained", None)):
+            raise ConfigError(
+                f"The component {name!r} ({type(component).__name__}) has no save_pretrained; nothing was written."
+            )
+    with atomic_folder(path) as folder:
+        pipe.save_config(folder)
+        for name, component in present.items():
+            _save_component(component, folder / name, options)
+
+
+def _save_component(component: Any, folder: Path, options: Mapping[str, Any]) -> None:
+    """Save one component with those of the options that it knows."""
+    known = inspect.signature(component.save_pretrained).parameters
+    if isinstance(component, nn.Module) and not options["safe_serialization"] and "safe_serialization" not in known:
+        logger.warning("%s is always saved as safetensors.", type(component).__name__)
+    chosen = {name: value for name, value in options.items() if name in known and value is not None}
+    if not type(component).__module__.startswith("transformers."):
+        component.save_pretrained(folder, **chosen)
+        return
+    with _quiet():
+        component.save_pretrained(folder, **chosen)

@@ -1,0 +1,102 @@
+"""The state of a run: one object per call, so that several threads may use one pipeline at once.
+
+Callbacks receive the pipeline itself. Its documented properties (`guidance_scale`, `num_timesteps`, `interrupt`, ...)
+are `RunField`s: they read and write the run that is in progress in the thread that asks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ..core.errors import ConfigError
+
+
+@dataclass(eq=False)
+class RunState:
+    """What one call keeps to itself.
+
+    Attributes:
+        pipe: the pipeline that was called.
+        values: the documented per-run values, such as "guidance_scale".
+        interrupt: set to True, from a callback or from another thread, to stop after the present step.
+    """
+
+    pipe: Any
+    values: dict[str, Any] = field(default_factory=dict)
+    interrupt: bool = False
+
+
+_stack: ContextVar[tuple[RunState, ...]] = ContextVar("langevin_runs", default=())
+_active: WeakKeyDictionary[Any, list[RunState]] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+@contextmanager
+def running(pipe: Any, **values: Any) -> Iterator[RunState]:
+    """Open a run of `pipe` in this thread, with its documented per-run values."""
+    run = RunState(pipe, values)
+    token = _stack.set((*_stack.get(), run))
+    with _lock:
+        _active.setdefault(pipe, []).append(run)
+    try:
+        yield run
+    finally:
+        _stack.reset(token)
+        with _lock:
+            _active[pipe].remove(run)
+
+
+def current(pipe: Any) -> RunState | None:
+    """Return the innermost run of `pipe` in this thread, or None."""
+    return next((run for run in reversed(_stack.get()) if run.pipe is pipe), None)
+
+
+class RunField:
+    """A documented property of a pipeline whose value belongs to the run in progress in the asking thread.
+
+    Outside a run it reads as None.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, pipe: Any, owner: type | None = None) -> Any:
+        if pipe is None:
+            return self
+        run = current(pipe)
+        return run.values.get(self.name) if run is not None else None
+
+    def __set__(self, pipe: Any, value: Any) -> None:
+        run = current(pipe)
+        if run is None:
+            raise ConfigError(
+                f"`{self.name}` belongs to a run and no run of this pipeline is in progress in this thread; "
+                f"pass it to the call."
+            )
+        run.values[self.name] = value
+
+
+class InterruptField:
+    """The documented `interrupt` switch.
+
+    Set inside a callback it stops that run; set from another thread it stops every run of the pipeline in progress.
+    """
+
+    def __get__(self, pipe: Any, owner: type | None = None) -> Any:
+        if pipe is None:
+            return self
+        run = current(pipe)
+        return run.interrupt if run is not None else False
+
+    def __set__(self, pipe: Any, value: bool) -> None:
+        run = current(pipe)
+        with _lock:
+            targets = [run] if run is not None else list(_active.get(pipe, ()))
+        for target in targets:
+            target.interrupt = bool(value)

@@ -1,0 +1,174 @@
+"""Pictures from noise alone: DDPM (Ho et al. 2020), DDIM (Song et al. 2021) and PNDM (Liu et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InputError, check_choice
+from ..core.images import to_images
+from ..core.rng import Generators, normal
+from ..diffusion.table import Step
+from ..families.common import option, sample_of, timestep_on
+from ..schedulers.ddim import DDIMScheduler
+from ..schedulers.pndm import PNDMScheduler
+from .base import DiffusionPipeline
+from .inputs import begin, check_count, check_number, check_steps, documented
+from .outputs import ImagePipelineOutput
+from .runs import running
+from .sampling import denoise, plan_of
+
+OUTPUTS = ("pil", "np", "pt")
+
+
+class PixelDenoiser:
+    """The prediction of a network in pixel space."""
+
+    def __init__(self, unet: Any) -> None:
+        self.unet = unet
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        """Return the prediction for a sample (batch, channels, height, width)."""
+        scaled = x if step.in_scale == 1.0 else x * step.in_scale
+        return sample_of(self.unet(scaled, timestep_on(step.timestep, x.device)))
+
+
+class _Unconditional(DiffusionPipeline):
+    """A network in pixel space and a scheduler."""
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def _generate(
+        self,
+        batch_size: int,
+        num_inference_steps: int,
+        *,
+        generator: Generators,
+        seed: int | Sequence[int] | None,
+        output_type: str,
+        return_dict: bool,
+        **step_options: Any,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw noise, denoise it, and return the pictures."""
+        check_count("batch_size", batch_size)
+        check_steps(num_inference_steps)
+        check_choice("output_type", output_type, OUTPUTS)
+        unet, scheduler = self._part("unet"), self._part("scheduler")
+        size = option(unet, "sample_size")
+        if size is None:
+            raise InputError("The network does not name its size; set `unet.sample_size`.")
+        height, width = (size, size) if isinstance(size, int) else size
+        call = begin(self, batch_size, generator=generator, seed=seed)
+        plan = plan_of(scheduler, num_inference_steps, **step_options)
+        shape = (batch_size, option(unet, "in_channels"), height, width)
+        with running(self) as run:
+            noise = normal(shape, generator=call.rng, device=call.device, dtype=self.dtype)
+            image = denoise(run, PixelDenoiser(unet), plan.start(noise), plan, rng=call.rng)
+        images = to_images(image, output_type)
+        return ImagePipelineOutput(images) if return_dict else (images,)
+
+
+class DDPMPipeline(_Unconditional):
+    """Ancestral sampling: as many steps as the network was trained with, or fewer.
+
+    Draw order: the starting noise (batch, channels, height, width) in the network's type, then one draw of the same
+    shape per step as the scheduler asks.
+    """
+
+    @documented
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: Generators = None,
+        num_inference_steps: int = 1000,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        seed: int | Sequence[int] | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Return `batch_size` pictures."""
+        return self._generate(
+            batch_size,
+            num_inference_steps,
+            generator=generator,
+            seed=seed,
+            output_type=output_type,
+            return_dict=return_dict,
+        )
+
+
+class DDIMPipeline(_Unconditional):
+    """Implicit sampling: few steps, deterministic unless `eta` is above 0. Another scheduler is turned into DDIM.
+
+    Draw order: the starting noise (batch, channels, height, width) in the network's type; with `eta` above 0, one draw
+    of the same shape per step.
+    """
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        super().__init__(unet, as_class(scheduler, DDIMScheduler))
+
+    @documented
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: Generators = None,
+        eta: float = 0.0,
+        num_inference_steps: int = 50,
+        use_clipped_model_output: bool | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        seed: int | Sequence[int] | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Return `batch_size` pictures."""
+        check_number("eta", eta, low=0.0, high=1.0)
+        return self._generate(
+            batch_size,
+            num_inference_steps,
+            generator=generator,
+            seed=seed,
+            output_type=output_type,
+            return_dict=return_dict,
+            eta=eta,
+            use_clipped_model_output=bool(use_clipped_model_output),
+        )
+
+
+class PNDMPipeline(_Unconditional):
+    """Pseudo-numerical sampling with four past predictions. Another scheduler is turned into PNDM.
+
+    Draw order: the starting noise (batch, channels, height, width) in the network's type, and nothing else.
+    """
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        super().__init__(unet, as_class(scheduler, PNDMScheduler))
+
+    @documented
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int = 50,
+        generator: Generators = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        seed: int | Sequence[int] | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Return `batch_size` pictures."""
+        return self._generate(
+            batch_size,
+            num_inference_steps,
+            generator=generator,
+            seed=seed,
+            output_type=output_type,
+            return_dict=return_dict,
+        )
+
+
+def as_class(scheduler: Any, cls: type) -> Any:
+    """Return the scheduler when it is of `cls`, else one of `cls` with its configuration."""
+    return scheduler if scheduler is None or isinstance(scheduler, cls) else cls.from_config(scheduler.config)
