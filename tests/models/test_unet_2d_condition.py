@@ -87,7 +87,12 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sdxl": (SDXL, {**TEXT, "added_cond_kwargs": {"text_embeds": noise(2, 32), "time_ids": noise(2, 6) * 100}}),
     "unclip": ({**SIMPLE, "class_embed_type": "identity"}, {**TEXT, "class_labels": noise(2, 128)}),
     "kandinsky-2.1": (
-        {**SIMPLE, "encoder_hid_dim": 48, "encoder_hid_dim_type": "text_image_proj", "addition_embed_type": "text_image"},
+        {
+            **SIMPLE,
+            "encoder_hid_dim": 48,
+            "encoder_hid_dim_type": "text_image_proj",
+            "addition_embed_type": "text_image",
+        },
         {**WIDE_TEXT, "added_cond_kwargs": {"image_embeds": noise(2, 32), "text_embeds": noise(2, 32)}},
     ),
     "kandinsky-2.2": (
@@ -219,9 +224,9 @@ def test_residuals(peer: type) -> None:
         "down_block_additional_residuals": tuple(noise(*shape) for shape in shapes),
         "mid_block_additional_residual": noise(2, 64, 8, 8),
     }
-    adapter = [noise(2, 32, 16, 16), noise(2, 64, 8, 8)]
+    adapter = {"down_intrablock_additional_residuals": [noise(2, 32, 16, 16), noise(2, 64, 8, 8)]}
     with torch.no_grad():
-        for more in (control, {"down_intrablock_additional_residuals": adapter}, {**control, "down_intrablock_additional_residuals": adapter}):
+        for more in (control, adapter, {**control, **adapter}):
             fresh = [{k: list(v) if isinstance(v, list) else v for k, v in more.items()} for _ in range(2)]
             a = theirs(**given, **fresh[0]).sample
             b = ours(**given, **fresh[1]).sample
@@ -356,7 +361,8 @@ def test_full_size_step(peer: type) -> None:
     weights = {}
     for name, value in theirs.state_dict().items():
         fan_in = value[0].numel() if value.dim() > 1 else 1
-        weights[name] = torch.empty(value.shape).uniform_(-1, 1, generator=generator) * (0.1 if fan_in == 1 else fan_in**-0.5)
+        scale = 0.1 if fan_in == 1 else fan_in**-0.5
+        weights[name] = torch.empty(value.shape).uniform_(-scale, scale, generator=generator)
     theirs.load_state_dict(weights, assign=True)
     ours.load_state_dict(weights, assign=True)
     given = {"sample": noise(1, 4, 32, 32), "timestep": 500, "encoder_hidden_states": noise(1, 77, 768)}

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core.config import ConfigMixin
-from ..core.errors import ConfigError, InputError, check_known, did_you_mean
+from ..core.errors import ConfigError, check_known
 from ..core.push import PushToHubMixin
-from ..nn.backends import resolve_backend
+from ..nn import processors
 from . import loading
 
 
@@ -234,48 +234,37 @@ class ModelMixin(nn.Module, PushToHubMixin, ConfigMixin):
     @property
     def attn_processors(self) -> dict[str, Any]:
         """The processor of every attention layer, by the layer's name followed by ".processor"."""
-        return {f"{name}.processor": module.get_processor() for name, module in self._attentions()}
+        return processors.get_processors(self)
 
     def set_attn_processor(self, processor: Any) -> None:
         """Give every attention layer one processor, or each its own from a dictionary keyed as `attn_processors`.
 
-        Raises InputError when a dictionary does not name every layer exactly.
+        Raises ConfigError when a dictionary does not name every layer exactly.
         """
-        layers = {f"{name}.processor": module for name, module in self._attentions()}
-        if not isinstance(processor, Mapping):
-            processor = dict.fromkeys(layers, processor)
-        unknown, absent = sorted(set(processor) - set(layers)), sorted(set(layers) - set(processor))
-        if unknown:
-            raise InputError(f"there is no attention layer for {unknown[0]!r}{did_you_mean(unknown[0], layers)}")
-        if absent:
-            raise InputError(f"{len(absent)} attention layers are given no processor, the first is {absent[0]!r}")
-        for name, module in layers.items():
-            module.set_processor(processor[name])
+        processors.set_processors(self, processor)
 
     def set_default_attn_processor(self) -> None:
-        """Give every attention layer the processor it was built with."""
-        from ..nn.attention import default_processor
-
-        for _, module in self._attentions():
-            module.set_processor(default_processor(module))
+        """Give every attention layer the vanilla processor: plain tensor operations, fit for export."""
+        processors.set_vanilla_processors(self)
 
     def set_attention_backend(self, backend: str) -> None:
         """Compute the attention of this model with the named backend, for example "sdpa", "eager" or "xformers".
 
         Raises ConfigError for an unknown name, MissingDependencyError for a package that is not installed.
         """
-        name = resolve_backend(backend)
-        if name == "xformers":
-            from ..core.imports import require
-
-            require("xformers", why="the 'xformers' attention backend")
-        for _, module in self._attentions():
-            module.backend = name
+        processors.set_backend(self, backend)
 
     def reset_attention_backend(self) -> None:
         """Compute the attention of this model with the library's default backend."""
-        for _, module in self._attentions():
-            module.backend = None
+        processors.set_backend(self, None)
+
+    def set_attention_slice(self, slice_size: str | int | list[int] | None = "auto") -> None:
+        """Compute attention in slices of (image, head) pairs to save memory.
+
+        "auto" takes half of a layer's heads at a time, "max" one, a number that many, a list one number per layer,
+        None all at once. Raises InputError for a number above a layer's heads or a list of the wrong length.
+        """
+        processors.set_slices(self, slice_size)
 
     def enable_xformers_memory_efficient_attention(self, attention_op: Callable | None = None) -> None:
         """Compute attention through the xformers package; `attention_op` is accepted for its documented callers."""
@@ -284,9 +273,6 @@ class ModelMixin(nn.Module, PushToHubMixin, ConfigMixin):
     def disable_xformers_memory_efficient_attention(self) -> None:
         """Compute attention with the library's default backend again."""
         self.reset_attention_backend()
-
-    def _attentions(self) -> list[tuple[str, Any]]:
-        return [(name, module) for name, module in self.named_modules() if hasattr(module, "set_processor")]
 
 
 def _parameters(function: Callable) -> list[str]:

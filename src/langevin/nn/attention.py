@@ -54,7 +54,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         if only_cross_attention and added_kv_proj_dim is None:
-            raise ConfigError("only_cross_attention=True needs added_kv_proj_dim: without it nothing can be attended to")
+            raise ConfigError("only_cross_attention=True needs added_kv_proj_dim: else there is nothing to attend to")
         self.query_dim = query_dim
         self.is_cross_attention = cross_attention_dim is not None
         self.cross_attention_dim = query_dim if cross_attention_dim is None else cross_attention_dim

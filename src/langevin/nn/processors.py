@@ -1,6 +1,7 @@
 """The documented attention processor names: thin objects that choose how `Attention.compute` runs.
 
-A processor is any callable `processor(attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None)`.
+A processor is any callable of the form
+`processor(attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None)`.
 Those here hold no weights and no state of a run, so one object may serve every layer of a model.
 """
 

@@ -71,7 +71,7 @@ class FeedForward(nn.Module):
         elif activation_fn == "geglu-approximate":
             first = SigmoidGELU(dim, inner, bias=bias)
         else:
-            raise ConfigError(f"no feed-forward activation {activation_fn!r}{did_you_mean(activation_fn, FEED_FORWARDS)}")
+            raise ConfigError(f"no feed-forward {activation_fn!r}{did_you_mean(activation_fn, FEED_FORWARDS)}")
         self.net = nn.ModuleList([first, nn.Dropout(dropout), nn.Linear(inner, dim_out or dim, bias=bias)])
 
     def forward(self, hidden_states: Tensor) -> Tensor:

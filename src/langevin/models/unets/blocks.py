@@ -281,10 +281,10 @@ class UpBlock(Block):
         options = {"output_scale_factor": common.out_scale_factor, "skip_time_act": common.skip_time_act}
         options = options if by_resnet else {}
         width, last = level.channels_out, level.layers - 1
-        self.resnets = nn.ModuleList(
-            common.resnet((width if i else level.channels_in) + (width if i < last else level.channels_skip), width, **options)
-            for i in range(level.layers)
-        )  # fmt: skip
+        self.resnets = nn.ModuleList()
+        for i in range(level.layers):
+            own, skip = width if i else level.channels_in, width if i < last else level.channels_skip
+            self.resnets.append(common.resnet(own + skip, width, **options))
         if kind.attention is not None:
             self.attentions = nn.ModuleList(level.attention(kind.attention, i, common) for i in range(level.layers))
         how = common.upsample_type or "conv" if kind.resample == "option" else kind.resample
@@ -301,8 +301,5 @@ class UpBlock(Block):
             x = self.attend(i, self.resnet(i, torch.cat([x, kept[-1 - i]], dim=1), given), given)
         if self.upsamplers is not None:
             layer = self.upsamplers[0]
-            if isinstance(layer, ResnetBlock):
-                x = run_block(self, layer, x, given.time)
-            else:
-                x = layer(x, output_size)
+            x = run_block(self, layer, x, given.time) if isinstance(layer, ResnetBlock) else layer(x, output_size)
         return x

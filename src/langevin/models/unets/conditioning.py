@@ -97,7 +97,8 @@ def addition_embedding(config: Config, width: int) -> nn.Module | None:
     if kind == "text_image":
         return TextImageTimeEmbedding(config.cross_attention_dim, config.cross_attention_dim, width)
     if kind == "text_time":
-        return TimestepEmbedding(need(config, "projection_class_embeddings_input_dim", "addition_embed_type='text_time'"), width)
+        given = need(config, "projection_class_embeddings_input_dim", "addition_embed_type='text_time'")
+        return TimestepEmbedding(given, width)
     if kind in ("image", "image_hint"):
         given = need(config, "encoder_hid_dim", f"addition_embed_type={kind!r}")
         return ImageTimeEmbedding(given, width) if kind == "image" else ImageHintTimeEmbedding(given, width)

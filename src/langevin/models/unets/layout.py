@@ -70,15 +70,15 @@ def lay_out(
 ) -> Layout:
     """Read the lists of a configuration.
 
-    `usable` tells which kinds of block the model can run. `attention_head_dim` is the number of heads for transformer blocks and the width of a head for the other kinds, as
-    in published configurations.
+    `usable` tells which kinds of block the model can run. `attention_head_dim` is the number of heads for transformer
+    blocks and the width of a head for the other kinds, as in published configurations.
 
     Raises:
         ConfigError: a block name is unknown or a list has the wrong length.
     """
     count = len(down_block_types)
     if len(up_block_types) != count:
-        raise ConfigError(f"up_block_types names {len(up_block_types)} blocks, down_block_types {count}: they must agree")
+        raise ConfigError(f"up_block_types names {len(up_block_types)} blocks and down_block_types names {count}")
     widths = per_block("block_out_channels", tuple(block_out_channels), count)
     layers = per_block("layers_per_block", layers_per_block, count)
     heads = per_block("attention_head_dim", attention_head_dim, count)
@@ -89,7 +89,7 @@ def lay_out(
     if reverse_transformer_layers_per_block is not None:
         up_depths = per_block("reverse_transformer_layers_per_block", reverse_transformer_layers_per_block, count)
     elif any(isinstance(depth, (list, tuple)) for depth in down_depths):
-        raise ConfigError("nested transformer_layers_per_block needs reverse_transformer_layers_per_block for the way up")
+        raise ConfigError("nested transformer_layers_per_block needs reverse_transformer_layers_per_block")
 
     def level(i: int, name: str, channels_in: int, layers_here: int, depth: Any, **more: Any) -> Level:
         given: dict[str, Any] = {
@@ -118,5 +118,6 @@ def lay_out(
     mid = None
     if mid_block_type is not None:
         name = block_name("mid_block_type", mid_block_type, MID_KINDS, usable)
-        mid = level(count - 1, name, widths[-1], mid_layers, down_depths[-1], only_cross_attention=mid_only_cross_attention)
+        more = {"only_cross_attention": mid_only_cross_attention}
+        mid = level(count - 1, name, widths[-1], mid_layers, down_depths[-1], **more)
     return Layout(tuple(down), mid, tuple(up))

@@ -42,9 +42,7 @@ class SkipDownBlock(Block):
         for i in range(level.layers):
             given = width if i else level.channels_in
             self.resnets.append(
-                common.resnet(
-                    given, width, groups=quarter(given), groups_out=quarter(width), output_scale_factor=SCALE
-                )
+                common.resnet(given, width, groups=quarter(given), groups_out=quarter(width), output_scale_factor=SCALE)
             )
         if self.attention is not None:
             self.attentions = nn.ModuleList(

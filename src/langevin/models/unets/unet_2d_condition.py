@@ -264,7 +264,7 @@ class UNet2DConditionModel(ConditioningMixin, ModelMixin):
         accepted = [m._accepts for m in self.modules() if isinstance(m, Attention)]
         unread = [k for k in kwargs if not any(a is None or k in a for a in accepted)]
         if unread:
-            raise InputError(f"cross_attention_kwargs holds {unread}, which no attention processor of this model accepts")
+            raise InputError(f"cross_attention_kwargs holds {unread}, which no attention processor accepts")
         return kwargs
 
     def _check_sample(self, sample: Tensor) -> None:
@@ -316,9 +316,7 @@ def additive_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return ((1 - mask.to(dtype)) * HIDDEN)[:, None]
 
 
-def add_residuals(
-    kept: tuple[Tensor, ...], extra: tuple[Tensor, ...] | None, mid: Tensor | None
-) -> tuple[Tensor, ...]:
+def add_residuals(kept: tuple[Tensor, ...], extra: tuple[Tensor, ...] | None, mid: Tensor | None) -> tuple[Tensor, ...]:
     """Add a ControlNet's residuals to the kept feature maps.
 
     Raises:
