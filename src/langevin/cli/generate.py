@@ -124,15 +124,14 @@ def load(folder: str, request: Request) -> DiffusionPipeline:
     """Load the pipeline in the asked number format onto the asked device."""
     import torch
 
-    from ..core import logging
     from ..pipelines.base import DiffusionPipeline
 
     device = pick_device(request.device)
-    if request.quiet:
-        logging.disable_progress_bar()
-    else:
+    if not request.quiet:
         print(f"Loading {request.model} on {device} in {request.dtype} ...", file=sys.stderr)
-    return DiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, request.dtype)).to(device)
+    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, request.dtype)).to(device)
+    pipe.set_progress_bar_config(disable=request.quiet)
+    return pipe
 
 
 def pick_device(name: str) -> str:
