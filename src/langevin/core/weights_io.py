@@ -1,8 +1,8 @@
 """Weight files: safetensors read piecewise and written streaming, pickles read without running code, shards.
 
 The safetensors format is eight bytes (length of the header), a JSON header (name -> dtype, shape, byte range) and the
-raw tensors. Files are read here directly, and not through the safetensors package, because a cast then needs the memory
-of the result and one small buffer, and because a tensor can be checked while it is in the processor's cache.
+raw tensors. Files are read here directly, and not through the safetensors package, because a cast then needs no memory
+beyond the result's, and because a tensor can be checked while it is in the processor's cache.
 """
 
 from __future__ import annotations
@@ -169,41 +169,46 @@ class SafetensorsFile:
         count = (entry.stop - entry.start) // entry.dtype.itemsize
         return torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=entry.start).view(entry.shape)
 
-    def read_into(self, name: str, target: Tensor, each: Callable[[Tensor], None] | None = None) -> None:
+    def read_into(
+        self, name: str, target: Tensor, each: Callable[[Tensor], None] | None = None, *, use_map: bool = True
+    ) -> None:
         """Read and cast the tensor into a contiguous `target` of its shape on any device, in pieces of a few MB.
 
-        `each` is called with every finished piece of `target`. Safe to call from several threads at once.
+        `each` is called with every finished piece of `target`, while it is still in the processor's cache. Pages of the
+        file are given back as soon as they are read. use_map=False reads without mapping the file.
         """
         entry = self.entries[name]
+        source = self.view(name) if use_map else None
         flat = target.view(-1)
         step = CHUNK // entry.dtype.itemsize
-        same = target.dtype == entry.dtype and target.device.type == "cpu"
-        buffer = None if same else torch.empty(min(step, max(flat.numel(), 1)), dtype=entry.dtype)
+        buffer = torch.empty(0 if source is not None else min(step, flat.numel()), dtype=entry.dtype)
         for first in range(0, flat.numel(), step):
             piece = flat[first : first + step]
-            landing = piece if buffer is None else buffer[: piece.numel()]
-            self._read_at(entry.start + first * entry.dtype.itemsize, landing)
-            if buffer is not None:
+            offset = entry.start + first * entry.dtype.itemsize
+            if source is None:
+                landing = buffer[: piece.numel()]
+                self._read_at(offset, bytes_of(landing))
                 piece.copy_(landing)
+            else:
+                piece.copy_(source.view(-1)[first : first + step])
+                self._release(offset, offset + piece.numel() * entry.dtype.itemsize)
             if each is not None:
                 each(piece)
 
-    def _read_at(self, offset: int, landing: Tensor) -> None:
-        data = bytes_of(landing)
+    def _read_at(self, offset: int, data: memoryview) -> None:
+        self._file.seek(offset)
         while data:
-            done = read_at(self._file.fileno(), data, offset)
-            if done == 0:
+            done = self._file.readinto(data)
+            if not done:
                 raise WeightsError(f"{self.path} became shorter while it was read")
-            data, offset = data[done:], offset + done
+            data = data[done:]
 
-
-def read_at(handle: int, data: memoryview, offset: int) -> int:
-    """Read into `data` from a position of a file and return the number of bytes, leaving the file's own position."""
-    if hasattr(os, "preadv"):
-        return os.preadv(handle, [data], offset)
-    with open(os.dup(handle), "rb", buffering=0) as file:  # no preadv: macOS before 11, Windows
-        file.seek(offset)
-        return file.readinto(data) or 0
+    def _release(self, start: int, stop: int) -> None:
+        """Tell the system that the whole pages between two positions need not stay in this process's memory."""
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            start, stop = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+            if start < stop:
+                self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 def count_bytes(shape: Iterable[int], dtype: torch.dtype) -> int:

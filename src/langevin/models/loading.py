@@ -245,12 +245,13 @@ class Checkpoint:
         else:
             held = source.entries[stored].dtype
             wanted = dtype if dtype is not None and held.is_floating_point else held
-            mapped = source.view(stored) if self.use_map and wanted == held and device.type == "cpu" else None
-            if mapped is None:
+            mapped = self.use_map and wanted == held and device.type == "cpu"
+            view = source.view(stored) if mapped else None
+            if view is None:
                 result = torch.empty(self.shapes[name], dtype=wanted, device=device)
-                source.read_into(stored, result, check)
+                source.read_into(stored, result, check, use_map=self.use_map)
                 return result
-            result = mapped
+            result = view
         if check is not None:
             check(result)
         return result
