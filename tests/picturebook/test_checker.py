@@ -10,7 +10,18 @@ from langevin.core.errors import InputError, WeightsError
 from langevin.picturebook import checker
 from langevin.picturebook.captions import Request, Wish, parse
 from langevin.picturebook.checker import Found, Sight, accuracy, check, judge, load_detector, look, prompts, spoil
-from langevin.picturebook.world import HELD_OUT_COLOURS, HELD_OUT_RELATIONS, Scene, Thing, render, sample_scene
+from langevin.picturebook.decoys import UNKNOWN, add_decoy
+from langevin.picturebook.world import (
+    BACKGROUNDS,
+    COLOURS,
+    HELD_OUT_COLOURS,
+    HELD_OUT_RELATIONS,
+    KINDS,
+    Scene,
+    Thing,
+    render,
+    sample_scene,
+)
 
 
 def pair(first: tuple[str, str], second: tuple[str, str], relation: str) -> Scene:
@@ -76,9 +87,20 @@ def test_things_are_found_where_they_are() -> None:
 def test_an_empty_or_noisy_picture_shows_nothing() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
     empty = np.stack([render(Scene((), None, name, "flat")) for name in ("meadow", "sea", "night", "plain")])
-    for verdict in check(np.concatenate([noise, empty]), ["a red house"] * 8):
-        assert not verdict.all_right
+    assert not any(verdict.all_right for verdict in check(np.concatenate([noise, empty]), ["a red house"] * 8))
     assert all(sight.found == () for sight in look(empty))
+
+
+def test_lumps_and_mixed_up_things_are_not_taken_for_things() -> None:
+    rng = np.random.default_rng(11)
+    accepted = []
+    for background in BACKGROUNDS:
+        for colour in COLOURS:
+            scene = Scene((), None, background, "flat", seed=int(rng.integers(1000)))
+            canvas = render(scene)
+            add_decoy(canvas, Thing(UNKNOWN, colour, "big", 1, 0.5, 0.5, 34 / 64), scene, rng)
+            accepted.append(any(thing.kind in KINDS for thing in look([canvas])[0].found))
+    assert np.mean(accepted) <= 0.2
 
 
 def test_softened_pictures_are_still_read() -> None:

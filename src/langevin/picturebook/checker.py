@@ -24,6 +24,7 @@ from torch import nn
 
 from ..core.errors import InputError, WeightsError, check_choice
 from .captions import Request, Wish, describe, parse, request_of
+from .decoys import UNKNOWN, add_decoy, random_thing
 from .world import BACKGROUNDS, COLOURS, KINDS, STYLES, Scene, Thing, render, sample_scene
 
 WEIGHTS = Path(__file__).with_name("weights") / "checker.safetensors"
@@ -33,12 +34,18 @@ GRID = 8
 REACH = 6.5 / SIDE
 """A cell answers for a thing whose centre lies within this distance of the cell's own centre, along both axes."""
 
-_CELL_OUTPUTS = 1 + 2 + len(KINDS) + len(COLOURS)
+LABELS = (*KINDS, UNKNOWN)
+"""The kinds the detector tells apart: the sixteen things, and what is none of them."""
+
+_CELL_OUTPUTS = 1 + 2 + len(LABELS) + len(COLOURS)
 
 
 @dataclass(frozen=True)
 class Found:
-    """A thing seen in a picture; x and y are shares of the picture's side, `confidence` lies between 0 and 1."""
+    """A thing seen in a picture; x and y are shares of the picture's side, `confidence` lies between 0 and 1.
+
+    `kind` is "unknown" for a shape that is none of the picturebook's things.
+    """
 
     kind: str
     colour: str
@@ -85,7 +92,7 @@ def _layer(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential
 
 
 class Detector(nn.Module):
-    """Pictures (B, 3, 64, 64) in [-1, 1] to cells (B, 8, 8, 29), background logits (B, 6) and style logits (B, 5).
+    """Pictures (B, 3, 64, 64) in [-1, 1] to cells (B, 8, 8, 30), background logits (B, 6) and style logits (B, 5).
 
     A cell holds: presence logit, offset to the centre (x, y, in cells), kind logits, colour logits.
     """
@@ -150,7 +157,7 @@ def load_detector() -> Detector:
 
 
 def _objects(cells: np.ndarray) -> tuple[Found, ...]:
-    """Gather the cells of one picture (8, 8, 29; probabilities where logits were) into things, surest first."""
+    """Gather the cells of one picture (8, 8, 30; probabilities where logits were) into things, surest first."""
     rows, columns = np.nonzero(cells[..., 0] > 0.5)
     votes = sorted(((cells[r, c], r, c) for r, c in zip(rows, columns, strict=True)), key=lambda vote: -vote[0][0])
     groups: list[list[tuple[np.ndarray, float, float]]] = []
@@ -166,9 +173,9 @@ def _objects(cells: np.ndarray) -> tuple[Found, ...]:
         weights = np.array([cell[0] for cell, _, _ in group])
         mean = np.average([cell for cell, _, _ in group], axis=0, weights=weights)
         x, y = np.average([(x, y) for _, x, y in group], axis=0, weights=weights)
-        kinds, colours = mean[3 : 3 + len(KINDS)], mean[3 + len(KINDS) :]
+        kinds, colours = mean[3 : 3 + len(LABELS)], mean[3 + len(LABELS) :]
         sure = float(weights.max() * kinds.max() * colours.max())
-        things.append(Found(KINDS[int(kinds.argmax())], COLOURS[int(colours.argmax())], float(x), float(y), sure))
+        things.append(Found(LABELS[int(kinds.argmax())], COLOURS[int(colours.argmax())], float(x), float(y), sure))
     return tuple(things)
 
 
@@ -179,7 +186,7 @@ def look(images: Any, *, detector: Detector | None = None) -> list[Sight]:
     sights = []
     for part in to_pictures(images).split(128):
         cells, backgrounds, styles = model(part)
-        presence, offset, kind, colour = cells.float().split([1, 2, len(KINDS), len(COLOURS)], dim=-1)
+        presence, offset, kind, colour = cells.float().split([1, 2, len(LABELS), len(COLOURS)], dim=-1)
         read = torch.cat([presence.sigmoid(), offset, kind.softmax(-1), colour.softmax(-1)], dim=-1).numpy()
         names = zip(backgrounds.argmax(1).tolist(), styles.argmax(1).tolist(), strict=True)
         sights += [Sight(_objects(c), BACKGROUNDS[b], STYLES[s]) for c, (b, s) in zip(read, names, strict=True)]
@@ -252,15 +259,14 @@ def prompts(n: int, kind: str, seed: int = 0) -> list[str]:
 
 
 def loose_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene with none to three things of any colour anywhere, so that nothing is taken for granted."""
+    """Draw a scene with none to three things or decoys, of any colour, anywhere, so nothing is taken for granted."""
     count = int(rng.choice([0, 1, 2, 3], p=[0.06, 0.36, 0.46, 0.12]))
     things: list[Thing] = []
     for _ in range(40 * count):
         extent = 2 * int(rng.integers(9, 18 if count == 1 else 14)) / SIDE
         x, y = (float(v) for v in rng.uniform(extent / 2 - 0.04, 1.04 - extent / 2, size=2))
         if len(things) < count and all(max(abs(x - t.x), abs(y - t.y)) > 0.46 * (extent + t.extent) for t in things):
-            kind, colour = KINDS[int(rng.integers(len(KINDS)))], COLOURS[int(rng.integers(len(COLOURS)))]
-            things.append(Thing(kind, colour, "big", 1, x, y, extent))
+            things.append(random_thing(rng, x, y, extent, odd=0.2))
     background, style = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))], STYLES[int(rng.integers(len(STYLES)))]
     return Scene(tuple(things), None, background, style, int(rng.integers(2**31)))
 
@@ -282,8 +288,19 @@ def _target(scene: Scene) -> np.ndarray:
         nearest[mine] = (across + down)[mine]
         for row, column in zip(*np.nonzero(mine), strict=True):
             offset = ((x - middle[column]) * GRID, (y - middle[row]) * GRID)
-            target[row, column] = (1, *offset, KINDS.index(kind), COLOURS.index(colour))
+            target[row, column] = (1, *offset, LABELS.index(kind), COLOURS.index(colour))
     return target
+
+
+def _picture(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """Render a scene with its decoys."""
+    decoys = [thing for thing in scene.things if thing.kind == UNKNOWN]
+    if not decoys:
+        return render(scene)
+    canvas = render(replace(scene, things=tuple(thing for thing in scene.things if thing.kind != UNKNOWN)))
+    for thing in decoys:
+        add_decoy(canvas, thing, scene, rng)
+    return canvas
 
 
 def _batch(rng: np.random.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -292,20 +309,25 @@ def _batch(rng: np.random.Generator, size: int) -> tuple[torch.Tensor, torch.Ten
     for _ in range(size):
         choice = rng.random()
         scenes.append(loose_scene(rng) if choice < 0.5 else sample_scene(rng, held_out=choice < 0.62))
-    pictures = to_pictures([render(scene) for scene in scenes])
+    pictures = to_pictures([_picture(scene, rng) for scene in scenes])
     target = torch.from_numpy(np.stack([_target(scene) for scene in scenes]))
     setting = torch.tensor([(BACKGROUNDS.index(s.background), STYLES.index(s.style)) for s in scenes])
     return pictures, target, setting
 
 
 def spoil(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return pictures (B, 3, 64, 64) in [-1, 1] with a decoder's faults: softness, noise, changed light, blocks."""
+    """Return pictures (B, 3, 64, 64) in [-1, 1] with a decoder's faults: bends, softness, noise, blocks."""
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.rand(shape, generator=generator)
 
     count = len(pictures)
-    out = pictures.clone()
+    bend = F.interpolate(torch.randn(count, 2, 6, 6, generator=generator), (SIDE, SIDE), mode="bicubic")
+    straight = F.affine_grid(torch.eye(2, 3).expand(count, 2, 3), [count, 3, SIDE, SIDE], align_corners=False)
+    reach = draw(count, 1, 1, 1) * 1.6 * 2 / SIDE
+    grid = straight + reach * bend.permute(0, 2, 3, 1)
+    out = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    out[::2] = pictures[::2]
     third = count // 3
     side = int(torch.randint(30, 60, (1,), generator=generator))
     small = F.interpolate(out[:third], (side, side), mode="bilinear", antialias=True, align_corners=False)
@@ -330,8 +352,8 @@ def loss_of(outputs: tuple[torch.Tensor, ...], target: torch.Tensor, setting: to
     here = target[..., 0] > 0
     seen, wanted = cells[here], target[here]
     place = F.smooth_l1_loss(seen[:, 1:3], wanted[:, 1:3])
-    kind = F.cross_entropy(seen[:, 3 : 3 + len(KINDS)], wanted[:, 3].long())
-    colour = F.cross_entropy(seen[:, 3 + len(KINDS) :], wanted[:, 4].long())
+    kind = F.cross_entropy(seen[:, 3 : 3 + len(LABELS)], wanted[:, 3].long())
+    colour = F.cross_entropy(seen[:, 3 + len(LABELS) :], wanted[:, 4].long())
     around = F.cross_entropy(background, setting[:, 0]) + F.cross_entropy(style, setting[:, 1])
     return 8 * presence + 2 * place + kind + colour + 0.2 * around
 

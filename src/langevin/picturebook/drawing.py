@@ -152,7 +152,7 @@ def closed_curve(points: Sequence[tuple[float, float]], steps: int = 10) -> list
     return [(float(x), float(y)) for x, y in curve.reshape(-1, 2)]
 
 
-def _contoured(image: Any, width: float, colour: Rgb) -> Any:
+def contoured(image: Any, width: float, colour: Rgb) -> Any:
     """Return `image` above a copy of its silhouette that is `width` pixels wider and filled with `colour`."""
     from PIL import Image, ImageFilter
 
@@ -163,7 +163,7 @@ def _contoured(image: Any, width: float, colour: Rgb) -> Any:
     return Image.alpha_composite(under, image)
 
 
-def _averaged(image: Any, pixels: int) -> np.ndarray:
+def averaged(image: Any, pixels: int) -> np.ndarray:
     """Return premultiplied float RGBA of shape (pixels, pixels, 4) in [0, 255], each the mean of a block."""
     reduced = image.convert("RGBa").reduce(image.width // pixels)
     return np.asarray(reduced, dtype=np.float32)
@@ -190,8 +190,8 @@ def sprite(kind: str, colour: str, style: str, pixels: int, moonlit: bool, unit:
     thick = {"flat": 0.75, "outline": 1.1, "pixel": 0.55, "pastel": 0.45, "chalk": 0.8}[style]
     if moonlit and style == "pixel":
         thick = 1.3
-    drawn = _contoured(pen.image, thick * unit * OVERSAMPLING, pen.tones["contour"])
-    result = _averaged(drawn, cells)
+    drawn = contoured(pen.image, thick * unit * OVERSAMPLING, pen.tones["contour"])
+    result = averaged(drawn, cells)
     if style == "pixel":
         alpha = result[..., 3:]
         solid = np.where(alpha > 110, 255.0, 0.0)
