@@ -23,6 +23,18 @@ def _g(x):
 class A:
     def h(self):
         pass
+
+    def i(self):
+        """Do."""
+
+class B(A):
+    """Kind."""
+
+    def h(self):
+        pass
+
+    def i(self):
+        pass
 """
 
 
@@ -64,17 +76,43 @@ def nested(tree) -> set[ast.AST]:
     return {inner for node in outer for inner in ast.walk(node) if inner is not node}
 
 
+def inherited(tree) -> set[str]:
+    """Return the labels of the methods that a base class of the tree documents."""
+    classes = {node.name: (source, node) for source in tree for node in source.classes}
+
+    def documented(name: str, method: str) -> bool:
+        if name not in classes:
+            return False
+        node = classes[name][1]
+        own = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == method]
+        bases = [getattr(base, "id", getattr(base, "attr", "")) for base in node.bases]
+        return any(ast.get_docstring(f) for f in own) or any(documented(base, method) for base in bases)
+
+    labels = set()
+    for source, node in classes.values():
+        for method in node.body:
+            if isinstance(method, ast.FunctionDef) and documented(node.name, method.name):
+                labels.add(f"{source.file}::{node.name}.{method.name}")
+    return labels
+
+
 def undocumented(tree) -> list[str]:
-    """Return the public functions and classes without a docstring; `forward` may leave it to its class."""
-    inside = nested(tree)
+    """Return the public functions and classes without a docstring.
+
+    A method may leave it to the base class that declares it, a setter to its property, `forward` to its class.
+    """
+    inside, by_base = nested(tree), inherited(tree)
     functions = [f for source in tree for f in source.functions if is_public(f) and f.node not in inside]
-    found = [
-        f.label for f in functions if not ast.get_docstring(f.node) and f.node.name not in ("forward", "extra_repr")
-    ]
+    bare = [f for f in functions if not ast.get_docstring(f.node) and f.label not in by_base]
+    found = [f.label for f in bare if f.node.name not in ("forward", "extra_repr") and not is_setter(f)]
     for source in tree:
         classes = [c for c in source.classes if not c.name.startswith("_") and c not in inside]
         found += [f"{source.file}::{c.name}" for c in classes if not ast.get_docstring(c)]
     return found
+
+
+def is_setter(function: Function) -> bool:
+    return any(isinstance(d, ast.Attribute) and d.attr == "setter" for d in function.node.decorator_list)
 
 
 def untyped(tree) -> list[str]:
@@ -99,5 +137,5 @@ def test_public_arguments_have_a_type() -> None:
 
 def test_the_gates_see_planted_gaps() -> None:
     tree = [module("langevin.core.a", PLANTED)]
-    assert undocumented(tree) == [f"src/langevin/core/a.py::{name}" for name in ("f", "A.h", "A")]
+    assert undocumented(tree) == [f"src/langevin/core/a.py::{name}" for name in ("f", "A.h", "B.h", "A")]
     assert untyped(tree) == ["src/langevin/core/a.py::f(y)"]
