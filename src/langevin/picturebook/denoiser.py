@@ -1,0 +1,186 @@
+"""The picturebook's denoiser: a small UNet learns to remove noise from latents, told by a caption what they show.
+
+The parameterisation is v (Salimans and Ho 2022, arXiv 2202.00512) on DDPM's linear schedule (Ho et al. 2020, arXiv 2006.11239),
+whose last level holds almost no signal, so that dark and bright pictures can be begun from noise alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..core.files import atomic_file
+from ..core.images import grid, to_images
+from ..core.progress import progress_bar
+from ..models.autoencoders.autoencoder_kl import AutoencoderKL
+from ..models.unets.unet_2d_condition import UNet2DConditionModel
+from ..schedulers.ddim import DDIMScheduler
+from .autoencoder import encode
+from .clip import WIDTH, text_states
+from .data import Scenes
+from .loop import Recipe, Stage
+
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "v_prediction",
+}
+GAMMA = 5.0
+"""Cap of the signal-to-noise ratio in the loss weight (Hang et al. 2023, arXiv 2303.09556)."""
+
+UNTOLD = 0.1
+"""Share of samples whose caption is left out, for classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598)."""
+
+PROMPTS = (
+    "a red house under a yellow sun, night",
+    "a green tree to the left of a pink flower",
+    "a blue fish, sea",
+    "two orange cats in a meadow",
+    "a purple balloon above a black car, desert",
+    "a small white bird in the snow",
+    "a brown mushroom, pixel style",
+    "a red heart above a blue star, chalk style",
+    "a yellow kite over a green house, meadow",
+    "a white boat to the right of a red tree, sea",
+    "a pink moon, night, outline style",
+    "a green boat by the sea",
+)
+"""Prompts of the pictures to look at during training."""
+
+
+def build() -> UNet2DConditionModel:
+    """Return the untrained UNet."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 128, 128),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        cross_attention_dim=WIDTH,
+        norm_num_groups=16,
+    )
+
+
+def signal_levels() -> Tensor:
+    """Return the squared signal scale (alpha bar) of every timestep, float32."""
+    betas = torch.linspace(SCHEDULE["beta_start"], SCHEDULE["beta_end"], SCHEDULE["num_train_timesteps"], dtype=torch.float64)
+    return (1 - betas).cumprod(0).float()
+
+
+def _cached(path: Path, shape: tuple[int, ...], rows: int, compute) -> Tensor:  # noqa: ANN001
+    """Return the float16 array in `path`, computed block by block (rows of the first axis) if it is not there."""
+    if not path.exists():
+        with atomic_file(path) as partial:
+            array = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
+            for start in progress_bar(range(0, shape[0], rows), desc=path.stem):
+                block = compute(torch.arange(start, min(start + rows, shape[0])))
+                array[start : start + len(block)] = block.numpy()
+            array.flush()
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+def cache_latents(folder: Path, scenes: Scenes, vae: AutoencoderKL) -> Tensor:
+    """Return the mean latents of all scenes, float16 of shape (scenes, 4, 16, 16), not yet scaled; kept in `folder`."""
+    vae = vae.eval().to(memory_format=torch.channels_last)
+    return _cached(folder / "latents.npy", (len(scenes), 4, 16, 16), 100, lambda rows: encode(vae, scenes.images(rows)))
+
+
+def cache_states(folder: Path, ids: Tensor, text_encoder: nn.Module) -> Tensor:
+    """Return the text states of all captions, float16 of shape (captions, 32, 256); kept in `folder`."""
+    flat = ids.flatten(0, 1)
+    text_encoder.eval()
+    shape = (len(flat), flat.shape[1], WIDTH)
+    return _cached(folder / "states.npy", shape, 250, lambda rows: text_states(text_encoder, flat[rows]))
+
+
+class DenoiserStage(Stage):
+    """Trains the UNet on cached latents and cached text states.
+
+    Args:
+        latents: (scenes, 4, 16, 16), scaled here to unit variance.
+        states: (scenes * wordings, length, width), the wordings of a scene in a row.
+        untold: (length, width), the states of the empty prompt.
+        shown: (prompts, length, width), the states of `PROMPTS`, for previews.
+    """
+
+    name = "unet"
+    recipe = Recipe(lr=7e-4, batch=64, warmup=200, average=0.999, betas=(0.9, 0.99))
+
+    def __init__(
+        self,
+        folder: Path,
+        latents: Tensor,
+        states: Tensor,
+        *,
+        untold: Tensor,
+        shown: Tensor,
+        vae: AutoencoderKL | None = None,
+        model: UNet2DConditionModel | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self.folder, self.latents, self.states = folder, latents, states
+        self.untold, self.shown, self.vae = untold, shown, vae
+        self.scale = scaling_factor(latents)
+        self.wordings = len(states) // len(latents)
+        self.model = (model or build()).to(memory_format=torch.channels_last)
+        self._predict = torch.compile(self.predict) if compiled else self.predict
+        alphas = signal_levels()
+        self.signal, self.noise = alphas.sqrt(), (1 - alphas).sqrt()
+        ratio = alphas / (1 - alphas)
+        self.weight = ratio.clamp(max=GAMMA) / (ratio + 1)
+
+    def predict(self, x: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        """Return the UNet's v in float32."""
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            return self.model(x, t, states, return_dict=False)[0].float()
+
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw clean latents, timesteps spread evenly over the schedule, and text states with some left out."""
+        count = self.recipe.batch
+        rows = torch.randint(len(self.latents), (count,), generator=generator)
+        wording = torch.randint(self.wordings, (count,), generator=generator)
+        told = torch.rand(count, 1, 1, generator=generator) >= UNTOLD
+        states = torch.where(told, self.states[rows * self.wordings + wording].float(), self.untold)
+        spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        x0 = (self.latents[rows].float() * self.scale).contiguous(memory_format=torch.channels_last)
+        return x0, (spread * len(self.signal)).long(), states
+
+    def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
+        x0, t, states = self.batch(generator)
+        eps = torch.randn(x0.shape, generator=generator).contiguous(memory_format=torch.channels_last)
+        signal, noise = self.signal[t][:, None, None, None], self.noise[t][:, None, None, None]
+        v = self._predict(signal * x0 + noise * eps, t, states)
+        error = (v - (signal * eps - noise * x0)).square().mean(dim=(1, 2, 3))
+        return {"loss": (self.weight[t] * error).mean(), "error": error.mean()}
+
+    @torch.no_grad()
+    def preview(self, step: int) -> None:
+        if self.vae is None:
+            return
+        latents = self.sample(self.shown) / self.scale
+        made = self.vae.decode(latents.float()).sample
+        grid(to_images(made), rows=2, cols=6).resize((1152, 384), 0).save(self.folder / f"unet-{step}.png")
+
+    def sample(self, states: Tensor, *, scale: float = 3.0, steps: int = 25, seed: int = 0) -> Tensor:
+        """Return scaled latents for text states by DDIM with classifier-free guidance."""
+        scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, timestep_spacing="trailing")
+        scheduler.set_timesteps(steps)
+        x = torch.randn(len(states), 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+        both = torch.cat([self.untold.expand_as(states), states])
+        for t in scheduler.timesteps:
+            without, with_text = self.predict(torch.cat([x, x]), t, both).chunk(2)
+            x = scheduler.step(without + scale * (with_text - without), t, x).prev_sample
+        return x
+
+
+def scaling_factor(latents: Tensor) -> float:
+    """Return the number that brings latents to unit variance, measured on at most 5000 pictures."""
+    return round(1 / float(latents[:5000].float().std()), 4)

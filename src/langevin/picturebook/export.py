@@ -1,0 +1,88 @@
+"""Writes the trained picturebook as an ordinary StableDiffusionPipeline folder in half precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..core.files import atomic_folder
+from ..models.autoencoders.autoencoder_kl import AutoencoderKL
+from ..models.unets.unet_2d_condition import UNet2DConditionModel
+from ..pipelines.stable_diffusion import StableDiffusionPipeline
+from ..schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
+from . import denoiser, tokenizer
+from .clip import CHANNEL_MEAN, CHANNEL_SPREAD
+from .train import Training
+
+
+def text_encoder(towers: Any) -> Any:
+    """Return the text tower of a CLIPModel as a CLIPTextModel of its own."""
+    from transformers import CLIPTextModel
+
+    model = CLIPTextModel(towers.config.text_config)
+    inner = getattr(model, "text_model", model)
+    inner.load_state_dict(towers.text_model.state_dict())
+    return model.eval()
+
+
+def pipeline(training: Training) -> StableDiffusionPipeline:
+    """Return the pipeline of the training's averaged weights, float32."""
+    latents = denoiser.cache_latents(training.folder / "data", training.scenes, training.vae)
+    config = {**training.vae.config, "scaling_factor": denoiser.scaling_factor(latents)}
+    vae = AutoencoderKL.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+    vae.load_state_dict(training.vae.state_dict())
+    return StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=text_encoder(training.towers),
+        tokenizer=training.words,
+        unet=trained_unet(training),
+        scheduler=DPMSolverMultistepScheduler(**denoiser.SCHEDULE, steps_offset=1, timestep_spacing="trailing"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def trained_unet(training: Training) -> UNet2DConditionModel:
+    """Return the UNet with its averaged weights, without the caches that its training needs."""
+    model = denoiser.build()
+    state = torch.load(training.folder / "unet.pt", weights_only=True)
+    model.load_state_dict(state["model"])
+    with torch.no_grad():
+        for live, kept in zip(model.parameters(), state["average"], strict=True):
+            live.copy_(kept)
+    return model.eval()
+
+
+def image_processor() -> Any:
+    """Return the picture processor that fits the vision tower."""
+    from transformers import CLIPImageProcessor
+
+    return CLIPImageProcessor(
+        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=CHANNEL_MEAN, image_std=CHANNEL_SPREAD
+    )
+
+
+def published_names(path: Path) -> None:
+    """Give a text encoder's weights the names of published checkpoints (text_model.*), which every transformers version reads."""
+    weights = {name if name.startswith("text_model.") else f"text_model.{name}": value for name, value in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def export(training: Training, folder: Path) -> None:
+    """Write the pipeline into `folder`, and the whole CLIP (for scores) into its subfolder clip/."""
+    pipe = pipeline(training)
+    pipe.to(torch.float16)
+    with atomic_folder(folder) as partial:
+        pipe.save_pretrained(partial)
+        published_names(partial / "text_encoder" / "model.safetensors")
+        training.towers.half().save_pretrained(partial / "clip")
+        image_processor().save_pretrained(partial / "clip")
+        for name in ("tokenizer", "clip"):
+            (partial / name / "tokenizer.json").unlink(missing_ok=True)
+            tokenizer.write(partial / name)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"{folder}: {size / 2**20:.1f} MiB")

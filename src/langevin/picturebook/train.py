@@ -1,0 +1,169 @@
+"""Trains the picturebook's models: `python -m langevin.picturebook.train`, which can be stopped and started again at any time.
+
+The stages, each of which goes on from its own checkpoint:
+
+    tokenizer    writes the vocabulary learned from the caption grammar
+    clip         trains the text and the vision tower together
+    autoencoder  trains the autoencoder
+    unet         caches latents and text states, then trains the denoiser on them
+    vision       goes on with the vision tower, the text tower locked
+    decoder      goes on with the decoder, the encoder locked
+    export       writes a StableDiffusionPipeline folder
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import autoencoder, clip, data, denoiser, tokenizer
+from .loop import Budget, Stage, averaged_weights, fit
+
+MINUTES = {"clip": 6.0, "autoencoder": 12.0, "unet": 90.0, "vision": 6.0, "decoder": 10.0}
+"""How long a stage trains unless --minutes says otherwise, on two cores."""
+
+HOME = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "langevin" / "picturebook"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run of the training is told.
+
+    Attributes:
+        folder: where checkpoints, caches, curves and pictures go.
+        scenes: how many scenes the training set has.
+        budget: how long the chosen stage trains in all.
+        recipe: numbers of the recipe that differ from the stage's own.
+    """
+
+    folder: Path
+    scenes: int = 60_000
+    budget: Budget | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    compiled: bool = False
+    seed: int = 0
+
+
+class Training:
+    """The parts that the stages hand to each other, loaded when first asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.folder = settings.folder
+
+    @cached_property
+    def scenes(self) -> data.Scenes:
+        """The training set."""
+        return data.load(self.folder / "data", self.settings.scenes, seed=self.settings.seed)
+
+    @cached_property
+    def words(self) -> Any:
+        """The tokenizer."""
+        return tokenizer.load(self.folder / "tokenizer")
+
+    @cached_property
+    def ids(self) -> torch.Tensor:
+        """The captions' tokens."""
+        return clip.tokens(self.folder / "data", self.scenes, self.words)
+
+    def finished(self, stage: Stage, *, fallback: str | None = None) -> nn.Module:
+        """Return a stage's model with the averaged weights of its checkpoint, or of the stage named `fallback`."""
+        for name in (stage.name, fallback):
+            path = self.folder / f"{name}.pt"
+            if name and path.exists():
+                averaged_weights(stage, path)
+                break
+        return stage.model.eval()
+
+    @cached_property
+    def vae(self) -> Any:
+        """The autoencoder as trained so far, its decoder polished if that stage has run."""
+        model = self.finished(autoencoder.AutoencoderStage(self.folder, self.scenes))
+        stage = autoencoder.DecoderStage(self.folder, self.scenes, model)
+        self.finished(stage)
+        return model
+
+    @cached_property
+    def towers(self) -> Any:
+        """The CLIP as trained so far."""
+        stage = clip.ClipStage(self.folder, self.scenes, self.ids, self.words)
+        self.finished(stage)
+        locked = clip.ClipStage(self.folder, self.scenes, self.ids, self.words, model=stage.clip, text_locked=True)
+        self.finished(locked, fallback="clip")
+        return stage.clip
+
+    def states(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Return the text states of prompts: (prompts, 32, 256)."""
+        inputs = self.words(list(prompts), padding="max_length", truncation=True, max_length=tokenizer.LENGTH, return_tensors="pt")
+        return clip.text_states(self.towers.text_model.eval(), inputs.input_ids)
+
+    def stage(self, name: str) -> Stage:
+        """Return the stage called `name`, ready to be trained."""
+        scenes, compiled = self.scenes, self.settings.compiled
+        if name == "autoencoder":
+            return autoencoder.AutoencoderStage(self.folder, scenes)
+        if name == "decoder":
+            return autoencoder.DecoderStage(self.folder, scenes, self.vae)
+        if name == "clip":
+            return clip.ClipStage(self.folder, scenes, self.ids, self.words)
+        if name == "vision":
+            return clip.ClipStage(self.folder, scenes, self.ids, self.words, model=self.towers, text_locked=True)
+        latents = denoiser.cache_latents(self.folder / "data", scenes, self.vae)
+        states = denoiser.cache_states(self.folder / "data", self.ids, self.towers.text_model)
+        untold, shown = self.states([""])[0], self.states(denoiser.PROMPTS)
+        return denoiser.DenoiserStage(
+            self.folder, latents, states, untold=untold, shown=shown, vae=self.vae, compiled=compiled
+        )
+
+    def train(self, name: str, report: Callable[[str], None] = print) -> Stage:
+        """Train one stage until its budget is spent; return it with the averaged weights in its model."""
+        torch.manual_seed(self.settings.seed)
+        stage = self.stage(name)
+        stage.recipe = replace(stage.recipe, **self.settings.recipe)
+        for line in fit(stage, self.settings.budget or Budget(minutes=MINUTES[name])):
+            report(line)
+        return stage
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the stages that the command line names."""
+    stages = ("tokenizer", "clip", "autoencoder", "unet", "vision", "decoder", "export")
+    parser = argparse.ArgumentParser(prog="python -m langevin.picturebook.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--stage", choices=(*stages, "all"), default="all", help="which stage to run (default: all, in this order)")
+    parser.add_argument("--minutes", type=float, help="how long a stage trains in all, earlier runs included")
+    parser.add_argument("--steps", type=int, help="how many steps a stage trains in all, instead of --minutes")
+    parser.add_argument("--scenes", type=int, default=60_000, help="scenes of the training set (default: 60000)")
+    parser.add_argument("--batch", type=int, help="samples of a step")
+    parser.add_argument("--lr", type=float, help="learning rate")
+    parser.add_argument("--compile", action="store_true", help="compile the denoiser")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of a CPU")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=HOME, help=f"checkpoints and caches (default: {HOME})")
+    parser.add_argument("--output", type=Path, help="where export writes the pipeline (default: model/ in --folder)")
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(chosen.threads)
+    budget = Budget(minutes=chosen.minutes, steps=chosen.steps) if chosen.minutes or chosen.steps else None
+    recipe = {key: value for key, value in (("batch", chosen.batch), ("lr", chosen.lr)) if value is not None}
+    settings = Settings(chosen.folder, chosen.scenes, budget, recipe, chosen.compile, chosen.seed)
+    for name in stages if chosen.stage == "all" else (chosen.stage,):
+        training = Training(settings)
+        if name == "tokenizer":
+            tokenizer.write(chosen.folder / "tokenizer")
+        elif name == "export":
+            from .export import export
+
+            export(training, chosen.output or chosen.folder / "model")
+        else:
+            training.train(name, lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    main()

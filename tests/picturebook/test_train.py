@@ -1,0 +1,134 @@
+"""The picturebook's training: a stopped run goes on as if it had not been stopped, and says what it does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from langevin import UNet2DConditionModel
+from langevin.core.errors import NonFiniteError
+from langevin.picturebook import autoencoder, data, denoiser, loop
+from langevin.picturebook.loop import Budget, Recipe, fit
+
+
+def tiny_stage(folder) -> denoiser.DenoiserStage:
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
+        cross_attention_dim=16,
+        norm_num_groups=4,
+    )
+    latents, states = torch.randn(10, 4, 8, 8).half(), torch.randn(20, 5, 16).half()
+    stage = denoiser.DenoiserStage(folder, latents, states, untold=torch.zeros(5, 16), shown=states[:2].float(), model=model)
+    stage.recipe = Recipe(lr=1e-3, batch=4, warmup=2, average=0.9)
+    return stage
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(stage, step: int) -> None:
+    """Let the stage's loss raise at the given step, as a kill would."""
+    calls, loss = [], stage.loss
+
+    def stopping(generator):
+        calls.append(None)
+        if len(calls) > step:
+            raise Stopped
+        return loss(generator)
+
+    stage.loss = stopping
+
+
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path):
+    whole = tiny_stage(tmp_path / "whole")
+    list(fit(whole, Budget(steps=4)))
+    first = tiny_stage(tmp_path / "parts")
+    stop_at(first, 2)
+    with pytest.raises(Stopped):
+        list(fit(first, Budget(steps=4), save_every=-1))
+    second = tiny_stage(tmp_path / "parts")
+    list(fit(second, Budget(steps=4)))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+def test_a_finished_run_does_nothing_more(tmp_path):
+    stage = tiny_stage(tmp_path)
+    list(fit(stage, Budget(steps=2)))
+    again = tiny_stage(tmp_path)
+    assert list(fit(again, Budget(steps=2))) == []
+    for a, b in zip(stage.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_progress_and_curve_are_written(tmp_path):
+    lines = list(fit(tiny_stage(tmp_path), Budget(steps=3), log_every=-1))
+    assert len(lines) == 3 and "samples/s" in lines[-1] and "unet 3" in lines[-1]
+    points = json.loads((tmp_path / "unet.json").read_text())
+    assert [point["step"] for point in points] == [1, 2, 3]
+    assert all(np.isfinite(point["loss"]) for point in points)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
+    stage = tiny_stage(tmp_path)
+    with torch.no_grad():
+        stage.model.conv_in.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="unet"):
+        list(fit(stage, Budget(steps=2)))
+
+
+def test_the_learning_rate_warms_up_and_decays_to_zero():
+    recipe = Recipe(lr=1.0, batch=1, warmup=10)
+    assert recipe.lr_at(0, 0.0) == pytest.approx(0.1)
+    assert recipe.lr_at(100, 1 - loop.DECAY) == 1.0
+    assert 0 < recipe.lr_at(100, 0.95) < 1
+    assert recipe.lr_at(100, 1.0) == 0.0
+
+
+def test_a_budget_counts_steps_or_minutes():
+    assert Budget(steps=10).progress(5, 1e9) == 0.5
+    assert Budget(minutes=2).progress(10**9, 60) == 0.5
+
+
+def test_the_last_level_is_nearly_pure_noise():
+    assert denoiser.signal_levels()[-1] < 1e-4
+
+
+def test_the_loss_weight_is_the_capped_ratio_for_v(tmp_path):
+    stage = tiny_stage(tmp_path)
+    alphas = denoiser.signal_levels()
+    ratio = alphas / (1 - alphas)
+    assert torch.allclose(stage.weight, torch.minimum(ratio, torch.tensor(5.0)) / (ratio + 1))
+
+
+def test_a_share_of_the_captions_is_left_out(tmp_path):
+    stage = tiny_stage(tmp_path)
+    stage.recipe = replace(stage.recipe, batch=2000)
+    x0, t, states = stage.batch(torch.Generator().manual_seed(0))
+    left_out = (states == 0).all(dim=(1, 2)).float().mean()
+    assert 0.07 < left_out < 0.13
+    assert t.min() == 0 and t.max() == 999
+    assert x0.std() == pytest.approx(1, abs=0.2)
+
+
+def test_chunks_depend_on_their_seed_alone():
+    one, other = data._draw((0, 3)), data._draw((0, 3))
+    assert (one[0] == other[0]).all() and (one[1] == other[1]).all() and one[2] == other[2]
+    options = [count for _, count in data.FIELDS]
+    assert one[1].min() >= 0 and (one[1].max(axis=0) < options).all()
+
+
+def test_latents_have_a_quarter_of_the_side():
+    model = autoencoder.build()
+    assert autoencoder.encode(model, torch.zeros(1, 3, 64, 64)).shape == (1, 4, 16, 16)
