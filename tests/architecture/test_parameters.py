@@ -12,7 +12,7 @@ from langevin.pipelines.inputs import GLOSSARY, describe, parameters
 from langevin.registry import PIPELINES, Row
 from tests.architecture.tree import Function, module, modules
 
-PLANTED = """
+PLANTED = '''
 def f(x: int, y):
     def inner(z):
         pass
@@ -35,7 +35,7 @@ class B(A):
 
     def i(self):
         pass
-"""
+'''
 
 
 def call_of(row: Row) -> Callable | None:
