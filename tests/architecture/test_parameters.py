@@ -77,7 +77,7 @@ def nested(tree) -> set[ast.AST]:
 
 
 def inherited(tree) -> set[str]:
-    """Return the labels of the methods that a base class of the tree documents."""
+    """Return the labels of the methods that a base class or protocol of the tree documents."""
     classes = {node.name: (source, node) for source in tree for node in source.classes}
 
     def documented(name: str, method: str) -> bool:
@@ -88,10 +88,16 @@ def inherited(tree) -> set[str]:
         bases = [getattr(base, "id", getattr(base, "attr", "")) for base in node.bases]
         return any(ast.get_docstring(f) for f in own) or any(documented(base, method) for base in bases)
 
+    protocols = [
+        node for _, node in classes.values() if any(getattr(base, "id", "") == "Protocol" for base in node.bases)
+    ]
+    declared = {
+        f.name for node in protocols for f in node.body if isinstance(f, ast.FunctionDef) and ast.get_docstring(f)
+    }
     labels = set()
     for source, node in classes.values():
         for method in node.body:
-            if isinstance(method, ast.FunctionDef) and documented(node.name, method.name):
+            if isinstance(method, ast.FunctionDef) and (method.name in declared or documented(node.name, method.name)):
                 labels.add(f"{source.file}::{node.name}.{method.name}")
     return labels
 
@@ -99,7 +105,7 @@ def inherited(tree) -> set[str]:
 def undocumented(tree) -> list[str]:
     """Return the public functions and classes without a docstring.
 
-    A method may leave it to the base class that declares it, a setter to its property, `forward` to its class.
+    A method may leave it to the base class or protocol that declares it, a setter to its property, `forward` to its class.
     """
     inside, by_base = nested(tree), inherited(tree)
     functions = [f for source in tree for f in source.functions if is_public(f) and f.node not in inside]
