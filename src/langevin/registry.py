@@ -30,7 +30,16 @@ MODELS = (
     Row("UNet2DConditionModel", "models.unets.unet_2d_condition"),
     Row("UNet2DModel", "models.unets.unet_2d"),
 )
-SCHEDULERS: tuple[Row, ...] = ()
+SCHEDULERS = (
+    Row("DDIMScheduler", "schedulers.ddim"),
+    Row("DDPMScheduler", "schedulers.ddpm"),
+    Row("DPMSolverMultistepScheduler", "schedulers.dpmsolver_multistep"),
+    Row("EulerAncestralDiscreteScheduler", "schedulers.euler_ancestral_discrete"),
+    Row("EulerDiscreteScheduler", "schedulers.euler_discrete"),
+    Row("KarrasDiffusionSchedulers", "schedulers.base"),
+    Row("PNDMScheduler", "schedulers.pndm"),
+    Row("SchedulerMixin", "schedulers.base"),
+)
 PIPELINES = (
     Row("DDIMPipeline", "pipelines.unconditional", "unconditional", "generation"),
     Row("DDPMPipeline", "pipelines.unconditional", "unconditional", "generation"),

@@ -1,0 +1,1 @@
+"""Schedulers: the documented names, each a short configuration of one grid, one solver and one prediction."""

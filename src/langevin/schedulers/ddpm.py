@@ -1,0 +1,68 @@
+"""Denoising diffusion probabilistic models: Ho et al. 2020 (2006.11239)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..core.config import register_to_config
+from ..core.errors import check_choice
+from ..core.rng import Generators
+from ..diffusion.process import Time
+from ..diffusion.solvers import Posterior
+from .base import SchedulerOutput
+from .trained import TrainedScheduler
+
+VARIANCES = {
+    "fixed_small": "fixed_small",
+    "fixed_small_log": "fixed_small",
+    "fixed_large": "fixed_large",
+    "fixed_large_log": "fixed_large",
+    "learned": "learned",
+    "learned_range": "learned_range",
+}
+
+
+class DDPMScheduler(TrainedScheduler):
+    """Ancestral sampling with the posterior mean of the paper and a choice of variances.
+
+    The "_log" variances differ from the plain ones only in how other implementations store them.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        variance_type: str = "fixed_small",
+        clip_sample: bool = True,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+    ) -> None:
+        check_choice("variance_type", variance_type, VARIANCES)
+        self.variance_type = variance_type
+        self._setup()
+
+    def _solver(self) -> Posterior:
+        return Posterior(VARIANCES[self.config.variance_type])  # type: ignore[arg-type]
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: Time | torch.Tensor,
+        sample: torch.Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+        """Return the sample one step less noisy; draws noise of the model output's dtype wherever t > 0."""
+        return self._step(model_output, timestep, sample, return_dict=return_dict, generator=generator)

@@ -1,0 +1,112 @@
+"""Schedulers of other libraries and of users: whatever has the documented `set_timesteps` and `step` can be run.
+
+Such an object keeps its state on itself, so a run works on a deep copy and the object that was passed in stays as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError
+from ..core.rng import Generators
+from ..diffusion.process import Level
+from ..diffusion.table import Noise, Step
+
+
+@dataclass(frozen=True)
+class ForeignPlan:
+    """The plan of a run with a foreign scheduler: the same interface as `diffusion.table.Plan`, driven by its `step`.
+
+    Attributes:
+        scheduler: a copy with the schedule of this run; runs copy it again.
+        options: keywords of every `step`.
+    """
+
+    scheduler: Any
+    options: Mapping[str, Any]
+    noise_dtype: torch.dtype | None = None
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """The standard deviation of the first sample."""
+        return float(getattr(self.scheduler, "init_noise_sigma", 1.0))
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The network calls. How the scheduler scales its input is read off a rehearsal with single numbers."""
+        times, rehearsal = self.scheduler.timesteps, self.begin(None)
+        one, steps = torch.ones(1, 1, 1, 1, device=times.device), []
+        for index, time in enumerate(times):
+            scale = getattr(rehearsal.scheduler, "scale_model_input", lambda sample, _: sample)
+            factor, level = float(scale(one, time).flatten()[0]), Level(t=time.item(), alpha=1.0, sigma=0.0)
+            last = index == len(times) - 1
+            steps.append(Step(index, len(times), time.item(), level, level, factor, last))
+            if not last:
+                rehearsal.advance(one, torch.zeros_like(one), index, generator=torch.Generator(one.device))
+        return tuple(steps)
+
+    def start(self, noise: Tensor, source: Tensor | None = None) -> Tensor:
+        """Return the first sample: noise alone, or `source` noised to the level of the first step."""
+        if source is None:
+            return noise * self.init_noise_sigma
+        return self.scheduler.add_noise(source, noise, self.scheduler.timesteps[:1])
+
+    def begin(self, noise: Noise | None = None) -> ForeignRun:
+        """Start a run; the scheduler draws its own noise, from the generator in `options`."""
+        return ForeignRun(copy.deepcopy(self.scheduler), self.options)
+
+
+class ForeignRun:
+    """One run of a foreign scheduler, on a copy of its own."""
+
+    def __init__(self, scheduler: Any, options: Mapping[str, Any]) -> None:
+        self.scheduler, self.options = scheduler, dict(options)
+
+    def advance(self, x: Tensor, output: Tensor, index: int, **changed: Any) -> Tensor:
+        """Return the sample after step `index`; `changed` replaces options that the scheduler's `step` takes."""
+        options = self.options | {name: value for name, value in changed.items() if name in self.options}
+        result = self.scheduler.step(output, self.scheduler.timesteps[index], x, **options)
+        return result[0] if isinstance(result, (tuple, list)) else result.prev_sample
+
+
+def foreign_plan(
+    scheduler: Any,
+    num_inference_steps: int | None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+    generator: Generators = None,
+    device: torch.device | str | None = None,
+    **options: Any,
+) -> ForeignPlan:
+    """Return the plan of a run with a scheduler that has the documented protocol.
+
+    Args:
+        generator: given to `step` when it takes one.
+        options: further keywords of `step`, such as `eta`.
+
+    Raises:
+        ConfigError: when the scheduler lacks the protocol, or does not take own timesteps or sigmas.
+    """
+    for name in ("set_timesteps", "step"):
+        if not callable(getattr(scheduler, name, None)):
+            raise ConfigError(f"The scheduler is a {type(scheduler).__name__}, which has no `{name}`.")
+    scheduler = copy.deepcopy(scheduler)
+    own = {name: list(v) for name, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
+    takes = inspect.signature(scheduler.set_timesteps).parameters
+    for name in own:
+        if name not in takes:
+            raise ConfigError(f"{type(scheduler).__name__} takes no own `{name}`; use `num_inference_steps`.")
+    where = {"device": device} if "device" in takes else {}
+    scheduler.set_timesteps(**own, **where) if own else scheduler.set_timesteps(num_inference_steps, **where)
+    known = inspect.signature(scheduler.step).parameters
+    given = {**options, "return_dict": False, "generator": generator}
+    return ForeignPlan(scheduler, {name: value for name, value in given.items() if name in known})

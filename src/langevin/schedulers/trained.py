@@ -1,0 +1,198 @@
+"""Schedulers over a table of betas: the tables, the grids that the documented options mean, and noising by timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from ..core.errors import ConfigError, InputError, check_choice
+from ..diffusion import grid as grids
+from ..diffusion.grid import Grid
+from ..diffusion.prediction import Prediction
+from ..diffusion.process import BETAS, Level, TableProcess, Time, betas, preserving
+from .base import SchedulerMixin
+
+SPACINGS = ("linspace", "leading", "trailing")
+SIGMA_OPTIONS = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+    "use_lu_lambdas": "lu",
+}
+
+
+class TrainedScheduler(SchedulerMixin):
+    """Base of schedulers whose process is a trained table of betas.
+
+    Options are read through `_own`, so that a key which only another class knows, kept in the configuration for it, has no
+    effect here.
+
+    Attributes:
+        terminal_alpha_bar: replaces the last alpha_bar of a schedule with zero terminal signal-to-noise ratio, for
+            solvers that need a finite noise level there.
+    """
+
+    terminal_alpha_bar: ClassVar[float | None] = None
+
+    def _setup(self) -> None:
+        if self.config.trained_betas is None:
+            check_choice("beta_schedule", self.config.beta_schedule, BETAS)
+        check_choice("timestep_spacing", self.config.timestep_spacing, SPACINGS)
+        chosen = [name for name in SIGMA_OPTIONS if self._own(name)]
+        if len(chosen) > 1:
+            raise ConfigError(f"{' and '.join(chosen)} exclude each other; switch on one of them.")
+        super()._setup()
+
+    # ---- the process -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def betas(self) -> torch.Tensor:
+        """The variances added per training step, float32, shape (num_train_timesteps,)."""
+        return betas(
+            self.config.beta_schedule,
+            self.config.num_train_timesteps,
+            start=self.config.beta_start,
+            end=self.config.beta_end,
+            trained=self.config.trained_betas,
+            zero_terminal_snr=bool(self._own("rescale_betas_zero_snr")),
+        )
+
+    @cached_property
+    def alphas(self) -> torch.Tensor:
+        """1 - betas."""
+        return 1.0 - self.betas
+
+    @cached_property
+    def alphas_cumprod(self) -> torch.Tensor:
+        """The cumulative products of the alphas; a table assigned here is used from the next `set_timesteps` on."""
+        bars = torch.cumprod(self.alphas, dim=0)
+        if self.terminal_alpha_bar is not None and self._own("rescale_betas_zero_snr"):
+            bars[-1] = self.terminal_alpha_bar
+        return bars
+
+    @cached_property
+    def final_alpha_cumprod(self) -> torch.Tensor:
+        """alpha_bar at the end of a run."""
+        return torch.tensor(self._end().alpha ** 2, dtype=torch.float32, device="cpu")
+
+    @property
+    def process(self) -> TableProcess:
+        """The process that `alphas_cumprod` describes."""
+        known = self.__dict__.get("_process")
+        if known is None or known[0] is not self.alphas_cumprod:
+            known = self.alphas_cumprod, TableProcess(self.alphas_cumprod.double().cpu().numpy())
+            self._process = known
+        return known[1]
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    # ---- grid and prediction -----------------------------------------------------------------------------------------
+
+    def _end(self) -> Level:
+        """Return the level at the end of a run: clean data, unless an option names the first training step."""
+        first = self._own("set_alpha_to_one") is False or self._own("final_sigmas_type") == "sigma_min"
+        return preserving(-1, self.process.ratio(0) if first else 0.0)
+
+    def _spaced(self, count: int) -> np.ndarray:
+        """Return `count` times of the training table by the configured spacing."""
+        spacing, steps, offset = self.config.timestep_spacing, len(self), self.config.steps_offset
+        if spacing == "linspace":
+            return grids.linspace(count, steps - 1)
+        return grids.leading(count, steps, offset) if spacing == "leading" else grids.trailing(count, steps)
+
+    def _label(self, times: np.ndarray) -> Sequence[Time]:
+        """Return the timesteps that the network is told for the process's times."""
+        return grids.whole(times)
+
+    def _sigma_schedule(self) -> str | None:
+        """Return the name of the configured sigma schedule, if any."""
+        return next((SIGMA_OPTIONS[name] for name in SIGMA_OPTIONS if self._own(name)), None)
+
+    def _sigma_range(self, count: int) -> tuple[float, float]:
+        """Return the ends of a sigma schedule: the highest and the lowest noise level."""
+        return float(self.process.ratios[-1]), float(self.process.ratios[0])
+
+    def _ratios(self, count: int) -> np.ndarray | None:
+        """Return the noise levels of `count` steps if the configuration chooses levels rather than timesteps."""
+        schedule = self._sigma_schedule()
+        return grids.SCHEDULES[schedule](count, *self._sigma_range(count)) if schedule else None
+
+    def _grid(
+        self, count: int | None, timesteps: Sequence[Time] | None = None, sigmas: Sequence[float] | None = None
+    ) -> Grid:
+        if timesteps is not None:
+            if self._sigma_schedule():
+                raise InputError(
+                    f"Custom timesteps contradict the {self._sigma_schedule()} sigmas of the configuration; pass `sigmas`."
+                )
+            times = grids.check_descending("timesteps", timesteps, low=0, high=len(self) - 1)
+            return grids.at_times(self.process, self._label(np.array(times)), self._end())
+        if sigmas is not None:
+            *levels, end = grids.check_descending("sigmas", sigmas, low=0)
+            if not levels:
+                raise InputError("`sigmas` must hold at least two levels: where the run starts and where it ends.")
+            return grids.at_ratios(self.process, levels, preserving(-1, end), label=self._label)
+        if count is None:
+            return grids.at_times(self.process, range(len(self) - 1, -1, -1), self._end())
+        grids.check_count(count)
+        if (ratios := self._ratios(count)) is not None:
+            return grids.at_ratios(self.process, ratios, self._end(), label=self._label)
+        return grids.at_times(self.process, self._label(self._spaced(count)), self._end())
+
+    def _prediction(self) -> Prediction:
+        clip = self._own("clip_sample_range", 1.0) if self._own("clip_sample") else None
+        threshold = None
+        if self._own("thresholding"):
+            threshold = (self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
+        variance = self._own("variance_type")
+        learned = variance if variance in ("learned", "learned_range") else None
+        return Prediction(self.config.prediction_type, clip=clip, threshold=threshold, variance=learned)
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def _alpha_sigma(self, timesteps: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return alpha and sigma of the training table at integer timesteps, shaped to broadcast against `like`."""
+        timesteps = torch.as_tensor(timesteps, device=like.device)
+        if timesteps.device.type == "cpu" and not bool(((timesteps >= 0) & (timesteps < len(self))).all()):
+            raise InputError(f"Timesteps must lie in 0 ... {len(self) - 1}; given: {timesteps.tolist()}.")
+        bars = self.alphas_cumprod.to(device=like.device, dtype=torch.float32)[timesteps.long()]
+        shape = (-1, *(1 for _ in like.shape[1:])) if timesteps.ndim else ()
+        return bars.sqrt().to(like.dtype).reshape(shape), (1 - bars).sqrt().to(like.dtype).reshape(shape)
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return the samples noised to their timesteps of the training table, alpha * x_0 + sigma * eps.
+
+        Args:
+            original_samples, noise: shape (batch, ...).
+            timesteps: integers, shape (batch,) or (1,).
+        """
+        alpha, sigma = self._alpha_sigma(timesteps, original_samples)
+        return alpha * original_samples + sigma * noise
+
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return the target of v-prediction, alpha * eps - sigma * x_0 (Salimans & Ho 2202.00512)."""
+        alpha, sigma = self._alpha_sigma(timesteps, sample)
+        return alpha * noise - sigma * sample
+
+
+class GridNoising(TrainedScheduler):
+    """A trained scheduler whose `add_noise` goes by the levels of the schedule that is set."""
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return the samples noised to the levels of their timesteps in the current schedule.
+
+        Before `set_timesteps` the schedule is the training table.
+        """
+        steps = self._table().steps
+        levels = [steps[self._position(t)].level for t in torch.as_tensor(timesteps).reshape(-1)]
+        shape = (-1, *(1 for _ in original_samples.shape[1:]))
+        alpha, sigma = (
+            torch.tensor([getattr(v, name) for v in levels], dtype=torch.float32).to(original_samples).reshape(shape)
+            for name in ("alpha", "sigma")
+        )
+        return alpha * original_samples + sigma * noise
