@@ -88,18 +88,24 @@ def inherited(tree) -> set[str]:
         bases = [getattr(base, "id", getattr(base, "attr", "")) for base in node.bases]
         return any(ast.get_docstring(f) for f in own) or any(documented(base, method) for base in bases)
 
-    protocols = [
-        node for _, node in classes.values() if any(getattr(base, "id", "") == "Protocol" for base in node.bases)
-    ]
-    declared = {
-        f.name for node in protocols for f in node.body if isinstance(f, ast.FunctionDef) and ast.get_docstring(f)
-    }
+    declared = {name for _, node in classes.values() if is_protocol(node) for name in members(node)}
     labels = set()
     for source, node in classes.values():
         for method in node.body:
             if isinstance(method, ast.FunctionDef) and (method.name in declared or documented(node.name, method.name)):
                 labels.add(f"{source.file}::{node.name}.{method.name}")
     return labels
+
+
+def is_protocol(node: ast.ClassDef) -> bool:
+    return any(getattr(base, "id", "") == "Protocol" for base in node.bases)
+
+
+def members(node: ast.ClassDef) -> set[str]:
+    """Return the names that a class declares: annotated attributes and documented methods."""
+    attributes = {child.target.id for child in node.body if isinstance(child, ast.AnnAssign)}
+    methods = [child for child in node.body if isinstance(child, ast.FunctionDef)]
+    return attributes | {method.name for method in methods if ast.get_docstring(method)}
 
 
 def undocumented(tree) -> list[str]:
