@@ -92,8 +92,9 @@ def inherited(tree) -> set[str]:
     labels = set()
     for source, node in classes.values():
         for method in node.body:
-            if isinstance(method, ast.FunctionDef) and (method.name in declared or documented(node.name, method.name)):
-                labels.add(f"{source.file}::{node.name}.{method.name}")
+            name = getattr(method, "name", "")
+            if isinstance(method, ast.FunctionDef) and (name in declared or documented(node.name, name)):
+                labels.add(f"{source.file}::{node.name}.{name}")
     return labels
 
 
