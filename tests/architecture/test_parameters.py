@@ -112,7 +112,8 @@ def members(node: ast.ClassDef) -> set[str]:
 def undocumented(tree) -> list[str]:
     """Return the public functions and classes without a docstring.
 
-    A method may leave it to the base class or protocol that declares it, a setter to its property, `forward` to its class.
+    A method may leave it to the base class or protocol that declares it, a setter to its property, `forward` to its
+    class.
     """
     inside, by_base = nested(tree), inherited(tree)
     functions = [f for source in tree for f in source.functions if is_public(f) and f.node not in inside]
