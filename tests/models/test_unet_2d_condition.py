@@ -201,18 +201,70 @@ def test_gradients(family: str, checkpointing: bool, peer: type) -> None:
 
 
 @pytest.mark.parity
-def test_masks(peer: type) -> None:
+def test_mask_of_the_context(peer: type) -> None:
+    theirs, ours = pair(peer, UNet2DConditionModel, TINY)
     keep = torch.ones(2, 7)
     keep[0, 4:] = 0
-    for config in (TINY, {**TINY, "only_cross_attention": True, "mid_block_only_cross_attention": False}):
-        theirs, ours = pair(peer, UNet2DConditionModel, config)
-        given = inputs(config, {**TEXT, "encoder_attention_mask": keep})
-        if config is not TINY:
-            given["attention_mask"] = keep
-        with torch.no_grad():
-            if config is TINY:
-                assert difference(theirs(**given).sample, ours(**given).sample) <= TOLERANCE
-            assert difference(ours(**given).sample, ours(**{**given, "encoder_attention_mask": None}).sample) > 1e-4
+    given = inputs(TINY, TEXT)
+    with torch.no_grad():
+        expected = theirs(**given, encoder_attention_mask=keep).sample
+        for mask in (keep, keep.bool(), (1 - keep[:, None]) * -10000.0):
+            assert difference(expected, ours(**given, encoder_attention_mask=mask).sample) <= TOLERANCE
+        assert difference(expected, ours(**given).sample) > 1e-4
+
+
+@pytest.mark.parametrize("family", ["if-I", "if-II"])
+def test_hidden_context_has_no_influence(family: str) -> None:
+    config = {**FAMILIES[family][0], "addition_embed_type": None, "cross_attention_norm": None}
+    model = UNet2DConditionModel(**config).eval()
+    given = inputs(config, FAMILIES[family][1])
+    keep = torch.ones(2, 7)
+    keep[:, 5:] = 0
+    other = given["encoder_hidden_states"].clone()
+    other[:, 5:] += 1
+    with torch.no_grad():
+        expected = model(**given, encoder_attention_mask=keep).sample
+        assert torch.equal(
+            expected, model(**{**given, "encoder_hidden_states": other}, encoder_attention_mask=keep).sample
+        )
+        assert difference(expected, model(**given).sample) > 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    model = UNet2DConditionModel(**SDXL).eval()
+    given = inputs(*FAMILIES["sdxl"])
+    with torch.no_grad():
+        expected = model(**given).sample
+        given = {
+            **given,
+            "sample": given["sample"].to(dtype),
+            "encoder_hidden_states": given["encoder_hidden_states"].to(dtype),
+            "added_cond_kwargs": {k: v.to(dtype) for k, v in given["added_cond_kwargs"].items()},
+        }
+        out = model.to(dtype)(**given).sample
+    assert out.dtype == dtype
+    assert difference(expected, out.float()) <= 0.1
+
+
+def test_inputs_are_left_alone() -> None:
+    model = UNet2DConditionModel(**SDXL).eval()
+    given = inputs(*FAMILIES["sdxl"])
+    given["down_intrablock_additional_residuals"] = [noise(2, 32, 8, 8), noise(2, 64, 8, 8)]
+    leaves = torch.utils._pytree.tree_leaves(given)
+    before = [leaf.clone() for leaf in leaves]
+    with torch.no_grad():
+        first = model(**given).sample
+        assert torch.equal(first, model(**given).sample)
+    assert all(torch.equal(a, b) for a, b in zip(leaves, before, strict=True))
+    assert len(given["down_intrablock_additional_residuals"]) == 2
+
+
+def test_control_residuals_need_the_middle() -> None:
+    model = UNet2DConditionModel(**TINY).eval()
+    maps = [noise(2, 32, 16, 16)] * 3 + [noise(2, 32, 8, 8)] + [noise(2, 64, 8, 8)] * 2
+    with pytest.raises(InputError, match="down_intrablock_additional_residuals"):
+        model(**inputs(TINY, TEXT), down_block_additional_residuals=maps)
 
 
 @pytest.mark.parity
@@ -257,10 +309,17 @@ def test_tuple_output() -> None:
     assert torch.equal(out[0], model(**given).sample)
 
 
-def test_channels_last_stays() -> None:
-    model = UNet2DConditionModel(**SD2).eval()
-    given = inputs(SD2, TEXT)
+@pytest.mark.parametrize("family", ["sd1", "sd2", "token-attention", "kandinsky-2.2"])
+def test_memory_format_stays(family: str) -> None:
+    config, given = FAMILIES[family]
+    model = UNet2DConditionModel(**config).eval()
+    given = inputs(config, given)
+    formats = set()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):
+            module.register_forward_hook(lambda m, args, out: formats.add(args[0].is_contiguous()))
     expected = model(**given).sample
+    assert formats == {True}
     model.to(memory_format=torch.channels_last)
     given["sample"] = given["sample"].to(memory_format=torch.channels_last)
     out = model(**given).sample
@@ -322,20 +381,30 @@ def test_wrong_inputs() -> None:
         ({"sample": noise(4, 16, 16)}, "sample has shape"),
         ({"encoder_hidden_states": noise(2, 7, 16)}, "cross_attention_dim"),
         ({"encoder_hidden_states": None}, "encoder_hidden_states is None"),
-        ({"class_labels": torch.tensor([1, 2])}, "class_labels"),
         ({"timestep_cond": noise(2, 12)}, "time_cond_proj_dim"),
         ({"down_block_additional_residuals": (noise(2, 32, 16, 16),)}, "keeps 6"),
         ({"timestep": torch.tensor([1, 2, 3])}, "timestep has 3 values"),
-        ({"cross_attention_kwargs": {"scael": 1.0}}, "scael"),
     ]
     for wrong, words in cases:
         with pytest.raises(InputError, match=words):
             model(**{**given, **wrong})
 
 
+def test_unread_processor_keywords_are_refused() -> None:
+    model = UNet2DConditionModel(**TINY).eval()
+    with pytest.raises(InputError, match="scael"):
+        model(**inputs(TINY, TEXT), cross_attention_kwargs={"scael": 1.0})
+    model(**inputs(TINY, TEXT), cross_attention_kwargs={"scale": 1.0})
+
+
 def test_layer_norm_on_the_context_fits_every_block() -> None:
     config = {**SIMPLE, "cross_attention_norm": "layer_norm"}
     assert UNet2DConditionModel(**config)(**inputs(config, TEXT)).sample.shape == (2, 8, 16, 16)
+
+
+def test_labels_without_a_use_are_refused() -> None:
+    with pytest.raises(InputError, match="class_labels were given"):
+        UNet2DConditionModel(**TINY)(**inputs(TINY, TEXT), class_labels=torch.tensor([1, 2]))
 
 
 def test_missing_condition_names_it() -> None:

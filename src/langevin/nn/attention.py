@@ -158,7 +158,7 @@ class Attention(nn.Module):
         if hidden_states.dim() == 4:
             out = out.transpose(1, 2).view(hidden_states.shape)
         if self.residual_connection:
-            out = out + residual
+            out = residual + out  # in this order the sum keeps the memory format of the input
         return out if self.rescale_output_factor == 1 else out / self.rescale_output_factor
 
     def keys_values(self, tokens: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:

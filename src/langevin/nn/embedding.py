@@ -29,8 +29,9 @@ def sinusoidal(
     Sines come first unless `flip_sin_to_cos`. Source: Vaswani et al. 2017, section 3.5; Ho et al. 2020.
     """
     half = channels // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=positions.device) / (half - downscale_freq_shift)
-    angles = positions[:, None].float() * torch.exp(exponents * -math.log(max_period))[None] * scale
+    index = torch.arange(half, dtype=torch.float32, device=positions.device)
+    frequencies = torch.exp(index * -math.log(max_period) / (half - downscale_freq_shift))
+    angles = positions[:, None].float() * frequencies * scale
     parts = [angles.cos(), angles.sin()] if flip_sin_to_cos else [angles.sin(), angles.cos()]
     if channels % 2:
         parts.append(torch.zeros_like(angles[:, :1]))

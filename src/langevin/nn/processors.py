@@ -13,8 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, InputError, did_you_mean
+from ..core.logging import get_logger
 from .attention import Attention, default_processor
 from .backends import resolve_backend
+
+logger = get_logger(__name__)
 
 
 class Processor:
@@ -51,7 +54,7 @@ class AttnProcessor2_0(Processor):
 
 
 class XFormersAttnProcessor(Processor):
-    """Memory-efficient attention of the xformers package; `attention_op` is accepted for its documented callers."""
+    """Memory-efficient attention of the xformers package, which picks its kernel itself."""
 
     backend = "xformers"
 
@@ -59,7 +62,8 @@ class XFormersAttnProcessor(Processor):
         from ..core.imports import require
 
         require("xformers", why="XFormersAttnProcessor")
-        self.attention_op = attention_op
+        if attention_op is not None:
+            logger.warning("attention_op=%r is not used: xformers picks the kernel for each input", attention_op)
 
 
 class SlicedAttnProcessor(Processor):

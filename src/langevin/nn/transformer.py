@@ -145,7 +145,8 @@ class BasicTransformerBlock(nn.Module):
 class Transformer2D(nn.Module):
     """Transformer over the positions of a feature map (B, C, H, W), with a residual around it (Rombach et al. 2022).
 
-    `proj_in` and `proj_out` are 1x1 convolutions, or linear layers with `use_linear_projection`.
+    `proj_in` and `proj_out` are 1x1 convolutions, or linear layers with `use_linear_projection`. The output has the
+    memory format of the input: the residual is the first operand of the sum.
     """
 
     gradient_checkpointing = False
@@ -196,7 +197,7 @@ class Transformer2D(nn.Module):
         if self.use_linear_projection:
             tokens = self.proj_in(tokens.flatten(2).transpose(1, 2))
         else:
-            tokens = self.proj_in(tokens).flatten(2).transpose(1, 2)
+            tokens = self.proj_in(tokens).flatten(2).transpose(1, 2).contiguous()
         for block in self.transformer_blocks:
             tokens = run_block(
                 self,
@@ -208,5 +209,5 @@ class Transformer2D(nn.Module):
                 cross_attention_kwargs,
             )
         if self.use_linear_projection:
-            return self.proj_out(tokens).transpose(1, 2).unflatten(2, (height, width)) + residual
-        return self.proj_out(tokens.transpose(1, 2).unflatten(2, (height, width))) + residual
+            return residual + self.proj_out(tokens).transpose(1, 2).unflatten(2, (height, width))
+        return residual + self.proj_out(tokens.transpose(1, 2).unflatten(2, (height, width)))
