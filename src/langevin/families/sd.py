@@ -7,6 +7,7 @@ autoencoder, `Denoiser` calls the network for the branches that a guidance asks 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from ..nn.embedding import sinusoidal
 from .common import dtype_of, option, sample_of, timestep_on
 
 logger = get_logger(__name__)
+_tokenizing = threading.Lock()
+"""Tokenizers keep padding and truncation as state between a call and its work, so threads take turns."""
 
 
 # Prompts -------------------------------------------------------------------------------------------------------------
@@ -70,8 +73,10 @@ def tokenize(tokenizer: Any, texts: Sequence[str], *, length: int | None = None)
     """
     limit = length or tokenizer.model_max_length
     texts = [expand_words(text, tokenizer) for text in texts]
-    tokens = tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-    for text, ids in zip(texts, tokenizer(texts, truncation=False).input_ids, strict=True):
+    with _tokenizing:
+        tokens = tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+        whole = tokenizer(texts, padding=False, truncation=False).input_ids
+    for text, ids in zip(texts, whole, strict=True):
         if len(ids) > limit:
             dropped = tokenizer.decode(ids[limit - 1 : -1]).strip()
             logger.warning(
@@ -299,7 +304,7 @@ class Denoiser:
         """
         if name not in self.conditions:
             raise ConfigError(
-                f"The guidance asks for the {name} prompt, which this run did not encode; start with guidance_scale > 1."
+                f"The guidance asks for the {name} prompt, which this run did not encode; start with guidance above 1."
             )
         return self.conditions[name]
 

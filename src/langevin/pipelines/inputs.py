@@ -103,7 +103,7 @@ def describe(call: Callable[..., Any]) -> str:
             raise ConfigError(
                 f"The parameter {name!r} of {call.__qualname__} is not explained in pipelines.inputs.GLOSSARY."
             )
-        default = "" if parameter.default is parameter.empty else f" Default: {parameter.default!r}."
+        default = "" if parameter.default in (parameter.empty, None) else f" Default: {parameter.default!r}."
         text = f"{name}: {GLOSSARY[name]}{default}"
         lines.append(textwrap.fill(text, 112, initial_indent=" " * 4, subsequent_indent=" " * 8))
     return "Args:\n" + "\n".join(lines)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,8 +12,9 @@ from ..core.logging import get_logger
 from ..core.rng import Generators, normal
 from ..diffusion.sampling import Denoise, sample
 from ..diffusion.table import Plan
-from ..schedulers.base import foreign_plan
+from ..schedulers.foreign import foreign_plan
 from .callbacks import StepHook
+from .inputs import Call
 from .runs import RunState
 
 logger = get_logger(__name__)
@@ -22,6 +22,7 @@ logger = get_logger(__name__)
 
 def plan_of(
     scheduler: Any,
+    call: Call,
     num_inference_steps: int,
     *,
     timesteps: Sequence[float] | None = None,
@@ -32,6 +33,7 @@ def plan_of(
     """Return the plan of a run; a scheduler that only has the documented `step` protocol is driven on a copy.
 
     Args:
+        call: the facts of the call; a foreign scheduler draws its own noise.
         timesteps, sigmas: replace the number of steps.
         eta: passed to the samplers that know it; others ignore it with a warning.
         options: further options of the sampler's step; those at None are left out.
@@ -45,8 +47,10 @@ def plan_of(
     elif eta:
         logger.warning("eta=%s has no effect: %s does not know it.", eta, type(scheduler).__name__)
     steps = num_inference_steps if timesteps is None and sigmas is None else None
-    make = scheduler.plan if hasattr(scheduler, "plan") else partial(foreign_plan, scheduler)
-    return make(steps, timesteps=timesteps, sigmas=sigmas, **options)
+    if hasattr(scheduler, "plan"):
+        return scheduler.plan(steps, timesteps=timesteps, sigmas=sigmas, **options)
+    place = {"generator": call.rng, "device": call.device}
+    return foreign_plan(scheduler, steps, timesteps=timesteps, sigmas=sigmas, **place, **options)
 
 
 def denoise(run: RunState, model: Denoise, x: Tensor, plan: Plan, *, rng: Generators, **hook: Any) -> Tensor:

@@ -271,7 +271,7 @@ class StableDiffusionPipeline(_StableDiffusion):
         call = begin(self, prompts, per_prompt=num_images_per_prompt, generator=generator, seed=seed)
         space, unet = self._space(height, width, latents), self._part("unet")
         check_latents(latents, space.shape(call.images))
-        plan = plan_of(self._part("scheduler"), num_inference_steps, timesteps=timesteps, sigmas=sigmas, eta=eta)
+        plan = plan_of(self._part("scheduler"), call, num_inference_steps, timesteps=timesteps, sigmas=sigmas, eta=eta)
         run_values = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale, "clip_skip": clip_skip}
         with running(self, **run_values, cross_attention_kwargs=cross_attention_kwargs) as run:
             positive, negative = sd.encode(

@@ -66,7 +66,7 @@ class _Unconditional(DiffusionPipeline):
             raise InputError("The network does not name its size; set `unet.sample_size`.")
         height, width = (size, size) if isinstance(size, int) else size
         call = begin(self, batch_size, generator=generator, seed=seed)
-        plan = plan_of(scheduler, num_inference_steps, **step_options)
+        plan = plan_of(scheduler, call, num_inference_steps, **step_options)
         shape = (batch_size, option(unet, "in_channels"), height, width)
         with running(self) as run:
             noise = normal(shape, generator=call.rng, device=call.device, dtype=self.dtype)

@@ -1,0 +1,65 @@
+"""Pipelines of this library and of the peer over the same tiny weights, built once."""
+
+from __future__ import annotations
+
+import logging
+
+import diffusers
+import pytest
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker as PeerChecker
+
+import langevin
+from tests.pipelines import tiny
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory):
+    """A Stable Diffusion folder that the peer wrote, without a safety checker."""
+    folder = tmp_path_factory.mktemp("sd")
+    tiny.stable_diffusion(diffusers, folder).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def checked_folder(tmp_path_factory):
+    """A Stable Diffusion folder that the peer wrote, with a safety checker."""
+    folder = tmp_path_factory.mktemp("checked")
+    parts = {"safety_checker": tiny.checker(PeerChecker), "feature_extractor": tiny.feature_extractor()}
+    pipe = tiny.stable_diffusion(diffusers, folder, **parts, requires_safety_checker=True)
+    pipe.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def peer_sd(sd_folder):
+    """The peer's pipeline; tests set its scheduler."""
+    return quiet(diffusers.StableDiffusionPipeline.from_pretrained(sd_folder))
+
+
+@pytest.fixture(scope="session")
+def our_sd(sd_folder):
+    """This library's pipeline over the same folder; tests set its scheduler."""
+    return quiet(langevin.StableDiffusionPipeline.from_pretrained(sd_folder))
+
+
+@pytest.fixture
+def pipe(our_sd):
+    """This library's pipeline over shared components, free to be changed, with a deterministic sampler."""
+    fresh = quiet(langevin.StableDiffusionPipeline(**our_sd.components, requires_safety_checker=False))
+    fresh.scheduler = tiny.scheduler(langevin, "DDIMScheduler")
+    return fresh
+
+
+def quiet(pipe):
+    """Hide the progress bar."""
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def caplog_ours(caplog):
+    """The log of this library, which does not propagate by itself."""
+    logger = logging.getLogger("langevin")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
