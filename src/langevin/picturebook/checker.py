@@ -163,7 +163,7 @@ def _objects(cells: np.ndarray) -> tuple[Found, ...]:
     groups: list[list[tuple[np.ndarray, float, float]]] = []
     for cell, row, column in votes:
         x, y = (column + 0.5 + cell[1]) / GRID, (row + 0.5 + cell[2]) / GRID
-        near = next((g for g in groups if abs(g[0][1] - x) < 0.14 and abs(g[0][2] - y) < 0.14), None)
+        near = next((g for g in groups if max(abs(g[0][1] - x), abs(g[0][2] - y)) < 0.2), None)
         if near is None:
             groups.append([(cell, x, y)])
         else:
