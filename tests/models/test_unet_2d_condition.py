@@ -342,6 +342,31 @@ def test_compiles_as_one_graph(family: str) -> None:
         assert counters["stats"]["unique_graphs"] == before
 
 
+def test_new_sizes_recompile_once() -> None:
+    model = UNet2DConditionModel(**TINY).eval()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        for i, (height, width) in enumerate(((16, 16), (24, 24), (32, 24), (24, 40))):
+            sample = noise(2, 4, height, width)
+            assert torch.allclose(
+                compiled(sample, torch.tensor(i), **TEXT).sample, model(sample, i, **TEXT).sample, atol=1e-5
+            )
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+def test_prompt_length_and_time_as_number_recompile_once() -> None:
+    model = UNet2DConditionModel(**TINY).eval()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        for time, tokens in ((900, 7), (800, 7), (700, 14), (600, 21)):
+            compiled(noise(2, 4, 16, 16), time, noise(2, tokens, 32))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -226,6 +226,27 @@ def test_processor_with_weights_is_trained_and_saved(unet: UNet2DConditionModel)
     assert not any("processor" in name for name in unet.state_dict())
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("context", [None, 16])
+@pytest.mark.parametrize("train_q_out", [False, True])
+def test_custom_diffusion(context: int | None, train_q_out: bool) -> None:
+    peer = pytest.importorskip("diffusers.models.attention_processor")
+    options = {"train_kv": True, "train_q_out": train_q_out, "hidden_size": 32, "cross_attention_dim": context}
+    theirs = peer.Attention(32, context, heads=4, dim_head=8)
+    ours = Attention(32, context, heads=4, dim_head=8)
+    ours.load_state_dict(theirs.state_dict())
+    theirs.set_processor(peer.CustomDiffusionAttnProcessor(**options))
+    ours.set_processor(P.CustomDiffusionAttnProcessor(**options))
+    ours.load_state_dict(theirs.state_dict())
+    text = None if context is None else noise(2, 7, 16, seed=1)
+    outputs = [attn(noise(2, 9, 32), text) for attn in (theirs, ours)]
+    assert torch.allclose(*outputs, atol=1e-6)
+    for out in outputs:
+        out.square().sum().backward()
+    a, b = (attn.processor.to_k_custom_diffusion.weight.grad for attn in (theirs, ours))
+    assert torch.allclose(a, b, atol=1e-4)
+
+
 def test_backend_of_a_model(unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, seen = call(unet), []
     monkeypatch.setitem(backends.BACKENDS, "seen", lambda *args: seen.append(1) or backends.eager(*args))

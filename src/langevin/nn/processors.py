@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, InputError, did_you_mean
 from ..core.logging import get_logger
 from .attention import Attention, default_processor
-from .backends import resolve_backend
+from .backends import attend, resolve_backend
 
 logger = get_logger(__name__)
 
@@ -89,6 +90,74 @@ class SlicedAttnAddedKVProcessor(SlicedAttnProcessor):
 
 class XFormersAttnAddedKVProcessor(XFormersAttnProcessor):
     """`XFormersAttnProcessor` for attentions with `add_k_proj` and `add_v_proj`."""
+
+
+class CustomDiffusionAttnProcessor(nn.Module):
+    """Trainable projections in place of the attention's own (custom diffusion, Kumari et al. 2023).
+
+    `train_kv` owns keys and values, `train_q_out` also queries and output. In cross-attention the keys and values of
+    the first token receive no gradient, so that it keeps its meaning.
+
+    Args:
+        hidden_size: width of the attention.
+        cross_attention_dim: width of the context; None for self-attention.
+    """
+
+    def __init__(
+        self,
+        train_kv: bool = True,
+        train_q_out: bool = True,
+        hidden_size: int | None = None,
+        cross_attention_dim: int | None = None,
+        out_bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if hidden_size is None and (train_kv or train_q_out):
+            raise ConfigError("CustomDiffusionAttnProcessor needs hidden_size, the width of its attention")
+        self.train_kv, self.train_q_out = train_kv, train_q_out
+        self.hidden_size, self.cross_attention_dim = hidden_size, cross_attention_dim
+        if train_kv:
+            self.to_k_custom_diffusion = nn.Linear(cross_attention_dim or hidden_size, hidden_size, bias=False)
+            self.to_v_custom_diffusion = nn.Linear(cross_attention_dim or hidden_size, hidden_size, bias=False)
+        if train_q_out:
+            self.to_q_custom_diffusion = nn.Linear(hidden_size, hidden_size, bias=False)
+            self.to_out_custom_diffusion = nn.ModuleList(
+                [nn.Linear(hidden_size, hidden_size, bias=out_bias), nn.Dropout(dropout)]
+            )
+
+    def forward(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """Return the attention's output, same shape as `hidden_states` (B, L, C)."""
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if encoder_hidden_states is not None and attn.norm_cross is not None:
+            source = attn.norm_encoder_hidden_states(source)
+        to_q = self.to_q_custom_diffusion if self.train_q_out else attn.to_q
+        to_k = self.to_k_custom_diffusion if self.train_kv else attn.to_k
+        to_v = self.to_v_custom_diffusion if self.train_kv else attn.to_v
+        q, k, v = to_q(hidden_states), to_k(source), to_v(source)
+        if encoder_hidden_states is not None:
+            k, v = (torch.cat([x[:, :1].detach(), x[:, 1:]], dim=1) for x in (k, v))
+        q, k, v = (attn.head_to_batch_dim(x, out_dim=4) for x in (q, k, v))
+        if attention_mask is not None and attention_mask.dim() == 3:
+            attention_mask = attention_mask[:, None]
+        out = attend(q, k, v, attention_mask, scale=attn.scale, backend=attn.backend, slice_size=attn.slice_size)
+        to_out = self.to_out_custom_diffusion if self.train_q_out else attn.to_out
+        return to_out[1](to_out[0](out.transpose(1, 2).flatten(2)))
+
+
+class CustomDiffusionAttnProcessor2_0(CustomDiffusionAttnProcessor):
+    """The documented name of the same processor for torch's fused attention; the backend decides."""
+
+
+class CustomDiffusionXFormersAttnProcessor(CustomDiffusionAttnProcessor):
+    """The documented name of the same processor for xformers; `set_attention_backend("xformers")` decides."""
 
 
 def named_attentions(model: nn.Module) -> Iterator[tuple[str, Attention]]:
@@ -176,6 +245,9 @@ __all__ = [
     "AttnAddedKVProcessor2_0",
     "AttnProcessor",
     "AttnProcessor2_0",
+    "CustomDiffusionAttnProcessor",
+    "CustomDiffusionAttnProcessor2_0",
+    "CustomDiffusionXFormersAttnProcessor",
     "Processor",
     "SlicedAttnAddedKVProcessor",
     "SlicedAttnProcessor",

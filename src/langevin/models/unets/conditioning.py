@@ -77,6 +77,8 @@ def encoder_projection(config: Config) -> nn.Module | None:
         return None
     given = need(config, "encoder_hid_dim", f"encoder_hid_dim_type={kind!r}")
     wanted = config.cross_attention_dim
+    if not isinstance(wanted, int):
+        raise ConfigError(f"encoder_hid_dim_type={kind!r} needs one cross_attention_dim for all blocks, not {wanted}")
     if kind == "text_proj":
         return nn.Linear(given, wanted)
     if kind == "text_image_proj":

@@ -94,7 +94,7 @@ class SkipUpBlock(Block):
                 common.resnet(own + skip, width, groups=groups, groups_out=quarter(width), output_scale_factor=SCALE)
             )
         if self.attention is not None:
-            self.attentions = nn.ModuleList([level.attention(self.attention, 0, common, scale=SCALE)])
+            self.attentions = nn.ModuleList(level.attention(self.attention, i, common, scale=SCALE) for i in range(1))
         self.upsampler = FirResample(up=True)
         self.resnet_up = self.skip_conv = self.skip_norm = self.act = None
         if level.resample:
