@@ -1,0 +1,85 @@
+"""The shipped picturebook: small, loadable, and it draws what it is asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from langevin.picturebook import evaluate
+from langevin.picturebook.checker import check, prompts
+from langevin.picturebook.world import COLOURS, KINDS
+
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.skipif(not (evaluate.MODEL / "model_index.json").exists(), reason="no model is shipped")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    from langevin import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(evaluate.MODEL)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_the_folder_is_small():
+    size = sum(file.stat().st_size for file in evaluate.MODEL.rglob("*") if file.is_file())
+    assert size <= 40 * 2**20
+
+
+def test_the_weights_are_half_precision_safetensors():
+    from safetensors import safe_open
+
+    files = list(evaluate.MODEL.rglob("*.safetensors"))
+    assert {file.parent.name for file in files} == {"unet", "vae", "text_encoder", "clip"}
+    for file in files:
+        with safe_open(file, "pt") as weights:
+            kinds = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+        assert kinds == {"F16"}, file.parent.name
+
+
+def test_the_text_encoder_has_published_names():
+    from safetensors import safe_open
+
+    with safe_open(evaluate.MODEL / "text_encoder" / "model.safetensors", "pt") as weights:
+        assert all(name.startswith("text_model.") for name in weights.keys())  # noqa: SIM118
+
+
+def test_pictures_show_what_was_asked(pipe):
+    texts = prompts(8, "single") + prompts(8, "pair")
+    pictures = evaluate.generate(pipe, texts, steps=20, guidance_scale=4.0, batch=16)
+    right = sum(verdict.all_right for verdict in check(pictures, texts))
+    assert right >= 8, f"{right} of {len(texts)} prompts were fulfilled"
+
+
+def test_pictures_depend_on_the_seed_not_on_the_batch(pipe):
+    one = evaluate.generate(pipe, ["a red house"] * 2, steps=4, guidance_scale=4.0, batch=1, seed=3)
+    both = evaluate.generate(pipe, ["a red house"] * 2, steps=4, guidance_scale=4.0, batch=2, seed=3)
+    for alone, together in zip(one, both, strict=True):
+        difference = torch.tensor(list(alone.tobytes())).float() - torch.tensor(list(together.tobytes())).float()
+        assert difference.abs().max() <= 2
+
+
+@torch.no_grad()
+def test_the_clip_knows_kinds_and_colours():
+    import numpy as np
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    from langevin.picturebook.world import Scene, Thing, render
+
+    folder = evaluate.MODEL / "clip"
+    model, words = CLIPModel.from_pretrained(folder).float(), CLIPTokenizer.from_pretrained(folder)
+    asked = [("red", "house"), ("blue", "fish"), ("yellow", "sun"), ("green", "tree"), ("pink", "heart"), ("black", "cat")]
+    assert all(colour in COLOURS and kind in KINDS for colour, kind in asked)
+    pictures = [render(Scene((Thing(kind, colour, "big", 1, 0.5, 0.5, 0.5),), None, "plain", "flat")) for colour, kind in asked]
+    pixels = CLIPImageProcessor.from_pretrained(folder)(list(np.stack(pictures)), return_tensors="pt")
+    texts = words([f"a {colour} {kind}" for colour, kind in asked], padding="max_length", return_tensors="pt")
+    logits = model(input_ids=texts.input_ids, pixel_values=pixels.pixel_values).logits_per_image
+    assert (logits.argmax(1) == torch.arange(len(asked))).sum() >= 5
+
+
+def test_intervals_contain_the_share_and_shrink():
+    low, high = evaluate.wilson(80, 100)
+    assert low < 80 < high
+    assert evaluate.wilson(800, 1000)[0] > low
+    assert evaluate.wilson(0, 10)[0] == pytest.approx(0, abs=1e-9) and evaluate.wilson(10, 10)[1] == pytest.approx(100)
