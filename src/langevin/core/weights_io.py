@@ -166,6 +166,7 @@ class SafetensorsFile:
             return torch.empty(entry.shape, dtype=entry.dtype)
         if self._map is None:
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._advise("MADV_WILLNEED", entry.start // mmap.PAGESIZE * mmap.PAGESIZE, entry.stop)
         count = (entry.stop - entry.start) // entry.dtype.itemsize
         return torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=entry.start).view(entry.shape)
 
@@ -205,10 +206,13 @@ class SafetensorsFile:
 
     def _release(self, start: int, stop: int) -> None:
         """Tell the system that the whole pages between two positions need not stay in this process's memory."""
-        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
-            start, stop = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
-            if start < stop:
-                self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+        size = mmap.PAGESIZE
+        self._advise("MADV_DONTNEED", -(-start // size) * size, stop // size * size)
+
+    def _advise(self, advice: str, start: int, stop: int) -> None:
+        """Tell the system what is planned with part of the mapped file, where it listens."""
+        if self._map is not None and start < stop and hasattr(mmap, advice):
+            self._map.madvise(getattr(mmap, advice), start, stop - start)
 
 
 def count_bytes(shape: Iterable[int], dtype: torch.dtype) -> int:

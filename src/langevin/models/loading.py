@@ -99,8 +99,8 @@ def _absent(folder: Path, kinds: Sequence[str], variant: str | None) -> str:
     files = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
     if not files:
         return f"{folder} has no {wanted}: the folder does not exist or is empty"
-    matches = (re.match(rf"{STEM}\.([\w-]+?)[-.].*(bin|safetensors)", name) for name in files)
-    found = {match.group(1) for match in matches if match} - {SAFETENSORS, PICKLE, variant}
+    matches = (re.fullmatch(rf"{STEM}\.(.+?)(-\d{{5}}-of-\d{{5}})?\.(bin|safetensors)", name) for name in files)
+    found = {match.group(1) for match in matches if match} - {variant}
     if variant is not None and any(is_weight_name(name, kind, None) for name in files for kind in kinds):
         cure = "the plain weights are there: leave `variant` out"
     elif found:
