@@ -69,9 +69,18 @@ def test_the_clip_knows_kinds_and_colours():
 
     folder = evaluate.MODEL / "clip"
     model, words = CLIPModel.from_pretrained(folder).float(), CLIPTokenizer.from_pretrained(folder)
-    asked = [("red", "house"), ("blue", "fish"), ("yellow", "sun"), ("green", "tree"), ("pink", "heart"), ("black", "cat")]
+    asked = [
+        ("red", "house"),
+        ("blue", "fish"),
+        ("yellow", "sun"),
+        ("green", "tree"),
+        ("pink", "heart"),
+        ("black", "cat"),
+    ]
     assert all(colour in COLOURS and kind in KINDS for colour, kind in asked)
-    pictures = [render(Scene((Thing(kind, colour, "big", 1, 0.5, 0.5, 0.5),), None, "plain", "flat")) for colour, kind in asked]
+    pictures = [
+        render(Scene((Thing(kind, colour, "big", 1, 0.5, 0.5, 0.5),), None, "plain", "flat")) for colour, kind in asked
+    ]
     pixels = CLIPImageProcessor.from_pretrained(folder)(list(np.stack(pictures)), return_tensors="pt")
     texts = words([f"a {colour} {kind}" for colour, kind in asked], padding="max_length", return_tensors="pt")
     logits = model(input_ids=texts.input_ids, pixel_values=pixels.pixel_values).logits_per_image

@@ -28,7 +28,9 @@ def tiny_stage(folder) -> denoiser.DenoiserStage:
         norm_num_groups=4,
     )
     latents, states = torch.randn(10, 4, 8, 8).half(), torch.randn(20, 5, 16).half()
-    stage = denoiser.DenoiserStage(folder, latents, states, untold=torch.zeros(5, 16), shown=states[:2].float(), model=model)
+    stage = denoiser.DenoiserStage(
+        folder, latents, states, untold=torch.zeros(5, 16), shown=states[:2].float(), model=model
+    )
     stage.recipe = Recipe(lr=1e-3, batch=4, warmup=2, average=0.9)
     return stage
 

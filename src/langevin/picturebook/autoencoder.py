@@ -1,4 +1,7 @@
-"""The picturebook's autoencoder: 64x64 pictures become 16x16 latents of 4 channels (Rombach et al. 2022, arXiv 2112.10752)."""
+"""The picturebook's autoencoder: 64x64 pictures become 16x16 latents of 4 channels.
+
+It is the KL autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752), trained without a critic.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +47,8 @@ def edges(images: Tensor) -> tuple[Tensor, Tensor]:
 def reconstruction_loss(made: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
     """Return the error of pixels and that of edges at full and half size.
 
-    The edge terms stand in for a perceptual loss: blur costs little in pixels and much in edges. The squared error is there for
-    colours, which an absolute error learns late: a wrong hue of a small thing costs it little.
+    The edge terms stand in for a perceptual loss: blur costs little in pixels and much in edges. The squared error is
+    there for colours, which an absolute error learns late: a wrong hue of a small thing costs it little.
     """
     pixels = (made - true).abs().mean() + SQUARED * (made - true).square().mean()
     sharp = made.new_zeros(())
@@ -62,7 +65,9 @@ class AutoencoderStage(Stage):
     name = "autoencoder"
     recipe = Recipe(lr=1e-3, batch=8, warmup=50, average=0.995, betas=(0.9, 0.99), weight_decay=1e-4)
 
-    def __init__(self, folder: Path, scenes: Scenes, *, model: AutoencoderKL | None = None, compiled: bool = False) -> None:
+    def __init__(
+        self, folder: Path, scenes: Scenes, *, model: AutoencoderKL | None = None, compiled: bool = False
+    ) -> None:
         self.folder, self.scenes = folder, scenes
         self.model = (model or build()).to(memory_format=torch.channels_last)
         self._reconstruct = torch.compile(self.reconstruct) if compiled else self.reconstruct
@@ -85,7 +90,8 @@ class AutoencoderStage(Stage):
         made, kl = self._reconstruct(images, noise)
         pixels, sharp = reconstruction_loss(made, images)
         error = (made.detach() - images).square().mean(dim=(1, 2, 3)) / 4
-        return {"loss": pixels + EDGES * sharp + KL * kl, "pixels": pixels, "kl": kl, "psnr": -10 * error.log10().mean()}
+        loss = pixels + EDGES * sharp + KL * kl
+        return {"loss": loss, "pixels": pixels, "kl": kl, "psnr": -10 * error.log10().mean()}
 
     @torch.no_grad()
     def preview(self, step: int) -> None:

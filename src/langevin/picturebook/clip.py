@@ -1,7 +1,7 @@
 """The picturebook's CLIP: a text and a vision tower that agree on which caption belongs to which picture.
 
-Contrastive training follows Radford et al. (2021, arXiv 2103.00020). Two additions make it learn in minutes: every caption brings a
-spoilt copy with one detail wrong, and both towers must also name the facts of the scene from their outputs.
+Contrastive training follows Radford et al. (2021, arXiv 2103.00020). Two additions make it learn in minutes: every
+caption brings a spoilt copy with one detail wrong, and both towers must also name the facts of the scene.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ CHANNEL_MEAN, CHANNEL_SPREAD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758
 
 
 def build(words: CLIPTokenizer) -> CLIPModel:
-    """Return the untrained towers (5.4 M parameters): 4 layers of width 256 for text, 4 of width 192 for 8x8 patches."""
+    """Return the untrained towers (5.3 M parameters).
+
+    The text tower has 4 layers of width 256, the vision tower 4 of width 192 on patches of 8x8 pixels.
+    """
     from transformers import CLIPConfig, CLIPModel
 
     text = {
@@ -71,7 +74,7 @@ def tokens(folder: Path, scenes: Scenes, words: CLIPTokenizer) -> Tensor:
 
 
 class Spoiler:
-    """Puts one mistake into a caption: swapped or changed colours, swapped or changed kinds, or the opposite relation."""
+    """Puts one mistake into a caption: colours or kinds swapped or changed, or the opposite relation."""
 
     def __init__(self, words: CLIPTokenizer) -> None:
         def number(word: str) -> int:
@@ -126,26 +129,16 @@ class Facts(nn.Module):
 
 
 class ClipStage(Stage):
-    """Trains both towers and the two readouts of facts, which are thrown away afterwards.
+    """Trains both towers, and the two readouts of facts, which are thrown away afterwards."""
 
-    With `text_locked` only the vision tower learns (Zhai et al. 2022, arXiv 2111.07991, the other way round): the text tower must
-    stay as it is once the denoiser has been trained on its states.
-    """
-
+    name = "clip"
     recipe = Recipe(lr=1e-3, batch=96, warmup=100, average=0.99, betas=(0.9, 0.98), weight_decay=0.05)
 
-    def __init__(
-        self, folder: Path, scenes: Scenes, ids: Tensor, words: CLIPTokenizer, *, model: CLIPModel | None = None, text_locked: bool = False
-    ) -> None:
-        self.name = "vision" if text_locked else "clip"
-        self.folder, self.scenes, self.ids, self.end = folder, scenes, ids, words.eos_token_id
-        self.clip = model or build(words)
+    def __init__(self, folder: Path, scenes: Scenes, ids: Tensor, words: CLIPTokenizer) -> None:
+        self.folder, self.scenes, self.ids, self.words = folder, scenes, ids, words
         self.spoil = Spoiler(words)
-        self.text_facts, self.vision_facts = Facts(), Facts()
-        self.model = nn.ModuleDict({"clip": self.clip, "text facts": self.text_facts, "vision facts": self.vision_facts})
-        if text_locked:
-            self.clip.text_model.requires_grad_(False)
-            self.clip.text_projection.requires_grad_(False)
+        self.model = nn.ModuleDict({"clip": build(words), "text facts": Facts(), "vision facts": Facts()})
+        self.clip = self.model["clip"]
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(self.scenes), (self.recipe.batch,), generator=generator)
@@ -155,18 +148,35 @@ class ClipStage(Stage):
         with torch.autocast(images.device.type, dtype=torch.bfloat16):
             text = self.clip.text_model(input_ids=torch.cat([ids, self.spoil(ids, generator)]))
             texts = F.normalize(self.clip.text_projection(text.pooler_output).float(), dim=-1)
-            seen = self.clip.visual_projection(self.clip.vision_model(pixel_values=normalise(images)).pooler_output).float()
+            vision = self.clip.vision_model(pixel_values=normalise(images))
+            seen = self.clip.visual_projection(vision.pooler_output).float()
         scale = self.clip.logit_scale.clamp(max=4.6).exp()
         logits = scale * F.normalize(seen, dim=-1) @ texts.T
         target = torch.arange(len(rows))
         contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, : len(rows)].T, target)) / 2
         states = text.last_hidden_state[: len(rows)].float()
-        after = (ids == self.end).float()
-        told, text_right = self.text_facts(states, facts[:, None].expand(-1, ids.shape[1], -1), after)
-        shown, vision_right = self.vision_facts(F.normalize(seen, dim=-1) * WIDTH**0.5, facts)
+        after = (ids == self.words.eos_token_id).float()
+        told, text_right = self.model["text facts"](states, facts[:, None].expand(-1, ids.shape[1], -1), after)
+        shown, vision_right = self.model["vision facts"](F.normalize(seen, dim=-1) * WIDTH**0.5, facts)
         matched = (logits.argmax(-1) == target).float().mean()
         loss = contrast + FACTS * (told + shown)
         return {"loss": loss, "matched": matched, "text facts": text_right, "vision facts": vision_right}
+
+
+class VisionStage(ClipStage):
+    """Goes on with the vision tower, the text tower locked.
+
+    The text tower must stay as it is once the denoiser has been trained on its states. (Locking one of two towers is
+    due to Zhai et al. 2022, arXiv 2111.07991, who lock the other.)
+    """
+
+    name = "vision"
+
+    def __init__(self, begun: ClipStage) -> None:
+        super().__init__(begun.folder, begun.scenes, begun.ids, begun.words)
+        self.model, self.clip = begun.model, begun.clip
+        for part in (self.clip.text_model, self.clip.text_projection, self.model["text facts"]):
+            part.requires_grad_(False)
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -177,6 +187,6 @@ def normalise(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def text_states(model: nn.Module, ids: Tensor) -> Tensor:
-    """Return the last hidden states of the text tower, final norm included: (batch, 32, 256), as the pipeline computes them."""
+    """Return the text tower's last hidden states, final norm included, as the pipeline has them: (batch, 32, 256)."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return model(input_ids=ids).last_hidden_state.float()

@@ -1,4 +1,4 @@
-"""The training set of the picturebook: rendered scenes, their captions, and what each of them shows, drawn once and memory-mapped."""
+"""The picturebook's training set: rendered scenes, their captions and facts, drawn once and memory-mapped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ CAPTIONS = 2
 """Captions kept for every scene, in different wordings."""
 
 _CHUNK = 500
-_THING: tuple[tuple[str, int], ...] = (("kind", len(KINDS)), ("colour", len(COLOURS)), ("size", len(SIZES)), ("count", 2))
+_THING: tuple[tuple[str, int], ...] = (
+    ("kind", len(KINDS)),
+    ("colour", len(COLOURS)),
+    ("size", len(SIZES)),
+    ("count", 2),
+)
 FIELDS: tuple[tuple[str, int], ...] = (
     *((f"first {name}", options) for name, options in _THING),
     *((f"second {name}", options + 1) for name, options in _THING),
@@ -28,7 +33,7 @@ FIELDS: tuple[tuple[str, int], ...] = (
     ("background", len(BACKGROUNDS)),
     ("style", len(STYLES)),
 )
-"""The facts of a scene, and how many answers each has; the last answer of a second thing and of a relation is "none"."""
+"""The facts of a scene, and how many answers each has; a second thing and a relation may also be "none", the last."""
 
 
 @dataclass(frozen=True)

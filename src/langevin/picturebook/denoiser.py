@@ -1,11 +1,12 @@
 """The picturebook's denoiser: a small UNet learns to remove noise from latents, told by a caption what they show.
 
-The parameterisation is v (Salimans and Ho 2022, arXiv 2202.00512) on DDPM's linear schedule (Ho et al. 2020, arXiv 2006.11239),
-whose last level holds almost no signal, so that dark and bright pictures can be begun from noise alone.
+The parameterisation is v (Salimans and Ho 2022, arXiv 2202.00512) on DDPM's linear schedule (Ho et al. 2020, arXiv
+2006.11239), whose last level holds almost no signal, so that dark and bright pictures can be begun from noise alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,12 @@ def build() -> UNet2DConditionModel:
 
 def signal_levels() -> Tensor:
     """Return the squared signal scale (alpha bar) of every timestep, float32."""
-    betas = torch.linspace(SCHEDULE["beta_start"], SCHEDULE["beta_end"], SCHEDULE["num_train_timesteps"], dtype=torch.float64)
+    start, end, count = (SCHEDULE[name] for name in ("beta_start", "beta_end", "num_train_timesteps"))
+    betas = torch.linspace(start, end, count, dtype=torch.float64)
     return (1 - betas).cumprod(0).float()
 
 
-def _cached(path: Path, shape: tuple[int, ...], rows: int, compute) -> Tensor:  # noqa: ANN001
+def _cached(path: Path, shape: tuple[int, ...], rows: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the float16 array in `path`, computed block by block (rows of the first axis) if it is not there."""
     if not path.exists():
         with atomic_file(path) as partial:
@@ -134,7 +136,7 @@ class DenoiserStage(Stage):
         self.scale = scaling_factor(latents)
         self.wordings = len(states) // len(latents)
         self.model = (model or build()).to(memory_format=torch.channels_last)
-        self.model.set_attention_backend("eager")  # for 64 queries and 32 keys its backward pass is the fastest on a CPU
+        self.model.set_attention_backend("eager")  # the fastest to train for 64 queries and 32 keys
         self._predict = torch.compile(self.predict) if compiled else self.predict
         alphas = signal_levels()
         self.signal, self.noise = alphas.sqrt(), (1 - alphas).sqrt()

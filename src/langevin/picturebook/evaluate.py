@@ -1,6 +1,7 @@
-"""Measures the picturebook: `python -m langevin.picturebook.evaluate` generates from fixed prompts and seeds and lets the checker judge.
+"""Measures the picturebook: `python -m langevin.picturebook.evaluate`.
 
-Three scores: one thing with its colour, two things with colours and relation, and combinations that training never showed.
+It generates from fixed prompts and seeds and lets the checker judge. Three scores: one thing with its colour, two
+things with colours and relation, and combinations that training never showed.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) * scale), min(100.0, (centre + spread) * scale)
 
 
-def generate(pipe: Any, texts: Sequence[str], *, steps: int, guidance_scale: float, batch: int, seed: int = 0) -> list[Any]:
+def generate(
+    pipe: Any, texts: Sequence[str], *, steps: int, guidance_scale: float, batch: int, seed: int = 0
+) -> list[Any]:
     """Return one picture per prompt; picture k has the seed `seed` + k whatever the batch size."""
     pictures = []
     for start in range(0, len(texts), batch):
@@ -104,16 +107,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipe.set_progress_bar_config(disable=True)
     start = time.monotonic()
     scores, made = evaluate(
-        pipe, count=chosen.prompts, steps=chosen.steps, guidance_scale=chosen.guidance_scale, batch=chosen.batch, seed=chosen.seed
+        pipe,
+        count=chosen.prompts,
+        steps=chosen.steps,
+        guidance_scale=chosen.guidance_scale,
+        batch=chosen.batch,
+        seed=chosen.seed,
     )
     for one in scores:
-        interval = f"95 % interval {one.low:.1f} to {one.high:.1f}"
-        print(f"{one.kind:>8}: {one.percent:5.1f} % of {one.count} ({interval}; goal {GOALS[one.kind]}); {details(made[one.kind])}")
+        interval = f"95 % interval {one.low:.1f} to {one.high:.1f}; goal {GOALS[one.kind]}"
+        print(f"{one.kind:>8}: {one.percent:5.1f} % of {one.count} ({interval}); {details(made[one.kind])}")
     print(f"{3 * chosen.prompts} pictures in {time.monotonic() - start:.0f} s")
     if chosen.output:
         atomic_write(chosen.output / "scores.json", json.dumps([asdict(one) for one in scores], indent=2))
         for kind, rows in made.items():
-            grid([picture for _, picture, _ in rows[:48]], rows=4, cols=12).resize((1536, 512), 0).save(chosen.output / f"{kind}.png")
+            sheet = grid([picture for _, picture, _ in rows[:48]], rows=4, cols=12)
+            sheet.resize((1536, 512), 0).save(chosen.output / f"{kind}.png")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from ..pipelines.stable_diffusion import StableDiffusionPipeline
 from ..schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from . import denoiser, tokenizer
 from .clip import CHANNEL_MEAN, CHANNEL_SPREAD
+from .loop import load_average
 from .train import Training
 
 
@@ -49,11 +50,7 @@ def pipeline(training: Training) -> StableDiffusionPipeline:
 def trained_unet(training: Training) -> UNet2DConditionModel:
     """Return the UNet with its averaged weights, without the caches that its training needs."""
     model = denoiser.build()
-    state = torch.load(training.folder / "unet.pt", weights_only=True)
-    model.load_state_dict(state["model"])
-    with torch.no_grad():
-        for live, kept in zip(model.parameters(), state["average"], strict=True):
-            live.copy_(kept)
+    load_average(model, training.folder / "unet.pt")
     return model.eval()
 
 
@@ -62,13 +59,16 @@ def image_processor() -> Any:
     from transformers import CLIPImageProcessor
 
     return CLIPImageProcessor(
-        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=CHANNEL_MEAN, image_std=CHANNEL_SPREAD
+        size={"shortest_edge": 64},
+        crop_size={"height": 64, "width": 64},
+        image_mean=CHANNEL_MEAN,
+        image_std=CHANNEL_SPREAD,
     )
 
 
 def published_names(path: Path) -> None:
-    """Give a text encoder's weights the names of published checkpoints (text_model.*), which every transformers version reads."""
-    weights = {name if name.startswith("text_model.") else f"text_model.{name}": value for name, value in load_file(path).items()}
+    """Give a text encoder's weights the names of published checkpoints (text_model.*), which every version reads."""
+    weights = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(path).items()}
     save_file(weights, path, metadata={"format": "pt"})
 
 

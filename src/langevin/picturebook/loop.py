@@ -1,6 +1,6 @@
-"""The training loop of all stages: resumable, scheduled by time or by steps, with averaged weights and a curve on disk.
+"""The training loop of all stages: resumable, scheduled by time or steps, with averaged weights and a curve on disk.
 
-Step k draws its batch from a generator seeded with (seed, k), so the weights and the optimizer's state are all there is to keep.
+Step k draws its batch from a generator seeded with (seed, k), so weights and optimizer state are all there is to keep.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class Budget:
 class Recipe:
     """The optimizer's numbers: AdamW with warm-up, a constant learning rate, and a decay at the end.
 
-    `average` is the decay of the exponential moving average of the weights; 0 keeps the weights themselves.
+    `average` is the decay of the exponential moving average of the weights; with 0 it is the weights themselves.
     """
 
     lr: float
@@ -51,33 +52,10 @@ class Recipe:
     seed: int = 0
 
     def lr_at(self, step: int, progress: float) -> float:
-        """Return the learning rate: linear warm-up, constant, then 1 - sqrt decay (Haegele et al. 2024, arXiv 2405.18392)."""
+        """Return the learning rate: warm-up, constant, then 1 - sqrt decay (Haegele et al. 2024, arXiv 2405.18392)."""
         warm = min(1.0, (step + 1) / self.warmup)
         late = max(0.0, progress - (1 - DECAY)) / DECAY
         return self.lr * warm * (1 - math.sqrt(min(late, 1.0)))
-
-
-class Average:
-    """An exponential moving average of a model's parameters, warmed up so that early noise is forgotten."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.live = list(model.parameters())
-        self.kept = [p.detach().clone() for p in self.live]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move the average towards the live weights."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.kept, self.live, 1 - decay)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the live weights and the averaged ones; twice restores both."""
-        for live, kept in zip(self.live, self.kept, strict=True):
-            held = live.clone()
-            live.copy_(kept)
-            kept.copy_(held)
 
 
 class Stage:
@@ -101,56 +79,108 @@ class Stage:
     def preview(self, step: int) -> None:
         """Write pictures that show how far training is."""
 
-
-def stream(seed: int, step: int) -> torch.Generator:
-    """Return the random stream of one step."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-
-
-def save(path: Path, stage: Stage, optimizer: torch.optim.Optimizer, average: Average, *, step: int, seconds: float) -> None:
-    """Write a checkpoint whole or not at all."""
-    state = {
-        "step": step,
-        "seconds": seconds,
-        "model": stage.model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average.kept,
-    }
-    with atomic_file(path) as partial:
-        torch.save(state, partial)
+    @property
+    def checkpoint(self) -> Path:
+        """The file that keeps the state of the stage's training."""
+        return self.folder / f"{self.name}.pt"
 
 
-def restore(path: Path, stage: Stage, optimizer: torch.optim.Optimizer, average: Average) -> tuple[int, float]:
-    """Load the checkpoint if there is one; return the steps and seconds it has behind it."""
-    if not path.exists():
-        return 0, 0.0
-    state = torch.load(path, weights_only=True)
-    stage.model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    for kept, saved in zip(average.kept, state["average"], strict=True):
-        kept.copy_(saved)
-    return state["step"], state["seconds"]
+@torch.no_grad()
+def load_average(model: nn.Module, checkpoint: Path) -> None:
+    """Give a model the averaged weights of a checkpoint."""
+    state = torch.load(checkpoint, weights_only=True)
+    model.load_state_dict(state["model"])
+    for weight, mean in zip(model.parameters(), state["average"], strict=True):
+        weight.copy_(mean)
 
 
-def averaged_weights(stage: Stage, path: Path) -> None:
-    """Give the stage's model the averaged weights of a checkpoint (the weights themselves where nothing was averaged)."""
-    state = torch.load(path, weights_only=True)
-    stage.model.load_state_dict(state["model"])
-    if stage.recipe.average:
-        with torch.no_grad():
-            for live, kept in zip(stage.model.parameters(), state["average"], strict=True):
-                live.copy_(kept)
+class State:
+    """What a stage's training consists of at one moment: weights, their average, the optimizer, steps and seconds."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.recipe = stage, stage.recipe
+        self.step, self.seconds = 0, 0.0
+        self.weights = list(stage.model.parameters())
+        self.mean = [weight.detach().clone() for weight in self.weights]
+        self.optimizer = torch.optim.AdamW(
+            self.weights, lr=self.recipe.lr, betas=self.recipe.betas, weight_decay=self.recipe.weight_decay, fused=True
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint whole or not at all."""
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.stage.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.mean,
+        }
+        with atomic_file(self.stage.checkpoint) as partial:
+            torch.save(state, partial)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Go on from the checkpoint if there is one."""
+        if self.stage.checkpoint.exists():
+            state = torch.load(self.stage.checkpoint, weights_only=True)
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.stage.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for mean, saved in zip(self.mean, state["average"], strict=True):
+                mean.copy_(saved)
+
+    def update(self, lr: float) -> dict[str, Tensor]:
+        """Take one step on a fresh batch and return the batch's figures."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        stream = torch.Generator().manual_seed((self.recipe.seed * 1_000_003 + self.step) % 2**63)
+        figures = self.stage.loss(stream)
+        figures["loss"].backward()
+        nn.utils.clip_grad_norm_(self.weights, self.recipe.clip, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._average()
+        self.step += 1
+        return figures
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the mean towards the weights, faster at first so that early noise is forgotten."""
+        decay = min(self.recipe.average, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.mean, self.weights, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the weights and their mean; twice restores both."""
+        for weight, mean in zip(self.weights, self.mean, strict=True):
+            held = weight.clone()
+            weight.copy_(mean)
+            mean.copy_(held)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Context in which the model is in evaluation mode and holds the averaged weights."""
+        self.stage.model.eval()
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+            self.stage.model.train()
 
 
 class Curve:
-    """The figures of a run: sums between two writes, points kept as JSON."""
+    """The figures of a run: sums since the last point, points kept as JSON."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         points = json.loads(path.read_text()) if path.exists() else []
         self.points = [point for point in points if point["step"] <= step]
+        self._begin()
+
+    def _begin(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        self.count, self.since = 0, time.monotonic()
 
     def add(self, figures: dict[str, Tensor]) -> None:
         """Add the figures of one step without reading them."""
@@ -158,26 +188,35 @@ class Curve:
             self.sums[name] = self.sums.get(name, 0) + figure.detach()
         self.count += 1
 
-    def point(self, step: int, **figures: float) -> dict[str, float]:
-        """Close a point of the curve: the means since the last one, and `figures`."""
+    def point(self, state: State, lr: float) -> str:
+        """Close a point of the curve and return it as a line of text.
+
+        Raises:
+            NonFiniteError: when the mean loss is not finite.
+        """
         means = {name: float(total) / self.count for name, total in self.sums.items()}
-        self.points.append({"step": step, **means, **figures})
-        self.sums, self.count = {}, 0
+        name, step = state.stage.name, state.step
+        if not math.isfinite(means["loss"]):
+            raise NonFiniteError(f"The loss of {name} is {means['loss']} at step {step}.", module=name, step=step)
+        rate = state.recipe.batch * self.count / (time.monotonic() - self.since)
+        self.points.append({"step": step, **means, "seconds": state.seconds, "rate": rate, "lr": lr})
         atomic_write(self.path, json.dumps(self.points))
-        return self.points[-1]
+        self._begin()
+        return f"{name} {step}: {', '.join(f'{k} {v:.4g}' for k, v in means.items())}, {rate:.0f} samples/s"
 
 
-def update(stage: Stage, optimizer: torch.optim.Optimizer, average: Average, loss: Callable, *, step: int, lr: float) -> dict:
-    """Take one optimizer step and return the figures of its batch."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    figures = loss(stream(stage.recipe.seed, step))
-    figures["loss"].backward()
-    nn.utils.clip_grad_norm_(stage.model.parameters(), stage.recipe.clip, foreach=True)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    average.update(step)
-    return figures
+class Every:
+    """Tells when a number of seconds has passed since it last said so."""
+
+    def __init__(self, seconds: float, *, at_once: bool = False) -> None:
+        self.seconds = seconds
+        self.last = -math.inf if at_once else time.monotonic()
+
+    def __call__(self) -> bool:
+        due = time.monotonic() - self.last > self.seconds
+        if due:
+            self.last = time.monotonic()
+        return due
 
 
 def fit(
@@ -185,70 +224,31 @@ def fit(
 ) -> Iterator[str]:
     """Train `stage` until `budget` is spent, going on from its checkpoint; yields a line of progress now and then.
 
-    Periods are in seconds. When the generator ends, the model holds the averaged weights.
+    Periods are in seconds. When the iterator ends, the model holds the averaged weights.
 
     Raises:
-        NonFiniteError: when the loss is not finite; the checkpoint keeps the last good state.
+        NonFiniteError: when the loss is not finite.
     """
-    stage.model.train()
-    recipe, path = stage.recipe, stage.folder / f"{stage.name}.pt"
     stage.folder.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(
-        stage.model.parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
-    )
-    average = Average(stage.model, recipe.average)
-    step, before = restore(path, stage, optimizer, average)
-    curve = Curve(stage.folder / f"{stage.name}.json", step)
-    start = saved = shown = logged = time.monotonic()
-    first = logged_step = step
-    while (progress := budget.progress(step, before + time.monotonic() - start)) < 1:
-        curve.add(update(stage, optimizer, average, stage.loss, step=step, lr=recipe.lr_at(step, progress)))
-        step += 1
-        now = time.monotonic()
-        seconds = before + now - start
-        if now - logged > log_every or step == first + 1:
-            rate = recipe.batch * (step - logged_step) / (now - logged)
-            point = curve.point(step, seconds=seconds, rate=rate, lr=recipe.lr_at(step, progress))
-            if not math.isfinite(point["loss"]):
-                raise NonFiniteError(f"The loss of {stage.name} is {point['loss']} at step {step}.", module=stage.name, step=step)
-            yield f"{stage.name} {step}: {_line(point)}, {rate:.0f} samples/s, {_left(seconds, progress)}"
-            logged, logged_step = now, step
-        if now - saved > save_every:
-            save(path, stage, optimizer, average, step=step, seconds=seconds)
-            saved = now
-        if now - shown > preview_every:
-            with averaged(stage, average):
-                stage.preview(step)
-            shown = time.monotonic()
-    save(path, stage, optimizer, average, step=step, seconds=before + time.monotonic() - start)
-    if recipe.average:
-        average.swap()
+    stage.model.train()
+    state = State(stage)
+    state.restore()
+    curve = Curve(stage.folder / f"{stage.name}.json", state.step)
+    log, keep, show = Every(log_every, at_once=True), Every(save_every), Every(preview_every)
+    begun = time.monotonic() - state.seconds
+    while (progress := budget.progress(state.step, state.seconds)) < 1:
+        lr = stage.recipe.lr_at(state.step, progress)
+        curve.add(state.update(lr))
+        state.seconds = time.monotonic() - begun
+        if log():
+            left = state.seconds * (1 / max(progress, 1e-4) - 1) / 60
+            yield f"{curve.point(state, lr)}, {left:.1f} min left"
+        if keep():
+            state.save()
+        if show():
+            with state.averaged():
+                stage.preview(state.step)
+    state.save()
+    state.swap()
     stage.model.eval()
-    stage.preview(step)
-
-
-def _line(point: dict[str, float]) -> str:
-    """Return a point's figures as text."""
-    return ", ".join(f"{k} {v:.4g}" for k, v in point.items() if k not in ("step", "seconds", "rate", "lr"))
-
-
-def _left(seconds: float, progress: float) -> str:
-    """Return the time that the rest of the budget takes."""
-    return f"{seconds * (1 - progress) / progress / 60:.1f} min left" if progress > 1e-3 else "just begun"
-
-
-class averaged:  # noqa: N801 - reads as a verb: with averaged(stage, average)
-    """Context in which a stage's model is in evaluation mode and holds the averaged weights."""
-
-    def __init__(self, stage: Stage, average: Average) -> None:
-        self.stage, self.average = stage, average if stage.recipe.average else None
-
-    def __enter__(self) -> None:
-        self.stage.model.eval()
-        if self.average:
-            self.average.swap()
-
-    def __exit__(self, *_: object) -> None:
-        if self.average:
-            self.average.swap()
-        self.stage.model.train()
+    stage.preview(state.step)

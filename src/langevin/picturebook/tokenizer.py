@@ -1,7 +1,7 @@
 """The picturebook's tokenizer: byte-pair encoding learned from the caption grammar, written in CLIP's file format.
 
-Byte-pair encoding is due to Sennrich et al. (2016, arXiv 1508.07909); starting from the 256 bytes lets it encode any text.
-Every word of the grammar becomes one token.
+Byte-pair encoding is due to Sennrich et al. (2016, arXiv 1508.07909); starting from the 256 bytes lets it encode any
+text. Every word of the grammar becomes one token.
 """
 
 from __future__ import annotations

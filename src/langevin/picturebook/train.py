@@ -1,4 +1,4 @@
-"""Trains the picturebook's models: `python -m langevin.picturebook.train`, which can be stopped and started again at any time.
+"""Trains the picturebook: `python -m langevin.picturebook.train`, which can be stopped and started again at any time.
 
 The stages, each of which goes on from its own checkpoint:
 
@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from . import autoencoder, clip, data, denoiser, tokenizer
-from .loop import Budget, Stage, averaged_weights, fit
+from .loop import Budget, Stage, fit, load_average
 
 MINUTES = {"clip": 6.0, "autoencoder": 12.0, "unet": 90.0, "vision": 6.0, "decoder": 10.0}
 """How long a stage trains unless --minutes says otherwise, on two cores."""
@@ -74,35 +73,34 @@ class Training:
         """The captions' tokens."""
         return clip.tokens(self.folder / "data", self.scenes, self.words)
 
-    def finished(self, stage: Stage, *, fallback: str | None = None) -> nn.Module:
-        """Return a stage's model with the averaged weights of its checkpoint, or of the stage named `fallback`."""
-        for name in (stage.name, fallback):
-            path = self.folder / f"{name}.pt"
-            if name and path.exists():
-                averaged_weights(stage, path)
-                break
-        return stage.model.eval()
+    def finished(self, stage: Stage) -> Stage:
+        """Return a stage whose model has the averaged weights of its checkpoint; without one it stays as it is."""
+        if stage.checkpoint.exists():
+            load_average(stage.model, stage.checkpoint)
+        stage.model.eval()
+        return stage
 
     @cached_property
     def vae(self) -> Any:
         """The autoencoder as trained so far, its decoder polished if that stage has run."""
-        model = self.finished(autoencoder.AutoencoderStage(self.folder, self.scenes))
-        stage = autoencoder.DecoderStage(self.folder, self.scenes, model)
-        self.finished(stage)
-        return model
+        whole = self.finished(autoencoder.AutoencoderStage(self.folder, self.scenes)).model
+        self.finished(autoencoder.DecoderStage(self.folder, self.scenes, whole))
+        return whole
+
+    @cached_property
+    def vision(self) -> clip.VisionStage:
+        """The stage that goes on with the vision tower, as far as it has come."""
+        begun = self.finished(clip.ClipStage(self.folder, self.scenes, self.ids, self.words))
+        return self.finished(clip.VisionStage(begun))
 
     @cached_property
     def towers(self) -> Any:
         """The CLIP as trained so far."""
-        stage = clip.ClipStage(self.folder, self.scenes, self.ids, self.words)
-        self.finished(stage)
-        locked = clip.ClipStage(self.folder, self.scenes, self.ids, self.words, model=stage.clip, text_locked=True)
-        self.finished(locked, fallback="clip")
-        return stage.clip
+        return self.vision.clip
 
     def states(self, prompts: Sequence[str]) -> torch.Tensor:
         """Return the text states of prompts: (prompts, 32, 256)."""
-        inputs = self.words(list(prompts), padding="max_length", truncation=True, max_length=tokenizer.LENGTH, return_tensors="pt")
+        inputs = self.words(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
         return clip.text_states(self.towers.text_model.eval(), inputs.input_ids)
 
     def stage(self, name: str) -> Stage:
@@ -115,7 +113,7 @@ class Training:
         if name == "clip":
             return clip.ClipStage(self.folder, scenes, self.ids, self.words)
         if name == "vision":
-            return clip.ClipStage(self.folder, scenes, self.ids, self.words, model=self.towers, text_locked=True)
+            return self.vision
         latents = denoiser.cache_latents(self.folder / "data", scenes, self.vae)
         states = denoiser.cache_states(self.folder / "data", self.ids, self.towers.text_model)
         untold, shown = self.states([""])[0], self.states(denoiser.PROMPTS)
@@ -136,8 +134,12 @@ class Training:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stages that the command line names."""
     stages = ("tokenizer", "clip", "autoencoder", "unet", "vision", "decoder", "export")
-    parser = argparse.ArgumentParser(prog="python -m langevin.picturebook.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--stage", choices=(*stages, "all"), default="all", help="which stage to run (default: all, in this order)")
+    parser = argparse.ArgumentParser(
+        prog="python -m langevin.picturebook.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--stage", choices=(*stages, "all"), default="all", help="which stage to run (default: all, in this order)"
+    )
     parser.add_argument("--minutes", type=float, help="how long a stage trains in all, earlier runs included")
     parser.add_argument("--steps", type=int, help="how many steps a stage trains in all, instead of --minutes")
     parser.add_argument("--scenes", type=int, default=60_000, help="scenes of the training set (default: 60000)")
