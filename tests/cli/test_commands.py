@@ -11,7 +11,7 @@ from PIL import Image
 
 from langevin import registry
 from langevin.cli import main
-from langevin.cli.generate import find_scheduler, model_folder, parse_size, pick_device, short_name
+from langevin.cli.generate import find_scheduler, parse_size, pick_device, short_name
 from langevin.cli.metadata import a1111, sampler_name
 from langevin.cli.output import free, slug, stem, write
 from langevin.core.errors import InputError
@@ -73,10 +73,6 @@ def test_devices() -> None:
     assert pick_device("cpu") == "cpu"
     with pytest.raises(InputError, match="cpu"):
         pick_device("abacus")
-
-
-def test_a_model_that_is_not_shipped_is_passed_on() -> None:
-    assert model_folder("./picturebook") == "./picturebook"
 
 
 def test_slugs() -> None:

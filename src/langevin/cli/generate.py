@@ -8,12 +8,12 @@ import secrets
 import sys
 import time
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__, registry
 from ..core.errors import InputError, check_choice, did_you_mean
+from ..picturebook import model_folder
 from .output import stem, write
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(request: Request) -> list[Path]:
     stem(request.output)
     scheduler = find_scheduler(request.scheduler) if request.scheduler else None
     seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-    folder = model_folder(request.model)
+    folder = str(model_folder()) if request.model == PICTUREBOOK else request.model
 
     started = time.perf_counter()
     pipe = load(folder, request)
@@ -104,20 +104,6 @@ def find_scheduler(name: str) -> str:
     if wanted not in folded:
         raise InputError(f"--scheduler is {name!r}{did_you_mean(name.lower(), options)}")
     return folded[wanted]
-
-
-def model_folder(model: str) -> str:
-    """Return the folder of the shipped model for its name, and any other name as it is.
-
-    Raises:
-        InputError: when this installation carries no shipped model.
-    """
-    if model != PICTUREBOOK:
-        return model
-    folder = Path(str(resources.files("langevin.picturebook"))) / "model"
-    if not (folder / "model_index.json").is_file():
-        raise InputError("This installation carries no picturebook model; pass --model FOLDER or a hub repository.")
-    return str(folder)
 
 
 def load(folder: str, request: Request) -> DiffusionPipeline:
