@@ -405,6 +405,7 @@ def test_wrong_inputs() -> None:
         ({"sample": noise(2, 3, 16, 16)}, "in_channels"),
         ({"sample": noise(4, 16, 16)}, "sample has shape"),
         ({"encoder_hidden_states": noise(2, 7, 16)}, "cross_attention_dim"),
+        ({"encoder_hidden_states": noise(1, 7, 32)}, "1 rows for a batch of 2"),
         ({"encoder_hidden_states": None}, "encoder_hidden_states is None"),
         ({"timestep_cond": noise(2, 12)}, "time_cond_proj_dim"),
         ({"down_block_additional_residuals": (noise(2, 32, 16, 16),)}, "keeps 6"),

@@ -200,7 +200,7 @@ class UNet2DConditionModel(ConditioningMixin, ModelMixin):
         emb, hint = self._embed(sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added_cond_kwargs)
         given = Conditions(
             emb,
-            self._context(encoder_hidden_states, added_cond_kwargs),
+            self._context(encoder_hidden_states, added_cond_kwargs, sample.shape[0]),
             additive_mask(attention_mask, sample.dtype),
             additive_mask(encoder_attention_mask, sample.dtype),
             self._processor_kwargs(cross_attention_kwargs),
@@ -243,7 +243,9 @@ class UNet2DConditionModel(ConditioningMixin, ModelMixin):
         emb = emb if extra is None else emb + extra
         return (emb if self.time_embed_act is None else self.time_embed_act(emb)), hint
 
-    def _context(self, encoder_hidden_states: Tensor | None, added: dict[str, Tensor] | None) -> Tensor | None:
+    def _context(
+        self, encoder_hidden_states: Tensor | None, added: dict[str, Tensor] | None, batch: int
+    ) -> Tensor | None:
         context = self.process_encoder_hidden_states(encoder_hidden_states, added)
         width = self.config.cross_attention_dim
         if context is None:
@@ -251,6 +253,8 @@ class UNet2DConditionModel(ConditioningMixin, ModelMixin):
                 raise InputError("encoder_hidden_states is None, but this model has cross-attention")
         elif isinstance(width, int):
             self.check_width(context, width, "cross_attention_dim")
+        if context is not None and context.shape[0] != batch:
+            raise InputError(f"encoder_hidden_states has {context.shape[0]} rows for a batch of {batch} samples")
         return context
 
     def _processor_kwargs(self, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
