@@ -87,13 +87,11 @@ class VaeImageProcessor(ConfigMixin):
 
     def _picture(self, image: Image, height: int | None, width: int | None) -> Image:
         """Return one PIL picture upright, converted and resized."""
-        if self.config.do_convert_grayscale:
-            image = self.convert_to_grayscale(image)
-        elif self.config.do_convert_rgb or image.mode not in ("RGB", "L"):
+        if self.config.do_convert_rgb or image.mode not in ("RGB", "L"):
             image = decode(image)
-        return (
-            self.resize(image, *self.get_default_height_width(image, height, width)) if self.config.do_resize else image
-        )
+        if self.config.do_resize:
+            image = self.resize(image, *self.get_default_height_width(image, height, width))
+        return self.convert_to_grayscale(image) if self.config.do_convert_grayscale else image
 
     def postprocess(
         self, image: torch.Tensor, output_type: str = "pil", do_denormalize: Sequence[bool] | None = None

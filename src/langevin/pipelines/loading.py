@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..core.errors import ConfigError, InputError, WeightsError, check_known, did_you_mean
+from ..core.errors import ConfigError, InputError, WeightsError, check_known, did_you_mean, nearest
 from ..core.files import atomic_folder, is_local, read_json, resolve_file, resolve_folder
 from ..core.imports import require
 from ..core.logging import get_logger
@@ -91,7 +91,8 @@ def our_class(name: str, what: str) -> type:
     """
     rows = {row.name: row for row in ROWS}
     if name not in rows:
-        raise ConfigError(f"{what} is a {name!r}, which this library does not have{did_you_mean(name, rows)}")
+        hint = did_you_mean(name, rows) if nearest(name, rows) else "."
+        raise ConfigError(f"{what} is a {name!r}, which this library does not have{hint}")
     package = __name__.partition(".")[0]
     return getattr(importlib.import_module(f"{package}.{rows[name].module}"), name)
 
@@ -335,10 +336,16 @@ def load_component(name: str, cls: type, root: Path, choices: Choices) -> Any:
     options = {"variant": chosen.variant if chosen else None, "use_safetensors": choices.use_safetensors}
     if not any(base.__module__.startswith("transformers.") for base in cls.__mro__):
         return cls.from_pretrained(folder, torch_dtype=choices.dtype(name), **options)
-    with _quiet():
-        module, report = cls.from_pretrained(
-            folder, dtype=choices.dtype(name), local_files_only=True, output_loading_info=True, **options
-        )
+    return _load_foreign(cls, folder, dtype=choices.dtype(name), **options)
+
+
+def _load_foreign(cls: type, folder: Path, **options: Any) -> nn.Module:
+    """Load a transformers model; unlike there, missing and damaged weights are errors."""
+    try:
+        with _quiet():
+            module, report = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+    except Exception as error:  # transformers and safetensors raise many types for a damaged file
+        raise WeightsError(f"{folder} cannot be loaded as a {cls.__name__}: {error}") from error
     if report["missing_keys"]:
         keys = sorted(report["missing_keys"])
         raise WeightsError(f"{folder} lacks {len(keys)} weights of {cls.__name__}: {', '.join(keys[:5])}.")

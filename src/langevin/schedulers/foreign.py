@@ -1,6 +1,6 @@
 """Schedulers of other libraries and of users: whatever has the documented `set_timesteps` and `step` can be run.
 
-Such an object keeps its state on itself, so a run works on a deep copy and the object that was passed in stays as it is.
+Such an object keeps its state on itself, so a run works on a deep copy and the one passed in stays as it is.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ class ForeignPlan:
         times, rehearsal = self.scheduler.timesteps, self.begin(None)
         one, steps = torch.ones(1, 1, 1, 1, device=times.device), []
         for index, time in enumerate(times):
-            scale = getattr(rehearsal.scheduler, "scale_model_input", lambda sample, _: sample)
-            factor, level = float(scale(one, time).flatten()[0]), Level(t=time.item(), alpha=1.0, sigma=0.0)
+            factor, level = float(rehearsal.scaled(one, time)), Level(t=time.item(), alpha=1.0, sigma=0.0)
             last = index == len(times) - 1
             steps.append(Step(index, len(times), time.item(), level, level, factor, last))
             if not last:
@@ -70,10 +69,17 @@ class ForeignRun:
     def __init__(self, scheduler: Any, options: Mapping[str, Any]) -> None:
         self.scheduler, self.options = scheduler, dict(options)
 
+    def scaled(self, x: Tensor, time: Tensor) -> Tensor:
+        """Return the sample as the network wants it; the protocol asks for this call before every step."""
+        scale = getattr(self.scheduler, "scale_model_input", None)
+        return x if scale is None else scale(x, time)
+
     def advance(self, x: Tensor, output: Tensor, index: int, **changed: Any) -> Tensor:
         """Return the sample after step `index`; `changed` replaces options that the scheduler's `step` takes."""
         options = self.options | {name: value for name, value in changed.items() if name in self.options}
-        result = self.scheduler.step(output, self.scheduler.timesteps[index], x, **options)
+        time = self.scheduler.timesteps[index]
+        self.scaled(x, time)
+        result = self.scheduler.step(output, time, x, **options)
         return result[0] if isinstance(result, (tuple, list)) else result.prev_sample
 
 
