@@ -239,6 +239,13 @@ def test_channels_last_and_bfloat16() -> None:
     assert model.to(torch.bfloat16)(x.bfloat16()).sample.dtype == torch.bfloat16
 
 
+@torch.no_grad()
+def test_it_compiles_to_one_graph() -> None:
+    model, x = tiny(), torch.randn(1, 3, 16, 16)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x).sample, model(x).sample)
+
+
 def test_wrong_input_is_named() -> None:
     with pytest.raises(InputError, match=r"picture batch of shape \(B, 3, H, W\).*\(1, 4, 8, 8\)"):
         tiny().encode(torch.zeros(1, 4, 8, 8))

@@ -63,6 +63,15 @@ def is_weight_name(name: str, kind: str, variant: str | None) -> bool:
     return re.fullmatch("|".join([shard, *indexes]), name) is not None
 
 
+def wanted_patterns(kind: str, variant: str | None) -> list[str]:
+    """Return patterns for the files that may be needed: one file or shards and index, and of this variant only."""
+    single, shards = weight_name(kind, variant), "-?????-of-?????"
+    if variant is None:
+        return [single, index_name(kind), f"{STEM}{shards}.{kind}"]
+    indexes = [index_name(kind, variant), f"{single}.index.json"]
+    return [single, *indexes, f"{STEM}.{variant}{shards}.{kind}", f"{STEM}{shards}.{variant}.{kind}"]
+
+
 def find_weights(
     name_or_path: str | os.PathLike,
     *,
@@ -78,10 +87,7 @@ def find_weights(
     kinds = {None: (SAFETENSORS, PICKLE), True: (SAFETENSORS,), False: (PICKLE,)}[use_safetensors]
     prefix = f"{subfolder}/" if subfolder else ""
     for kind in kinds:
-        stems = {f"{STEM}.{variant}" if variant else STEM, STEM}
-        patterns = [f"{prefix}{stem}{middle}.{kind}*" for stem in stems for middle in ("", "-*")]
-        if variant is None:  # a plain pattern would fetch every variant too
-            patterns = [f"{prefix}{STEM}.{kind}", f"{prefix}{STEM}-*-of-?????.{kind}", f"{prefix}{index_name(kind)}"]
+        patterns = [prefix + pattern for pattern in wanted_patterns(kind, variant)]
         root = resolve_folder(name_or_path, allow_patterns=patterns, **hub)
         folder = safe_join(root, subfolder) if subfolder else root
         single = folder / weight_name(kind, variant)
