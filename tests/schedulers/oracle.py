@@ -3,69 +3,142 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+import os
 import warnings
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import torch
 
 import langevin
+from langevin.core.rng import normal
+from langevin.diffusion import Plan, sample
 
-SHAPE = (2, 3, 6, 6)
+EVERY = int(os.environ.get("LANGEVIN_PARITY_EVERY", "7"))
+"""Which cases of a product of options are run: every seventh by default, all of them with 1."""
+SHAPE = (2, 3, 4, 4)
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+NAMES = (
+    "DDPMScheduler",
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+)
 
 
-def peer(name):
+@cache
+def peer(name: str) -> Any:
     """Return the peer's class of the given name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return getattr(importlib.import_module("diffusers"), name)
+        module = importlib.import_module("diffusers")
+        module.utils.logging.set_verbosity_error()
+        return getattr(module, name)
 
 
-def pair(name, **config):
+def pair(name: str, **config: Any) -> tuple[Any, Any]:
     """Return (ours, the peer's) scheduler with the same configuration."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return getattr(langevin, name)(**config), peer(name)(**config)
+    return getattr(langevin, name)(**config), peer(name)(**config)
 
 
-def network(x, t, *, doubled=False):
+def seeded(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network(x: torch.Tensor, t: Any, *, doubled: bool = False) -> torch.Tensor:
     """A deterministic nonlinear toy network of bounded slope; `doubled` adds channels for a learned variance."""
-    t = float(t)
-    out = torch.tanh(0.8 * x + 0.2 * x.roll(1, -1) + 0.3 * torch.sin(torch.tensor(t / 90.0)))
+    phase = 0.3 * torch.sin(torch.tensor(float(t) / 90.0))
+    out = torch.tanh(0.8 * x + 0.2 * x.roll(1, -1) + phase)
     return torch.cat([out, torch.sin(1.3 * x)], dim=1) if doubled else out
 
 
-def start(scheduler):
-    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(7))
-    return x * float(scheduler.init_noise_sigma)
+def timeless(x: torch.Tensor, t: Any, *, doubled: bool = False) -> torch.Tensor:
+    """The toy network without its time, for schedules whose timesteps differ on purpose."""
+    return network(x, 0, doubled=doubled)
 
 
-def protocol(scheduler, *, doubled=False, generator=None, model=network, dtype=torch.float32, x=None, **options):
-    """Run the documented user loop over `scheduler.timesteps`; return all samples."""
-    x = (start(scheduler) if x is None else x).to(dtype)
+def first_noise() -> torch.Tensor:
+    return torch.randn(SHAPE, generator=seeded(7))
+
+
+def protocol(scheduler: Any, *, model: Any = network, doubled: bool = False, x: Any = None, **options: Any) -> list[torch.Tensor]:
+    """Run the documented user loop over `scheduler.timesteps` and return every sample."""
+    x = first_noise() * float(scheduler.init_noise_sigma) if x is None else x
     samples = []
-    if generator is not None:
-        options["generator"] = generator
     for t in scheduler.timesteps:
-        output = model(scheduler.scale_model_input(x, t).float(), t, doubled=doubled).to(dtype)
+        output = model(scheduler.scale_model_input(x, t), t, doubled=doubled)
         x = scheduler.step(output, t, x, **options).prev_sample
         samples.append(x)
     return samples
 
 
-def planned(scheduler, steps=None, *, doubled=False, generator=None, model=network, x=None, **options):
-    """Run the same loop through `plan` and `sample`; return the last sample."""
-    from langevin.core.rng import normal
-    from langevin.diffusion import sample
-
-    plan = scheduler.plan(steps, **options)
-    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(7)) * plan.init_noise_sigma if x is None else x
+def planned(plan: Plan, *, model: Any = network, doubled: bool = False, x: Any = None, generator: Any = None) -> torch.Tensor:
+    """Run the same loop through a plan and return the last sample."""
+    x = plan.start(first_noise()) if x is None else x
     return sample(
         lambda x, step: model(x * step.in_scale, step.timestep, doubled=doubled),
-        x, plan, noise=lambda: normal(SHAPE, generator=generator),
-    )  # fmt: skip
+        x,
+        plan,
+        noise=lambda: normal(x.shape, generator=generator, dtype=x.dtype),
+    )
 
 
-def difference(a, b):
-    """Return the largest difference relative to the largest value."""
-    scale = max(float(b.abs().max()), 1e-3)
-    return float((a - b).abs().max()) / scale
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the largest difference relative to the largest value of b, infinity for other shapes or NaN."""
+    if a.shape != b.shape:
+        return float("inf")
+    gap = float((a.double() - b.double()).abs().max()) / max(float(b.double().abs().max()), 1e-3)
+    return gap if gap == gap else float("inf")
+
+
+def product(**options: Any) -> Iterator[dict[str, Any]]:
+    """Return the full product of options as dictionaries."""
+    for values in itertools.product(*options.values()):
+        yield dict(zip(options, values, strict=True))
+
+
+def compare(name: str, steps: int, config: dict[str, Any], **run: Any) -> dict[str, float]:
+    """Return what differs between ours, the peer and the plan: timesteps, levels, noising, and whole trajectories.
+
+    Stochastic runs draw from equal generators, which must end in equal states.
+    """
+    model, doubled = run.pop("model", network), run.pop("doubled", False)
+    stochastic = run.pop("stochastic", False)
+    ours, theirs = pair(name, **config)
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(steps)
+    generators = [seeded() for _ in range(3)]
+    drawing = [{"generator": g} if stochastic else {} for g in generators]
+    mine = protocol(ours, model=model, doubled=doubled, **run, **drawing[0])
+    reference = protocol(theirs, model=model, doubled=doubled, **run, **drawing[1])
+    plan = type(ours)(**config).plan(steps, **run)
+    table = planned(plan, model=model, doubled=doubled, **drawing[2])
+    gaps = {
+        "steps": float(len(mine) != len(reference)),
+        "timesteps": difference(ours.timesteps.float(), theirs.timesteps.float()),
+        "init": difference(torch.tensor(float(ours.init_noise_sigma)), torch.tensor(float(theirs.init_noise_sigma))),
+        "trajectory": max(map(difference, mine, reference)),
+        "plan": difference(table, mine[-1]),
+        "draws": float(stochastic and not torch.equal(generators[0].get_state(), generators[1].get_state())),
+    }
+    if hasattr(theirs, "sigmas"):
+        gaps["sigmas"] = difference(ours.sigmas, theirs.sigmas)
+    return gaps
+
+
+def failures(name: str, cases: Any, *, limit: float = 2e-5, labels: float = 1e-6) -> list[str]:
+    """Run `compare` over (steps, config, run options) and return one line per case that differs too much."""
+    found, count = [], 0
+    for steps, config, run in itertools.islice(cases, 0, None, EVERY):
+        gaps = compare(name, steps, config, **run)
+        bounds = {"timesteps": labels, "trajectory": limit, "plan": 1e-6}
+        bad = {key: gap for key, gap in gaps.items() if not gap <= bounds.get(key, 1e-6)}
+        count += 1
+        if bad:
+            found.append(f"{steps} steps, {config}, {sorted(run)}: {bad}")
+    assert count
+    return found

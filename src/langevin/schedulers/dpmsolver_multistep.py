@@ -24,6 +24,11 @@ FOREIGN = {"deis": "dpmsolver++", "logrho": "midpoint", "bh1": "midpoint", "bh2"
 """Algorithm and solver types of related samplers, and what they mean here when a configuration is carried over."""
 
 
+def floor(times: np.ndarray) -> np.ndarray:
+    """Round down; times that miss a whole one by rounding errors count as whole."""
+    return np.floor(times + 1e-3)
+
+
 class DPMSolverMultistepScheduler(GridNoising):
     """A fast solver of order 1 to 3 in log signal-to-noise ratio, on trained or flow noise levels."""
 
@@ -111,7 +116,7 @@ class DPMSolverMultistepScheduler(GridNoising):
         down = self._sigma_schedule() in ("exponential", "beta") or (
             self._sigma_schedule() and self.config.beta_schedule == "squaredcos_cap_v2"
         )
-        return grids.whole(times, np.floor if down else np.round)
+        return grids.whole(times, floor if down else np.round)
 
     def _grid(
         self,

@@ -160,7 +160,8 @@ class TrainedScheduler(SchedulerMixin):
         timesteps = torch.as_tensor(timesteps, device=like.device)
         if timesteps.device.type == "cpu" and not bool(((timesteps >= 0) & (timesteps < len(self))).all()):
             raise InputError(f"Timesteps must lie in 0 ... {len(self) - 1}; given: {timesteps.tolist()}.")
-        bars = self.alphas_cumprod.to(device=like.device, dtype=torch.float32)[timesteps.long()]
+        wide = torch.promote_types(like.dtype, torch.float32)
+        bars = self.alphas_cumprod.to(device=like.device, dtype=wide)[timesteps.long()]
         shape = (-1, *(1 for _ in like.shape[1:])) if timesteps.ndim else ()
         return bars.sqrt().to(like.dtype).reshape(shape), (1 - bars).sqrt().to(like.dtype).reshape(shape)
 
@@ -192,7 +193,8 @@ class GridNoising(TrainedScheduler):
         levels = [steps[self._position(t)].level for t in torch.as_tensor(timesteps).reshape(-1)]
         shape = (-1, *(1 for _ in original_samples.shape[1:]))
         alpha, sigma = (
-            torch.tensor([getattr(v, name) for v in levels], dtype=torch.float32).to(original_samples).reshape(shape)
+            torch.tensor([getattr(v, name) for v in levels], dtype=torch.float64).to(original_samples.dtype)
+            .to(original_samples.device).reshape(shape)
             for name in ("alpha", "sigma")
         )
         return alpha * original_samples + sigma * noise

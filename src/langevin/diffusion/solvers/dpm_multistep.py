@@ -25,6 +25,8 @@ ALGORITHMS: tuple[Algorithm, ...] = ("dpmsolver", "dpmsolver++", "sde-dpmsolver"
 def integrals(z: float, *, midpoint: bool) -> tuple[float, float, float]:
     """Return phi_1, phi_2 and phi_3 at z; `midpoint` replaces phi_2 by phi_1 / 2, which is as accurate in order."""
     one = -math.expm1(-z)
+    if z == 0:
+        return 0.0, 0.0, 0.0
     if math.isinf(z):
         return one, one / 2 if midpoint else 1.0, 0.5
     return one, one / 2 if midpoint else 1 - one / z, 0.5 - (z - one) / z**2
@@ -58,6 +60,9 @@ class DPMMultistep:
         midpoint: the second-order variant; otherwise "heun". Third order always integrates exactly.
         lower_order_final: lower the order of the last steps of runs of fewer than 15.
         euler_at_final: make the last step of first order.
+        exact_third: weigh the second derivative of third order fully. The published formula, which all implementations
+            share, gives D_2 half of its integral (D_2 is a divided difference, half a second derivative), and converges
+            with order 2 and a smaller constant; the full weight converges with order 3.
     """
 
     order: int = 2
@@ -65,6 +70,7 @@ class DPMMultistep:
     midpoint: bool = True
     lower_order_final: bool = True
     euler_at_final: bool = False
+    exact_third: bool = False
 
     @property
     def wants(self) -> Literal["x0", "eps"]:
@@ -93,13 +99,15 @@ class DPMMultistep:
             sample, scale, z = b.sigma / a.sigma, b.alpha, h
         elif self.algorithm == "sde-dpmsolver++":
             sample, scale, z = b.sigma / a.sigma * math.exp(-h), b.alpha, 2 * h
-            noise = b.sigma * math.sqrt(-math.expm1(-2 * h))
+            noise = b.sigma * math.sqrt(max(-math.expm1(-2 * h), 0.0))
         elif self.algorithm == "dpmsolver":
             sample, scale, z = b.alpha / a.alpha, b.sigma, -h
         else:
             sample, scale, z = b.alpha / a.alpha, 2 * b.sigma, -h
-            noise = b.sigma * math.sqrt(math.expm1(2 * h))
+            noise = b.sigma * math.sqrt(max(math.expm1(2 * h), 0.0))
         phis = integrals(z, midpoint=self.midpoint and order == 2)
+        if self.exact_third:
+            phis = (phis[0], phis[1], 2 * phis[2])
         parts = differences(order, h, past)
         outputs = tuple(scale * sum(p * d[j] for p, d in zip(phis, parts, strict=True)) for j in range(order))
         return Row(a, b, sample=sample, outputs=outputs, noise=noise, keep=tuple(range(min(self.order - 1, order))))
