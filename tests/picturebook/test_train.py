@@ -11,8 +11,10 @@ import torch
 
 from langevin import UNet2DConditionModel
 from langevin.core.errors import NonFiniteError
-from langevin.picturebook import autoencoder, data, denoiser, loop
+from langevin.picturebook import autoencoder, clip, data, denoiser, loop, tokenizer
+from langevin.picturebook.captions import describe
 from langevin.picturebook.loop import Budget, Recipe, fit
+from langevin.picturebook.world import render, sample_scene
 
 
 def tiny_stage(folder) -> denoiser.DenoiserStage:
@@ -107,11 +109,12 @@ def test_the_last_level_is_nearly_pure_noise():
     assert denoiser.signal_levels()[-1] < 1e-4
 
 
-def test_the_loss_weight_is_the_capped_ratio_for_v(tmp_path):
+def test_low_noise_is_capped_and_high_noise_counts_in_full(tmp_path):
     stage = tiny_stage(tmp_path)
     alphas = denoiser.signal_levels()
     ratio = alphas / (1 - alphas)
-    assert torch.allclose(stage.weight, torch.minimum(ratio, torch.tensor(5.0)) / (ratio + 1))
+    assert torch.allclose(stage.weight * (ratio + 1), torch.minimum(ratio + 1, torch.tensor(denoiser.GAMMA)))
+    assert stage.weight[-1] == pytest.approx(1)
 
 
 def test_a_share_of_the_captions_is_left_out(tmp_path):
@@ -120,7 +123,8 @@ def test_a_share_of_the_captions_is_left_out(tmp_path):
     x0, t, states = stage.batch(torch.Generator().manual_seed(0))
     left_out = (states == 0).all(dim=(1, 2)).float().mean()
     assert 0.07 < left_out < 0.13
-    assert t.min() == 0 and t.max() == 999
+    assert 0 <= t.min() < 50 and 950 < t.max() <= 999
+    assert 400 < t.float().mean() < 500
     assert x0.std() == pytest.approx(1, abs=0.2)
 
 
@@ -129,6 +133,54 @@ def test_chunks_depend_on_their_seed_alone():
     assert (one[0] == other[0]).all() and (one[1] == other[1]).all() and one[2] == other[2]
     options = [count for _, count in data.FIELDS]
     assert one[1].min() >= 0 and (one[1].max(axis=0) < options).all()
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    rng = np.random.default_rng(0)
+    drawn = [sample_scene(rng) for _ in range(8)]
+    pictures = np.stack([render(scene) for scene in drawn])
+    facts = torch.tensor([data.facts_of(scene) for scene in drawn])
+    return data.Scenes(pictures, facts, [(describe(scene, rng), describe(scene, rng)) for scene in drawn])
+
+
+def one_step(stage) -> dict[str, bool]:
+    """Take one step; return which parameters have changed, by name."""
+    stage.recipe = replace(stage.recipe, batch=4, average=0.0)
+    before = {name: value.clone() for name, value in stage.model.state_dict().items()}
+    list(fit(stage, Budget(steps=1)))
+    return {name: not torch.equal(value, before[name]) for name, value in stage.model.state_dict().items()}
+
+
+def test_clip_stages_train_what_they_say(tmp_path, scenes):
+    words = tokenizer.load(tmp_path / "tokenizer")
+    begun = clip.ClipStage(tmp_path, scenes, clip.tokens(tmp_path, scenes, words), words)
+    assert one_step(begun)["clip.visual_projection.weight"]
+    text = clip.TextStage(begun)
+    assert one_step(text)["text.final_layer_norm.weight"]
+    changed = one_step(clip.VisionStage(text))
+    assert not any(moved for name, moved in changed.items() if name.startswith("clip.text_"))
+    assert changed["clip.visual_projection.weight"]
+
+
+def test_a_spoilt_caption_says_something_else(tmp_path, scenes):
+    words = tokenizer.load(tmp_path / "tokenizer")
+    ids = words(["a red house above a blue car"] * 20, padding="max_length", return_tensors="pt").input_ids
+    spoilt = clip.Spoiler(words)(ids, torch.Generator().manual_seed(0))
+    said = {words.decode(row, skip_special_tokens=True).strip() for row in spoilt}
+    assert said == {
+        "a blue house above a red car",
+        "a red car above a blue house",
+        "a red house below a blue car",
+    }
+
+
+def test_the_decoder_stage_leaves_the_latents_alone(tmp_path, scenes):
+    whole = autoencoder.build()
+    before = autoencoder.encode(whole, scenes.images(torch.arange(2)))
+    changed = one_step(autoencoder.DecoderStage(tmp_path, scenes, whole))
+    assert changed["decoder.conv_out.weight"]
+    assert torch.equal(before, autoencoder.encode(whole, scenes.images(torch.arange(2))))
 
 
 def test_latents_have_a_quarter_of_the_side():

@@ -163,6 +163,30 @@ class ClipStage(Stage):
         return {"loss": loss, "matched": matched, "text facts": text_right, "vision facts": vision_right}
 
 
+class TextStage(ClipStage):
+    """Goes on with the text tower on facts alone: with no pictures to look at, it sees several times as many captions.
+
+    It learns which colour belongs to which thing, and which thing is on which side.
+    """
+
+    name = "text"
+    recipe = Recipe(lr=1e-3, batch=128, warmup=50, average=0.99, betas=(0.9, 0.98), weight_decay=0.05)
+
+    def __init__(self, begun: ClipStage) -> None:
+        super().__init__(begun.folder, begun.scenes, begun.ids, begun.words)
+        self.whole, self.clip = begun.model, begun.clip
+        self.model = nn.ModuleDict({"text": self.clip.text_model, "facts": begun.model["text facts"]})
+
+    def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
+        rows = torch.randint(len(self.scenes), (self.recipe.batch,), generator=generator)
+        ids = self.ids[rows, torch.randint(self.ids.shape[1], (len(rows),), generator=generator)]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            states = self.clip.text_model(input_ids=ids).last_hidden_state.float()
+        facts = self.scenes.facts[rows][:, None].expand(-1, ids.shape[1], -1)
+        loss, right = self.model["facts"](states, facts, (ids == self.words.eos_token_id).float())
+        return {"loss": loss, "text facts": right}
+
+
 class VisionStage(ClipStage):
     """Goes on with the vision tower, the text tower locked.
 
@@ -172,9 +196,9 @@ class VisionStage(ClipStage):
 
     name = "vision"
 
-    def __init__(self, begun: ClipStage) -> None:
+    def __init__(self, begun: TextStage) -> None:
         super().__init__(begun.folder, begun.scenes, begun.ids, begun.words)
-        self.model, self.clip = begun.model, begun.clip
+        self.model, self.clip = begun.whole, begun.clip
         for part in (self.clip.text_model, self.clip.text_projection, self.model["text facts"]):
             part.requires_grad_(False)
 
