@@ -74,7 +74,7 @@ def to_json(values: Mapping[str, Any]) -> str:
     return json.dumps(_plain(values), indent=2, sort_keys=True)
 
 
-def _options(cls: type) -> dict[str, inspect.Parameter]:
+def _options(cls: type[Any]) -> dict[str, inspect.Parameter]:
     """Return the parameters of the class's `__init__` by name, without self."""
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -159,7 +159,7 @@ class ConfigMixin:
                 "%s does not use these keys of its configuration file; they are kept: %s",
                 cls.__name__, ", ".join(sorted(hidden)),
             )  # fmt: skip
-        obj = cls(**{**values, **{k: v for k, v in overrides.items() if k not in unused}}, _hidden=hidden)
+        obj = cls(**{**values, **{k: v for k, v in overrides.items() if k not in unused}}, _hidden=hidden)  # type: ignore[call-arg]
         return (obj, unused) if return_unused_kwargs else obj
 
     @classmethod

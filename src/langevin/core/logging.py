@@ -90,12 +90,14 @@ def set_verbosity_error() -> None:
 def disable_default_handler() -> None:
     """Stop writing to standard error."""
     root = _root()
+    assert _handler is not None
     root.removeHandler(_handler)
 
 
 def enable_default_handler() -> None:
     """Write to standard error again."""
     root = _root()
+    assert _handler is not None
     root.addHandler(_handler)
 
 

@@ -132,7 +132,7 @@ def at_times(process: TableProcess, times: Sequence[Time], end: Level) -> Grid:
 
 def at_ratios(
     process: TableProcess,
-    ratios: Sequence[float],
+    ratios: Sequence[float] | np.ndarray,
     end: Level,
     *,
     label: Callable[[np.ndarray], Sequence[Time]] = lambda times: times.tolist(),

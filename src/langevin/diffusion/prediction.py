@@ -98,7 +98,7 @@ class Prediction:
         if self.variance is None:
             return output, None
         if output.shape[1] == 2 * x.shape[1]:
-            return output.split(x.shape[1], dim=1)  # type: ignore[return-value]
+            return output.split(x.shape[1], dim=1)
         if output.shape[1] == x.shape[1]:
             return output, None
         raise InputError(

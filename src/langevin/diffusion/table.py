@@ -273,7 +273,7 @@ def draw(noise: Noise | None) -> torch.Tensor:
 def total(terms: list[tuple[float, torch.Tensor | None]]) -> torch.Tensor:
     """Return the sum of coefficient * tensor, leaving out zero coefficients."""
     (first, tensor), *rest = [(c, t) for c, t in terms if c != 0.0] or [(0.0, terms[0][1])]
-    result = first * tensor  # type: ignore[operator]
+    result: torch.Tensor = first * tensor  # type: ignore[operator, assignment]
     for coefficient, tensor in rest:
         result = torch.add(result, tensor, alpha=coefficient)  # type: ignore[arg-type]
     return result

@@ -40,7 +40,7 @@ WHITE: Rgb = (255, 255, 255)
 
 def mix(first: Rgb, second: Rgb, share: float) -> Rgb:
     """Return `first` with `share` (0 to 1) of `second` mixed in, channel by channel."""
-    return tuple(round(a + (b - a) * share) for a, b in zip(first, second, strict=True))  # type: ignore[return-value]
+    return tuple(round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
 
 
 def palette(colour: str, style: str, moonlit: bool) -> dict[str, Rgb]:

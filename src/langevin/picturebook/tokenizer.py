@@ -38,7 +38,7 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
     Ties go to the pair that comes first in the alphabet, so the result depends on the words alone.
     """
     spelt = [[*word[:-1], word[-1] + _WORD_END] for word in sorted(set(words))]
-    merges = []
+    merges: list[tuple[str, str]] = []
     while True:
         pairs = Counter(pair for symbols in spelt for pair in pairwise(symbols))
         if not pairs:

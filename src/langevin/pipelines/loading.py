@@ -83,7 +83,7 @@ def dtypes(torch_dtype: DtypeChoice, dtype: DtypeChoice) -> dict[str, torch.dtyp
 # Classes and components ----------------------------------------------------------------------------------------------
 
 
-def our_class(name: str, what: str) -> type:
+def our_class(name: str, what: str) -> Any:
     """Return the public class called `name`.
 
     Raises:
@@ -97,7 +97,7 @@ def our_class(name: str, what: str) -> type:
     return getattr(importlib.import_module(f"{package}.{rows[name].module}"), name)
 
 
-def component_class(library: str, name: str, component: str) -> type:
+def component_class(library: str, name: str, component: str) -> Any:
     """Return the class that a folder lists for a component.
 
     Raises:
@@ -191,7 +191,12 @@ def _kinds(chosen: Weights | None) -> tuple[str, ...]:
 
 
 def fetch(
-    cls: type, name_or_path: str | os.PathLike, *, choices: Choices, hub: Mapping[str, Any], given: Iterable[str] = ()
+    cls: type[Any],
+    name_or_path: str | os.PathLike,
+    *,
+    choices: Choices,
+    hub: Mapping[str, Any],
+    given: Iterable[str] = (),
 ) -> Path:
     """Return the local folder of a pipeline, downloading from the hub what loading needs and the cache lacks.
 
@@ -228,7 +233,12 @@ def listed_components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def load(
-    cls: type, name_or_path: str | os.PathLike, *, choices: Choices, given: Mapping[str, Any], hub: Mapping[str, Any]
+    cls: type[Any],
+    name_or_path: str | os.PathLike,
+    *,
+    choices: Choices,
+    given: Mapping[str, Any],
+    hub: Mapping[str, Any],
 ) -> Any:
     """Build a pipeline of `cls`, or of the class its folder names when `cls` is the base; see `from_pretrained`."""
     root = fetch(cls, name_or_path, choices=choices, hub=hub, given=given)
@@ -256,7 +266,7 @@ def load(
     return pipe
 
 
-def _read_index(cls: type, root: Path) -> dict[str, Any]:
+def _read_index(cls: type[Any], root: Path) -> dict[str, Any]:
     path = root / cls.config_name
     if not path.is_file():
         names = sorted(p.name for p in root.iterdir())
@@ -267,23 +277,23 @@ def _read_index(cls: type, root: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def _constructor(cls: type) -> dict[str, inspect.Parameter]:
+def _constructor(cls: type[Any]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self"}
 
 
-def _loading_options(cls: type) -> list[str]:
+def _loading_options(cls: type[Any]) -> list[str]:
     """Return the keywords of `from_pretrained` itself, for the hint of an error."""
     parameters = inspect.signature(cls.from_pretrained).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
-def _absent(cls: type, accepted: Mapping[str, inspect.Parameter], present: set[str]) -> list[str]:
+def _absent(cls: type[Any], accepted: Mapping[str, inspect.Parameter], present: set[str]) -> list[str]:
     """Return the optional components without a default that are not there and become None."""
     required = [name for name, p in accepted.items() if p.default is p.empty and name not in present]
     return [name for name in required if name in cls._optional_components]
 
 
-def _check_complete(cls: type, accepted: Mapping[str, inspect.Parameter], present: set[str], root: Path) -> None:
+def _check_complete(cls: type[Any], accepted: Mapping[str, inspect.Parameter], present: set[str], root: Path) -> None:
     required = [name for name, p in accepted.items() if p.default is p.empty and name not in cls._optional_components]
     missing = [name for name in required if name not in present]
     if missing:
@@ -319,7 +329,7 @@ def _check_variant(components: Mapping[str, Path], root: Path, choices: Choices)
         )
 
 
-def load_component(name: str, cls: type, root: Path, choices: Choices) -> Any:
+def load_component(name: str, cls: type[Any], root: Path, choices: Choices) -> Any:
     """Build one component from its folder."""
     folder = _folder(root, name)
     if not issubclass(cls, nn.Module):
@@ -335,11 +345,11 @@ def load_component(name: str, cls: type, root: Path, choices: Choices) -> Any:
         )
     options = {"variant": chosen.variant if chosen else None, "use_safetensors": choices.use_safetensors}
     if not any(base.__module__.startswith("transformers.") for base in cls.__mro__):
-        return cls.from_pretrained(folder, torch_dtype=choices.dtype(name), **options)
+        return cls.from_pretrained(folder, torch_dtype=choices.dtype(name), **options)  # type: ignore[attr-defined]
     return _load_foreign(cls, folder, dtype=choices.dtype(name), **options)
 
 
-def _load_foreign(cls: type, folder: Path, **options: Any) -> nn.Module:
+def _load_foreign(cls: type[Any], folder: Path, **options: Any) -> nn.Module:
     """Load a transformers model; unlike there, missing and damaged weights are errors."""
     try:
         with _quiet():

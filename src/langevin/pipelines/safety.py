@@ -76,7 +76,7 @@ def blacken(images: Tensor | Sequence[Any], flags: Sequence[bool]) -> None:
     """Set flagged pictures to zero in place and say so."""
     for k, flag in enumerate(flags):
         if flag:
-            images[k] = images[k] * 0  # type: ignore[index]
+            images[k] = images[k] * 0
     if any(flags):
         logger.warning(
             "The safety checker flagged pictures %s; they are returned black. Try another prompt or seed.",

@@ -49,8 +49,8 @@ def plan_of(
     steps = num_inference_steps if timesteps is None and sigmas is None else None
     if hasattr(scheduler, "plan"):
         return scheduler.plan(steps, timesteps=timesteps, sigmas=sigmas, **options)
-    place = {"generator": call.rng, "device": call.device}
-    return foreign_plan(scheduler, steps, timesteps=timesteps, sigmas=sigmas, **place, **options)
+    place: dict[str, Any] = {"generator": call.rng, "device": call.device}
+    return foreign_plan(scheduler, steps, timesteps=timesteps, sigmas=sigmas, **place, **options)  # type: ignore[return-value]
 
 
 def denoise(run: RunState, model: Denoise, x: Tensor, plan: Plan, *, rng: Generators, **hook: Any) -> Tensor:

@@ -44,6 +44,15 @@ class _StableDiffusion(DiffusionPipeline):
     _optional_components = ("safety_checker", "feature_extractor", "image_encoder")
     _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    unet: Any
+    scheduler: Any
+    safety_checker: Any
+    feature_extractor: Any
+    image_encoder: Any
+
     guidance_scale = _guidance_scale = RunField("guidance_scale")
     guidance_rescale = _guidance_rescale = RunField("guidance_rescale")
     clip_skip = _clip_skip = RunField("clip_skip")
@@ -262,7 +271,7 @@ class StableDiffusionPipeline(_StableDiffusion):
         check_number("guidance_rescale", guidance_rescale, low=0.0, high=1.0)
         check_number("eta", eta, low=0.0, high=1.0)
         self._check_ip_adapter(ip_adapter_image, ip_adapter_image_embeds)
-        texts = {
+        texts: dict[str, Any] = {
             "negative_prompt": negative_prompt,
             "prompt_embeds": prompt_embeds,
             "negative_prompt_embeds": negative_prompt_embeds,
@@ -284,7 +293,7 @@ class StableDiffusionPipeline(_StableDiffusion):
                 per_prompt=call.per_prompt,
                 clip_skip=clip_skip,
             )
-            place = {"device": call.device, "dtype": positive.text.dtype}
+            place: dict[str, Any] = {"device": call.device, "dtype": positive.text.dtype}
             noise = space.noise(call.images, rng=call.rng, **place) if latents is None else latents.to(**place)
             options = {
                 "cross_attention_kwargs": cross_attention_kwargs,

@@ -169,6 +169,6 @@ class PNDMPipeline(_Unconditional):
         )
 
 
-def as_class(scheduler: Any, cls: type) -> Any:
+def as_class(scheduler: Any, cls: type[Any]) -> Any:
     """Return the scheduler when it is of `cls`, else one of `cls` with its configuration."""
     return scheduler if scheduler is None or isinstance(scheduler, cls) else cls.from_config(scheduler.config)

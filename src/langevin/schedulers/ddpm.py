@@ -54,7 +54,7 @@ class DDPMScheduler(TrainedScheduler):
         self._setup()
 
     def _solver(self) -> Posterior:
-        return Posterior(VARIANCES[self.config.variance_type])  # type: ignore[arg-type]
+        return Posterior(VARIANCES[self.config.variance_type])
 
     def step(
         self,
