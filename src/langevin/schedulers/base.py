@@ -49,10 +49,10 @@ class SchedulerOutput(BaseOutput):
 class SchedulerMixin(ConfigMixin):
     """Base of schedulers.
 
-    A subclass says which grid, solver and prediction its configuration means (`_grid`, `_solver`, `_prediction`); `plan`
-    turns that into a table without touching the object, and the documented protocol (`set_timesteps`, `step`, ...) walks
-    through the table with its position and history on the object. Positions are integers: `step` looks a timestep up by
-    value only when it is not the expected next one, and then starts a new run there.
+    A subclass says which grid, solver and prediction its configuration means (`_grid`, `_solver`, `_prediction`).
+    `plan` turns that into a table without touching the object, and the documented protocol (`set_timesteps`, `step`,
+    ...) walks through the table with its position and history on the object. Positions are integers: `step` looks a
+    timestep up by value only when it is not the expected next one, and then starts a new run there.
 
     Attributes:
         order: network calls per step, as the documentation counts them.
@@ -75,13 +75,14 @@ class SchedulerMixin(ConfigMixin):
     _compatibles: ClassVar[tuple[str, ...]] = tuple(member.name for member in KarrasDiffusionSchedulers)
 
     num_inference_steps: int | None
+    _levels: Grid | None
 
     # ---- what a subclass says ----------------------------------------------------------------------------------------
 
     def _grid(
         self, count: int | None, timesteps: Sequence[Time] | None, sigmas: Sequence[float] | None, **options: Any
     ) -> Grid:
-        """Return the grid of `count` steps, or of the given timesteps or sigmas; with none of them the training table."""
+        """Return the grid of `count` steps, or of the given timesteps or sigmas; with none the training table."""
         raise NotImplementedError
 
     def _solver(self, **options: Any) -> Solver:
@@ -119,7 +120,7 @@ class SchedulerMixin(ConfigMixin):
         """Return the table of a whole run; the object's own state is neither read nor changed if a schedule is named.
 
         Args:
-            num_inference_steps: number of steps. With neither this nor the next two: the schedule set by `set_timesteps`.
+            num_inference_steps: number of steps. Without this and the next two: what `set_timesteps` has set.
             timesteps: custom timesteps, descending.
             sigmas: custom noise levels sigma / alpha, descending, the level at the end of the run included.
             options: options of `step` (such as `eta`) and of `set_timesteps`.
@@ -204,7 +205,8 @@ class SchedulerMixin(ConfigMixin):
         if self._times is None:
             times = [step.timestep for step in self._table().steps]
             whole = self.whole_timesteps and all(isinstance(t, int) for t in times)
-            self._times = torch.tensor(times, dtype=torch.int64 if whole else torch.float32, device=self._device or "cpu")
+            dtype = torch.int64 if whole else torch.float32
+            self._times = torch.tensor(times, dtype=dtype, device=self._device or "cpu")
         return self._times
 
     @timesteps.setter
@@ -249,7 +251,7 @@ class SchedulerMixin(ConfigMixin):
         return None if self._run is None else self._next
 
     def _position(self, timestep: Time | torch.Tensor) -> int:
-        """Return the position of `timestep`: the expected next one if it can be that, else the first with its value.
+        """Return the position of `timestep`: the expected next one if it can be that, else the last with its value.
 
         An accelerator's tensor is taken at its word while a run lasts, since reading it would wait for the device.
         """
@@ -260,13 +262,18 @@ class SchedulerMixin(ConfigMixin):
             return expected
         if self._host is None:
             self._host = np.array([step.timestep for step in steps], dtype=np.float64)
-        nearest = int(np.abs(self._host - float(timestep)).argmin())
+        distance = np.abs(self._host - number(timestep))
+        nearest = len(steps) - 1 - int(distance[::-1].argmin())
         if not same(timestep, steps[nearest].timestep):
             raise InputError(
-                f"Timestep {float(timestep):g} is not in the schedule; the nearest is {steps[nearest].timestep:g}. "
+                f"Timestep {number(timestep):g} is not in the schedule; the nearest is {steps[nearest].timestep:g}. "
                 "Loop over `scheduler.timesteps`."
             )
         return nearest
+
+    def previous_timestep(self, timestep: Time | torch.Tensor) -> Time:
+        """Return the timestep that follows `timestep` towards clean data, -1 after the last."""
+        return self._table().rows[self._position(timestep)].after.t
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Time | torch.Tensor | None = None) -> torch.Tensor:
         """Return the sample as the network wants it at `timestep`."""
@@ -353,8 +360,13 @@ def own_options(cls: type) -> frozenset[str]:
     return frozenset(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
 
 
-def same(timestep: Time | torch.Tensor, other: Time) -> bool:
-    """Tell whether two timesteps are equal up to float32 rounding."""
+def number(timestep: Time | torch.Tensor) -> float:
+    """Return a timestep as a host number."""
     if isinstance(timestep, torch.Tensor) and timestep.numel() != 1:
         raise InputError(f"`timestep` must be a single number, but its shape is {tuple(timestep.shape)}.")
-    return abs(float(timestep) - other) <= 1e-6 * max(1.0, abs(other))
+    return float(timestep)
+
+
+def same(timestep: Time | torch.Tensor, other: Time) -> bool:
+    """Tell whether two timesteps are equal up to float32 rounding."""
+    return abs(number(timestep) - other) <= 1e-6 * max(1.0, abs(other))

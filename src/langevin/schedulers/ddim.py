@@ -62,6 +62,5 @@ class DDIMScheduler(TrainedScheduler):
             variance_noise: the noise itself, instead of a draw from `generator`.
         """
         options = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
-        return self._step(
-            model_output, timestep, sample, return_dict=return_dict, generator=generator, noise=variance_noise, **options
-        )
+        draw = {"generator": generator, "noise": variance_noise}
+        return self._step(model_output, timestep, sample, return_dict=return_dict, **draw, **options)

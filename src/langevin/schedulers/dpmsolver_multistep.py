@@ -112,7 +112,7 @@ class DPMSolverMultistepScheduler(GridNoising):
         return grids.trailing(count, len(self), last)
 
     def _label(self, times: np.ndarray) -> Sequence[Time]:
-        """Whole timesteps: rounded down on exponential and beta levels and on cosine betas, to the nearest otherwise."""
+        """Whole timesteps: rounded down on exponential and beta levels and on cosine betas, else to the nearest."""
         down = self._sigma_schedule() in ("exponential", "beta") or (
             self._sigma_schedule() and self.config.beta_schedule == "squaredcos_cap_v2"
         )

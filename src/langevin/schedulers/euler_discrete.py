@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..core.config import register_to_config
-from ..core.errors import InputError, check_choice
+from ..core.errors import check_choice
 from ..core.rng import Generators
 from ..diffusion import grid as grids
 from ..diffusion.grid import Grid
@@ -35,7 +35,7 @@ class ExplodingScheduler(GridNoising):
         return grids.exploding(super()._grid(count, timesteps, sigmas))
 
     def _init_sigma(self, grid: Grid) -> float:
-        """A grid that starts at the end of the table starts from noise alone, another from data of unit variance and noise."""
+        """From the end of the table a run starts with noise alone, elsewhere with data of unit variance and noise."""
         first = grid[0]
         return first.sigma if self.config.timestep_spacing in ("linspace", "trailing") else first.norm
 

@@ -14,7 +14,7 @@ from .trained import TrainedScheduler
 
 
 class PNDMScheduler(TrainedScheduler):
-    """Linear multistep sampling of order 4 that starts with Runge-Kutta steps, or with `skip_prk_steps` without them (PLMS).
+    """Linear multistep sampling of order 4 that starts with Runge-Kutta steps, or without (PLMS, `skip_prk_steps`).
 
     The start asks the network more than once per step: `timesteps` holds n + 1 entries with PLMS and n + 9 with
     Runge-Kutta (for n >= 4).

@@ -28,8 +28,8 @@ SIGMA_OPTIONS = {
 class TrainedScheduler(SchedulerMixin):
     """Base of schedulers whose process is a trained table of betas.
 
-    Options are read through `_own`, so that a key which only another class knows, kept in the configuration for it, has no
-    effect here.
+    Options are read through `_own`, so that a key which only another class knows, kept in the configuration for it,
+    has no effect here.
 
     Attributes:
         terminal_alpha_bar: replaces the last alpha_bar of a schedule with zero terminal signal-to-noise ratio, for
@@ -128,7 +128,7 @@ class TrainedScheduler(SchedulerMixin):
         if timesteps is not None:
             if self._sigma_schedule():
                 raise InputError(
-                    f"Custom timesteps contradict the {self._sigma_schedule()} sigmas of the configuration; pass `sigmas`."
+                    f"Custom timesteps contradict the configuration's {self._sigma_schedule()} sigmas; pass `sigmas`."
                 )
             times = grids.check_descending("timesteps", timesteps, low=0, high=len(self) - 1)
             return grids.at_times(self.process, self._label(np.array(times)), self._end())

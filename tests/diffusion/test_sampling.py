@@ -1,0 +1,175 @@
+"""The loop: order of events, edits, early ends, non-finite outputs, no reading of tensors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import langevin
+from langevin.core.errors import InputError, NonFiniteError
+from langevin.diffusion import Stop, noised, sample
+from langevin.diffusion.sampling import FiniteWatch
+
+X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def half(x: torch.Tensor, step) -> torch.Tensor:
+    return 0.5 * x
+
+
+def plan(name: str = "DDIMScheduler", steps: int = 4, **options):
+    return getattr(langevin, name)().plan(steps, **options)
+
+
+def test_order_of_events() -> None:
+    events = []
+
+    def note(what):
+        def edit(x, step):
+            events.append((what, step.index))
+            return x
+
+        return edit
+
+    def denoise(x, step):
+        events.append(("network", step.index))
+        return 0.5 * x
+
+    sample(denoise, X, plan(steps=2), before=[note("a"), note("b")], after=[note("c"), note("d")],
+           on_step=lambda step, x: events.append(("end", step.index)))  # fmt: skip
+    names = ["a", "b", "network", "c", "d", "end"]
+    assert events == [(n, k) for k in range(2) for n in names]
+
+
+def test_steps_describe_the_run() -> None:
+    steps = plan(steps=4).steps
+    assert [s.index for s in steps] == [0, 1, 2, 3] and {s.count for s in steps} == {4}
+    assert [s.last for s in steps] == [False, False, False, True]
+    assert [s.timestep for s in steps] == [750, 500, 250, 0]
+    assert all(a.after == b.level for a, b in zip(steps, steps[1:], strict=False))
+    assert all(s.in_scale == 1.0 for s in steps)
+    euler = plan("EulerDiscreteScheduler").steps
+    assert all(s.in_scale == pytest.approx((1 + s.level.sigma**2) ** -0.5) for s in euler)
+
+
+def test_edits_and_callbacks_change_the_sample() -> None:
+    whole = sample(half, X, plan())
+    assert torch.equal(sample(half, X, plan(), after=[lambda x, step: x * 1.0]), whole)
+    assert not torch.equal(sample(half, X, plan(), before=[lambda x, step: x * 0.9]), whole)
+    kept = sample(half, X, plan(), on_step=lambda step, x: torch.zeros_like(x) if step.last else None)
+    assert torch.equal(kept, torch.zeros_like(X))
+
+
+def test_stop_returns_what_there_is() -> None:
+    seen = []
+
+    def until_two(step, x):
+        seen.append(x)
+        if step.index == 1:
+            raise Stop
+
+    assert torch.equal(sample(half, X, plan(), on_step=until_two), seen[-1]) and len(seen) == 2
+
+
+def test_a_nan_names_network_and_step() -> None:
+    def broken(x, step):
+        return x * float("nan") if step.index == 2 else x
+
+    with pytest.raises(NonFiniteError, match="eye returned NaN or infinity at step 2") as caught:
+        sample(broken, X, plan(), check="eye")
+    assert caught.value.step == 2 and caught.value.module == "eye"
+    assert torch.isnan(sample(broken, X, plan(), check=None)).any()
+
+
+def test_the_watch_on_an_accelerator_reads_once_at_the_end() -> None:
+    """Meta tensors stand for an accelerator: nothing may be read from them until the end."""
+    watch = FiniteWatch("eye")
+    for k in range(3):
+        watch.see(torch.ones(2, device="meta"), k)
+    assert watch.first is not None and watch.first.device.type == "meta"
+    watch = FiniteWatch("eye")
+    watch.first = torch.tensor(-1)
+    watch.close()
+    watch.first = torch.tensor(5)
+    with pytest.raises(NonFiniteError, match="step 5"):
+        watch.close()
+
+
+class NoReading(TorchDispatchMode):
+    """Forbids whatever makes the host wait for the device, and float64 tensors."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "item", "equal"), name
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            assert result.dtype != torch.float64, name
+        return result
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("DDIMScheduler", {"eta": 0.5}), ("DDPMScheduler", {}), ("PNDMScheduler", {}), ("EulerDiscreteScheduler", {"s_churn": 2.0}),
+        ("EulerAncestralDiscreteScheduler", {}), ("DPMSolverMultistepScheduler", {}),
+    ],
+)  # fmt: skip
+def test_the_loop_never_waits_for_the_device(name: str, options: dict) -> None:
+    table = plan(name, 5, **options)
+    table.steps  # noqa: B018
+    with NoReading():
+        sample(half, X, table, noise=lambda: torch.ones_like(X), check=None)
+
+
+def test_half_precision_is_stepped_in_float32() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        result = sample(half, X.to(dtype), plan(steps=20))
+        assert result.dtype == dtype
+        assert torch.allclose(result.float(), sample(half, X, plan(steps=20)), atol=0.05)
+    assert sample(half, X.double(), plan()).dtype == torch.float64
+
+
+def test_stochastic_plans_need_noise() -> None:
+    assert plan(eta=0.5).stochastic and not plan().stochastic
+    with pytest.raises(InputError, match="pass `noise`"):
+        sample(half, X, plan(eta=0.5))
+
+
+def test_starts() -> None:
+    euler = plan("EulerDiscreteScheduler", 10)
+    assert torch.equal(euler.start(X), X * euler.init_noise_sigma)
+    level = euler.tail(0.5).steps[0].level
+    assert torch.equal(euler.tail(0.5).start(X, X), noised(X, X, level))
+    assert len(euler.tail(0.5).steps) == 5 and len(euler.tail(0.01).steps) == 1 and len(euler.tail(1.0).steps) == 10
+    for bad in (0.0, -0.1, 1.1):
+        with pytest.raises(InputError, match="strength"):
+            euler.tail(bad)
+    with pytest.raises(InputError, match="before `slice`"):
+        euler.slice(end=0.5).tail(0.5)
+    with pytest.raises(InputError, match="No step"):
+        euler.slice(start=0.5, end=0.5)
+    with pytest.raises(InputError, match="between 0 and 1"):
+        euler.slice(start=1.5)
+
+
+def test_preview_of_the_data() -> None:
+    run = plan(steps=3).begin()
+    assert run.x0 is None
+    run.advance(X, 0.5 * X, 0)
+    level = plan(steps=3).steps[0].level
+    assert torch.allclose(run.x0, ((X - level.sigma * 0.5 * X) / level.alpha).clamp(-1, 1), atol=1e-5)
+
+
+def test_the_loop_compiles_to_one_graph() -> None:
+    """A whole step is traced without a break: rows are host numbers."""
+    table = plan("DPMSolverMultistepScheduler", 3)
+    table.steps  # noqa: B018
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append(module)
+        return module.forward
+
+    step = torch.compile(lambda x: sample(half, x, table, check=None), backend=backend, fullgraph=True)
+    assert torch.allclose(step(X), sample(half, X, table), atol=1e-6) and len(graphs) == 1
