@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -151,11 +152,11 @@ class LoadReport:
             counted = _count(shapes, "shape differs", "shapes differ")
             parts.append((not ignore_mismatched_sizes, f"{counted} ({_some(shapes, '; ')})"))
         if self.missing_keys:
-            names = [_closest(name, self.unexpected_keys) for name in self.missing_keys]
-            parts.append((strict, f"{_count(names, 'weight is missing', 'weights are missing')} ({_some(names)})"))
+            counted = _count(self.missing_keys, "weight is missing", "weights are missing")
+            parts.append((strict, f"{counted} ({_some(_paired(self.missing_keys, self.unexpected_keys))})"))
         if self.unexpected_keys:
-            names = [_closest(name, self.missing_keys) for name in self.unexpected_keys]
-            parts.append((strict, f"{_count(names, 'weight is foreign', 'weights are foreign')} ({_some(names)})"))
+            counted = _count(self.unexpected_keys, "weight is foreign", "weights are foreign")
+            parts.append((strict, f"{counted} ({_some(_paired(self.unexpected_keys, self.missing_keys))})"))
         refused = [text for fatal, text in parts if fatal]
         if refused:
             advice = []
@@ -180,10 +181,11 @@ def _some(items: Sequence[str], glue: str = ", ") -> str:
     return glue.join(items[:LISTED]) + (f"{glue}and {more} more" if more > 0 else "")
 
 
-def _closest(name: str, others: Sequence[str]) -> str:
-    """Return a name with the nearest one of the other side."""
-    close = nearest(name, others) if len(others) <= 2000 else None
-    return f"{name!r} (there is {close!r})" if close else repr(name)
+def _paired(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return the names, those that a message will show with the nearest one of the other side."""
+    close = [nearest(name, others) if len(others) <= 2000 else None for name in names[:LISTED]]
+    shown = [f"{name!r} (there is {near!r})" if near else repr(name) for name, near in zip(names, close, strict=False)]
+    return [*shown, *names[LISTED:]]
 
 
 class Checkpoint:
@@ -272,9 +274,9 @@ class FiniteCheck:
     def __call__(self, piece: Tensor) -> None:
         if not piece.is_floating_point() or piece.dtype.itemsize < 2 or piece.numel() == 0:
             return
-        least, greatest = piece.aminmax()
-        if not (torch.isfinite(least) and torch.isfinite(greatest)):
-            what = "NaN" if least.isnan() else "infinity"
+        least, greatest = (value.item() for value in piece.aminmax())
+        if not (math.isfinite(least) and math.isfinite(greatest)):
+            what = "NaN" if math.isnan(least) else "infinity"
             raise WeightsError(
                 f"the weight {self.name!r} holds {what} in {piece.dtype}: the file is damaged, its training diverged, "
                 f"or the values need a wider type (torch.bfloat16 or torch.float32); check_finite=False loads it anyway"
