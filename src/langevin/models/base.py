@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -175,13 +176,13 @@ class ModelMixin(nn.Module, PushToHubMixin, ConfigMixin):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the first floating-point parameter, or of the first buffer where there are no parameters."""
-        tensors = [*self.parameters(), *self.buffers()]
+        tensors = chain(self.parameters(), self.buffers())
         return next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
 
     @property
     def device(self) -> torch.device:
         """Device of the first parameter or buffer."""
-        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+        return next((t.device for t in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Count the parameters; optionally only those with gradients, or without the weights of nn.Embedding."""
