@@ -36,6 +36,23 @@ def test_every_component_can_be_replaced(pipe) -> None:
     assert pipe.components["vae"] is pipe.vae
 
 
+@pytest.mark.parity
+def test_the_tiny_autoencoder(pipe, peer_sd, tmp_path) -> None:
+    widths = {"encoder_block_out_channels": (16, 16), "decoder_block_out_channels": (16, 16)}
+    blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    diffusers.AutoencoderTiny(**widths, **blocks).save_pretrained(tmp_path)
+    pictures = []
+    for library, one in ((diffusers, peer_sd), (langevin, pipe)):
+        parts = {**one.components, "vae": library.AutoencoderTiny.from_pretrained(tmp_path)}
+        parts["scheduler"] = tiny.scheduler(library, "DDIMScheduler")
+        small = type(one)(**parts, requires_safety_checker=False)
+        small.set_progress_bar_config(disable=True)
+        call = {"num_inference_steps": 2, "output_type": "np"}
+        pictures.append(small("a cat", generator=torch.Generator().manual_seed(0), **call).images)
+    assert pictures[0].shape == pictures[1].shape == (1, 16, 16, 3)
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1e-4
+
+
 def test_a_compiled_network(pipe, tmp_path) -> None:
     before = pipe(**CALL).images
     pipe.unet = torch.compile(pipe.unet, backend="eager")

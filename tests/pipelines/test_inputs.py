@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,7 +87,7 @@ def test_too_many_layers_skipped(pipe) -> None:
         pipe("a", clip_skip=3, num_inference_steps=1)
 
 
-@pytest.mark.parametrize("name", ["unet", "scheduler", "tokenizer", "text_encoder"])
+@pytest.mark.parametrize("name", ["unet", "scheduler", "tokenizer", "text_encoder", "vae"])
 def test_a_missing_component_is_named(pipe, name) -> None:
     setattr(pipe, name, None)
     with pytest.raises(ConfigError, match=name):
@@ -124,6 +125,12 @@ def test_height_and_width_are_independent(pipe) -> None:
     assert pipe("a", height=24, num_inference_steps=1).images[0].size == (16, 24)
 
 
+def test_numbers_of_numpy_are_numbers(pipe) -> None:
+    plain = pipe("a", num_inference_steps=2, seed=3, guidance_scale=2.0, output_type="np").images
+    call = {"num_inference_steps": np.int64(2), "seed": np.int64(3), "guidance_scale": np.float64(2.0)}
+    assert np.array_equal(plain, pipe("a", **call, height=np.int32(16), output_type="np").images)
+
+
 def test_the_size_follows_given_latents(pipe) -> None:
     images = pipe("a", latents=torch.zeros(1, 4, 4, 6), num_inference_steps=1).images
     assert images[0].size == (12, 8)
@@ -143,6 +150,22 @@ def test_dropped_words_are_named(pipe, caplog_ours) -> None:
     caplog_ours.clear()
     pipe.encode_prompt("x " * 75)
     assert caplog_ours.text == ""
+
+
+def test_a_pipeline_without_an_autoencoder_gives_latents(pipe) -> None:
+    pipe.vae = None
+    latents = pipe("a", output_type="latent", num_inference_steps=1, height=64, width=64).images
+    assert latents.shape == (1, 4, 8, 8)
+
+
+def test_embeddings_need_no_text_encoder(pipe) -> None:
+    embeds, negative = pipe.encode_prompt("a cat")
+    plain = pipe("a cat", num_inference_steps=2, seed=0, output_type="np").images
+    pipe.text_encoder = pipe.tokenizer = None
+    call = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
+    assert np.array_equal(plain, pipe(**call, num_inference_steps=2, seed=0, output_type="np").images)
+    with pytest.raises(ConfigError, match="negative_prompt_embeds"):
+        pipe(prompt_embeds=embeds, num_inference_steps=2)
 
 
 def test_eta_without_effect_is_reported(pipe, caplog_ours) -> None:

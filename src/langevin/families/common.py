@@ -17,11 +17,13 @@ def option(module: Any, name: str, default: Any = None) -> Any:
     return getattr(module, name, default) if value is None else value
 
 
-def dtype_of(module: nn.Module, default: torch.dtype) -> torch.dtype:
-    """Return the type of a module's weights, or `default` for a module without any."""
+def dtype_of(module: Any, default: torch.dtype) -> torch.dtype:
+    """Return the type of a module's weights, or `default` for a module without any and for a plain function."""
     found = getattr(module, "dtype", None)
     if isinstance(found, torch.dtype):
         return found
+    if not isinstance(module, nn.Module):
+        return default
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), default)
 
 

@@ -126,7 +126,7 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
             InputError: for a path or repository that does not exist, or a variant nobody has.
             WeightsError: for missing or damaged weights.
         """
-        hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
         hub |= {"token": token, "force_download": force_download, "proxies": proxies}
         choices = loading.Choices(loading.dtypes(torch_dtype, dtype), variant, use_safetensors)
         device = None if device_map is None else resolve_device(device_map)

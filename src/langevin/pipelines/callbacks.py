@@ -138,7 +138,7 @@ class StepHook:
         """
         self.bar.update()
         if self.callback is not None:
-            x = self.ask(step, x)
+            x = self.ask(self.callback, step, x)
         old, every = self.old
         if old is not None and step.index % every == 0:
             old(step.index, timestep_on(step.timestep, torch.device("cpu")), x)
@@ -149,13 +149,11 @@ class StepHook:
             raise Stop(x)
         return x
 
-    def ask(self, step: Step, x: Tensor) -> Tensor:
+    def ask(self, callback: Callback, step: Step, x: Tensor) -> Tensor:
         """Call the callback and take over what it returns."""
         offered = {"latents": x, **(self.model.tensors() if len(self.names) > ("latents" in self.names) else {})}
         handed = {name: offered[name] for name in self.names}
-        returned = self.callback(
-            self.run.pipe, step.index, timestep_on(step.timestep, torch.device("cpu")), dict(handed)
-        )
+        returned = callback(self.run.pipe, step.index, timestep_on(step.timestep, torch.device("cpu")), dict(handed))
         returned = {} if returned is None else dict(returned)
         check_wanted(returned, self.run.pipe._callback_tensor_inputs)
         x = returned.pop("latents", x)

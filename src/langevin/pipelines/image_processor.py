@@ -66,7 +66,7 @@ class VaeImageProcessor(ConfigMixin):
                 `vae_scale_factor`.
         """
         check_choice("resize_mode", resize_mode, ["default"])
-        many = list(image) if isinstance(image, (list, tuple)) else [image]
+        many: list[Any] = list(image) if isinstance(image, (list, tuple)) else [image]
         if not many:
             raise InputError("An empty list of pictures was given.")
         if all(_is_pil(one) for one in many):
@@ -156,7 +156,8 @@ class VaeImageProcessor(ConfigMixin):
     @classmethod
     def pil_to_numpy(cls, images: Image | Sequence[Image]) -> np.ndarray:
         """Return PIL pictures as an array (batch, height, width, channels) in [0, 1]."""
-        return cls.pt_to_numpy(cls.pil_to_tensor(images if isinstance(images, (list, tuple)) else [images]))
+        many: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
+        return cls.pt_to_numpy(cls.pil_to_tensor(many))
 
     @staticmethod
     def numpy_to_pil(images: np.ndarray) -> list[Image]:

@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import torch
@@ -151,6 +152,7 @@ def begin(
         InputError: for counts below 1, for both `generator` and `seed`, or a list of another length than the pictures.
     """
     per_prompt = 1 if per_prompt is None else per_prompt
+    seed = int(seed) if isinstance(seed, Integral) else seed
     check_count("num_images_per_prompt", per_prompt)
     return Call(
         pipe._execution_device, prompts, per_prompt, streams(prompts * per_prompt, generator=generator, seed=seed)
@@ -159,17 +161,15 @@ def begin(
 
 def check_count(name: str, value: Any) -> None:
     """Raise InputError unless `value` is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputError(f"`{name}` is {value!r}; it must be a whole number.")
     if value < 1:
         raise InputError(f"`{name}` is {value}; it must be at least 1.")
 
 
 def check_number(name: str, value: Any, *, low: float = float("-inf"), high: float = float("inf")) -> None:
-    """Raise InputError unless `value` is a finite number within [low, high]; a tensor must hold one per picture."""
-    if isinstance(value, torch.Tensor):
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf"):
+    """Raise InputError unless `value` is a finite number within [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) < float("inf"):
         raise InputError(f"`{name}` is {value!r}; it must be a finite number.")
     if not low <= value <= high:
         raise InputError(f"`{name}` is {value}; it must be between {low} and {high}.")

@@ -140,21 +140,21 @@ class _StableDiffusion(DiffusionPipeline):
         Args:
             lora_scale: strength of a loaded adapter of the text encoder.
         """
-        check_prompts(
-            prompt,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-        )
+        texts: dict[str, Any] = {
+            "negative_prompt": negative_prompt,
+            "prompt_embeds": prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+        }
+        check_prompts(prompt, **texts)
+        if lora_scale is not None:
+            logger.warning("lora_scale=%s has no effect: no adapter of the text encoder is loaded.", lora_scale)
         positive, negative = sd.encode(
             self.text_encoder,
             self.tokenizer,
             prompt,
+            **texts,
             device=device or self._execution_device,
             guided=do_classifier_free_guidance,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
             per_prompt=num_images_per_prompt,
             clip_skip=clip_skip,
         )
@@ -166,22 +166,27 @@ class _StableDiffusion(DiffusionPipeline):
         """Return pictures in [-1, 1], flagged ones as the checker replaced them, and flags (None: no checker)."""
         if self.safety_checker is None:
             return image, None
-        device, dtype = device or image.device, dtype or image.dtype
+        device, dtype = device or image.device, dtype or sd.dtype_of(self.safety_checker, image.dtype)
         seen = self.feature_extractor(self.image_processor.postprocess(image, "pil"), return_tensors="pt")
         unit = VaeImageProcessor.denormalize(image)
         unit, flags = self.safety_checker(images=unit, clip_input=seen.pixel_values.to(device, dtype))
         flags = [bool(flag) for flag in flags]
-        replaced = [
-            VaeImageProcessor.normalize(new) if flag else old for new, old, flag in zip(unit, image, flags, strict=True)
-        ]
-        return torch.stack(replaced), flags
+        image = image.clone()
+        for k, flag in enumerate(flags):
+            if flag:
+                image[k] = VaeImageProcessor.normalize(torch.as_tensor(unit[k]))
+        return image, flags
 
-    def _space(self, height: int | None, width: int | None, latents: Any = None) -> sd.LatentSpace:
+    def _space(self, height: int | None, width: int | None, *, output_type: str, latents: Any = None) -> sd.LatentSpace:
         """Return the latent space of a call: the size asked for, else that of the given latents, else the model's own.
 
         Raises:
-            InputError: for a size that is no multiple of the autoencoder's factor.
+            InputError: for an unknown output type, or a size that is no multiple of the autoencoder's factor.
+            ConfigError: when there is no autoencoder and something is to be decoded.
         """
+        check_choice("output_type", output_type, OUTPUT_TYPES)
+        if output_type != "latent":
+            self._part("vae")
         factor = self.vae_scale_factor
         if height is None and width is None and getattr(latents, "ndim", 0) == 4:
             height, width = (side * factor for side in latents.shape[-2:])
@@ -265,7 +270,6 @@ class StableDiffusionPipeline(_StableDiffusion):
         old = old_callback(StableDiffusionPipeline.__call__, deprecated)
         names = wanted(callback_on_step_end, callback_on_step_end_tensor_inputs)
         check_wanted(names, self._callback_tensor_inputs)
-        check_choice("output_type", output_type, OUTPUT_TYPES)
         check_steps(num_inference_steps, timesteps, sigmas)
         check_number("guidance_scale", guidance_scale)
         check_number("guidance_rescale", guidance_rescale, low=0.0, high=1.0)
@@ -278,7 +282,7 @@ class StableDiffusionPipeline(_StableDiffusion):
         }
         prompts = check_prompts(prompt, **texts)
         call = begin(self, prompts, per_prompt=num_images_per_prompt, generator=generator, seed=seed)
-        space, unet = self._space(height, width, latents), self._part("unet")
+        space, unet = self._space(height, width, output_type=output_type, latents=latents), self._part("unet")
         check_latents(latents, space.shape(call.images))
         plan = plan_of(self._part("scheduler"), call, num_inference_steps, timesteps=timesteps, sigmas=sigmas, eta=eta)
         run_values = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale, "clip_skip": clip_skip}
