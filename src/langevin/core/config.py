@@ -26,7 +26,7 @@ class Config(dict):
     """An immutable dictionary with attribute access, printed as JSON with sorted keys and two spaces."""
 
     def _frozen(self, *args: Any, **kwargs: Any) -> None:
-        raise ConfigError("A config cannot be changed in place; build a new object with `from_config(config, key=value)`.")
+        raise ConfigError("A config cannot be changed; build a new object with `from_config(config, key=value)`.")
 
     __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _frozen  # type: ignore[assignment]
 
@@ -164,7 +164,10 @@ class ConfigMixin:
 
     @classmethod
     def load_config(
-        cls, pretrained_model_name_or_path: str | os.PathLike | Mapping[str, Any], subfolder: str | None = None, **hub: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | Mapping[str, Any],
+        subfolder: str | None = None,
+        **hub: Any,
     ) -> dict[str, Any]:
         """Read the configuration file of a local folder, a JSON file or a hub repository.
 

@@ -50,7 +50,8 @@ def _explained(repo: str) -> Iterator[None]:
         raise InputError(f"{repo!r} is gated: accept its terms on its page and log in (`hf auth login`).") from error
     except errors.RepositoryNotFoundError as error:
         raise InputError(
-            f"{repo!r} is neither a local folder nor a repository on the hub; a private one needs `hf auth login` or `token=`."
+            f"{repo!r} is neither a local folder nor a repository on the hub; "
+            "a private one needs `hf auth login` or `token=`."
         ) from error
     except errors.RevisionNotFoundError as error:
         raise InputError(f"{repo!r} has no such revision ({error}).") from error
@@ -99,6 +100,10 @@ def push_folder(
         message = commit_message or f"Upload {Path(folder).name}"
         return str(
             api.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message=message, create_pr=create_pr, path_in_repo=path_in_repo
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=message,
+                create_pr=create_pr,
+                path_in_repo=path_in_repo,
             )
         )

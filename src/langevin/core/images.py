@@ -57,7 +57,7 @@ def load_image(image: str | os.PathLike | Image, convert_method: Any = None) -> 
         import io
         import urllib.request
 
-        with urllib.request.urlopen(image, timeout=60) as response:  # noqa: S310
+        with urllib.request.urlopen(image, timeout=60) as response:
             from PIL import Image
 
             image = Image.open(io.BytesIO(response.read()))

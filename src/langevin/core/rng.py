@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Union
 
 import torch
 
 from .errors import InputError
 
-Generators = Union[torch.Generator, list[torch.Generator], None]
+Generators = torch.Generator | list[torch.Generator] | None
 
 
 def normal(
@@ -75,7 +74,8 @@ def streams(batch: int, *, generator: Generators = None, seed: int | Sequence[in
         return list(generator)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise InputError(
-            f"`generator` is a {type(generator).__name__}; pass torch.Generator().manual_seed(0), a list of them, or seed=0."
+            f"`generator` is a {type(generator).__name__}; "
+            "pass torch.Generator().manual_seed(0), a list of them, or seed=0."
         )
     return generator if generator is not None else fresh()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def check_descending(name: str, values: Sequence[float], *, low: float, high: fl
     numbers = [float(v) for v in values]
     if not numbers:
         raise InputError(f"`{name}` is empty; give at least one.")
-    for before, after in zip(numbers, numbers[1:], strict=False):
+    for before, after in pairwise(numbers):
         if not after < before:
             raise InputError(f"`{name}` must descend strictly, but {before:g} is followed by {after:g}.")
     if numbers[-1] < low or (high is not None and numbers[0] > high):
@@ -147,7 +148,7 @@ def at_ratios(
 
 
 def flow_grid(count: int, steps: int, *, shift: float = 1.0, end: Level | None = None) -> Grid:
-    """Return a grid on straight paths: sigma from 1 - 1/steps down, evenly, then shifted; timesteps are steps * sigma."""
+    """Return a grid on straight paths: sigma evenly down, then shifted; timesteps are steps * sigma."""
     sigmas = shifted(np.linspace(1 - 1 / steps, 0, count + 1)[:-1], shift)
     times = whole(sigmas * steps, np.floor)
     return (*(flow(t, float(s)) for t, s in zip(times, sigmas, strict=True)), end or flow(0, 0.0))

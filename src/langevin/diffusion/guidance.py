@@ -1,8 +1,8 @@
 """Guidance: which predictions a step asks for, and how they are combined.
 
 A guidance is called with the sample and the step and is a generator: it yields the branches whose predictions it wants,
-receives them in the same order, and returns the combination. A later branch may depend on an earlier prediction, since a
-guidance may yield more than once; several branches of one yield may be run as one batch.
+receives them in the same order, and returns the combination. A later branch may depend on an earlier prediction, since
+a guidance may yield more than once; several branches of one yield may be run as one batch.
 """
 
 from __future__ import annotations
@@ -40,10 +40,8 @@ Guidance = Callable[[torch.Tensor, Step], Talk]
 POSITIVE, NEGATIVE = Branch("positive"), Branch("negative")
 
 
-def guided(
-    guidance: Guidance, x: torch.Tensor, step: Step, predict: Callable[[Branches], Predictions]
-) -> torch.Tensor:
-    """Hold the conversation between a guidance and the network: `predict` answers each request, the result is returned."""
+def guided(guidance: Guidance, x: torch.Tensor, step: Step, predict: Callable[[Branches], Predictions]) -> torch.Tensor:
+    """Hold the conversation between a guidance and the network and return its result; `predict` answers requests."""
     talk = guidance(x, step)
     try:
         wanted = next(talk)
@@ -64,8 +62,8 @@ class CFG:
     """Classifier-free guidance: Ho & Salimans 2022 (2207.12598), with eps = negative + scale * (positive - negative).
 
     Attributes:
-        scale: 1 or less switches guidance off; a tensor that broadcasts against the prediction gives every image or frame
-            its own.
+        scale: 1 or less switches guidance off; a tensor that broadcasts against the prediction gives every image or
+            frame its own.
         rescale: share of the rescaled prediction, see `rescaled`.
     """
 
@@ -86,7 +84,7 @@ class CFG:
 
 
 def rescaled(prediction: torch.Tensor, positive: torch.Tensor, share: float) -> torch.Tensor:
-    """Pull the deviation of each guided sample towards that of the positive one: Lin et al. 2023 (2305.08891), eq. 14-16."""
+    """Pull the deviation of each guided sample to that of the positive one: Lin et al. 2023 (2305.08891), eq. 14-16."""
     axes = list(range(1, prediction.ndim))
     factor = positive.std(dim=axes, keepdim=True) / prediction.std(dim=axes, keepdim=True)
     return share * (prediction * factor) + (1 - share) * prediction

@@ -1,8 +1,8 @@
 """What a network predicts, and how to read data and noise off its output.
 
-With x = alpha * x_0 + sigma * eps every kind of output is linear in (x, output), so a kind is two pairs of coefficients:
-x_0 = a * x + b * output and eps = c * x + d * output. The non-linear parts of sampling, clipping, dynamic thresholding
-and learned variance, live here too and nowhere else.
+With x = alpha * x_0 + sigma * eps every kind of output is linear in (x, output), so a kind is two pairs of
+coefficients: x_0 = a * x + b * output and eps = c * x + d * output. The non-linear parts of sampling, clipping,
+dynamic thresholding and learned variance, live here too and nowhere else.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _sample(level: Level) -> tuple[Pair, Pair]:
 
 
 def _velocity(level: Level) -> tuple[Pair, Pair]:
-    """v = (alpha * eps - sigma * x_0) / norm: Salimans & Ho 2022 (2202.00512), appendix D; norm makes it free of scale."""
+    """v = (alpha * eps - sigma * x_0) / norm: Salimans & Ho 2022 (2202.00512), appendix D, free of scale."""
     norm, square = level.norm, level.norm**2
     return (level.alpha / square, -level.sigma / norm), (level.sigma / square, level.alpha / norm)
 
@@ -68,8 +68,8 @@ class Prediction:
         kind: a name in `KINDS`.
         clip: bound of |x_0|, or None.
         threshold: (quantile, largest bound) of dynamic thresholding, or None; wins over `clip`.
-        variance: "learned" (second half of the channels is the variance) or "learned_range" (it interpolates, in [-1, 1],
-            between two log variances), or None (the output is the prediction alone).
+        variance: "learned" (second half of the channels is the variance) or "learned_range" (it interpolates between
+            two log variances, in [-1, 1]), or None (the output is the prediction alone).
     """
 
     kind: str = "epsilon"
@@ -89,8 +89,9 @@ class Prediction:
         """Raise ConfigError when an output of this kind says nothing about the data at `level`."""
         if self.kind == "epsilon" and level.alpha == 0:
             raise ConfigError(
-                f"At timestep {level.t} the sample is pure noise (zero signal-to-noise ratio), so a network that predicts the "
-                "noise says nothing about the data; use prediction_type='v_prediction' or 'sample', or another spacing."
+                f"At timestep {level.t} the sample is pure noise (zero signal-to-noise ratio), so a network that "
+                "predicts the noise says nothing about the data; use prediction_type='v_prediction' or 'sample', "
+                "or another spacing."
             )
 
     def split(self, output: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

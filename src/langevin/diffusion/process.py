@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ def flow(t: Time, sigma: float) -> Level:
 class TableProcess:
     """A variance-preserving process known at whole training steps by its cumulative products of 1 - beta.
 
-    Between whole steps sigma / alpha is interpolated linearly in t, and t is interpolated linearly in log(sigma / alpha).
+    Between whole steps sigma / alpha is interpolated linearly in t, and t linearly in log(sigma / alpha).
     """
 
     def __init__(self, alphas_cumprod: Sequence[float] | np.ndarray) -> None:
@@ -115,9 +116,9 @@ def _sigmoid(count: int, start: float, end: float) -> torch.Tensor:
 
 
 def from_alpha_bar(alpha_bar: Callable[[float], float], count: int, *, largest: float = 0.999) -> torch.Tensor:
-    """Return the betas whose cumulative product follows `alpha_bar` on [0, 1] (Nichol & Dhariwal 2102.09672, eq. 17)."""
+    """Return the betas whose cumulative product follows `alpha_bar` on [0, 1]: Nichol & Dhariwal 2102.09672, eq. 17."""
     bars = [alpha_bar(k / count) for k in range(count + 1)]
-    betas = [min(1.0 - after / before, largest) for before, after in zip(bars, bars[1:], strict=False)]
+    betas = [min(1.0 - after / before, largest) for before, after in pairwise(bars)]
     return torch.tensor(betas, dtype=torch.float32, device="cpu")
 
 
@@ -171,7 +172,7 @@ def betas(
 
 
 def rescale_zero_terminal_snr(values: torch.Tensor) -> torch.Tensor:
-    """Shift and stretch sqrt(alpha_bar) so that it ends at 0 and keeps its start (Lin et al. 2305.08891, algorithm 1)."""
+    """Shift and stretch sqrt(alpha_bar) to end at 0 and keep its start: Lin et al. 2305.08891, algorithm 1."""
     root = torch.cumprod(1.0 - values, dim=0).sqrt()
     first, last = root[0].clone(), root[-1].clone()
     bar = ((root - last) * (first / (first - last))) ** 2

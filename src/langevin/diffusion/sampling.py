@@ -21,8 +21,8 @@ class Stop(Exception):
 class FiniteWatch:
     """Finds the first step whose output is not finite.
 
-    On the CPU it raises at once. On an accelerator it writes the step's number into a tensor and reads it in `close`, so
-    that the loop never waits for the device.
+    On the CPU it raises at once. On an accelerator it writes the step's number into a tensor and reads it in `close`,
+    so that the loop never waits for the device.
     """
 
     def __init__(self, module: str) -> None:

@@ -1,7 +1,7 @@
 """A run as a table: one row of numbers per network call, written before the first call.
 
-A solver turns a grid into rows. A `Plan` is the grid, its rows and what the network predicts: frozen, without tensors, and
-shareable between threads. A `Run` is the state of one run of a plan: the past predictions and a saved sample.
+A solver turns a grid into rows. A `Plan` is the grid, its rows and what the network predicts: frozen, without tensors,
+and shareable between threads. A `Run` is the state of one run of a plan: the past predictions and a saved sample.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Row:
 
         x' = sample * x + saved * x_saved + sum_j outputs[j] * m_j + direction * eps + noise * z
 
-    m_0 is the present prediction, m_1 ... the remembered ones, newest first, each x_0 or eps as the solver wants; eps is
-    the network's own noise estimate, free of bounds; z is standard normal.
+    m_0 is the present prediction, m_1 ... the remembered ones, newest first, each x_0 or eps as the solver wants; eps
+    is the network's own noise estimate, free of bounds; z is standard normal.
 
     Attributes:
         level: where the network is asked.
@@ -202,7 +202,7 @@ def noised(source: torch.Tensor, noise: torch.Tensor, level: Level) -> torch.Ten
 
 
 class Run:
-    """The state of one run: past predictions, newest first, and a saved sample. Half precision is stepped in float32."""
+    """The state of a run: past predictions, newest first, and a saved sample; half precision is stepped in float32."""
 
     def __init__(self, plan: Plan, noise: Noise | None = None) -> None:
         self.plan = plan
@@ -213,7 +213,7 @@ class Run:
 
     @property
     def x0(self) -> torch.Tensor | None:
-        """The estimate of the data at the last network call, in the precision of the arithmetic; None before the first."""
+        """The estimate of the data at the last network call, as precise as the arithmetic; None before the first."""
         return None if self._last is None else self.plan.prediction.data(*self._last)
 
     def advance(self, x: torch.Tensor, output: torch.Tensor, index: int) -> torch.Tensor:

@@ -193,8 +193,10 @@ class GridNoising(TrainedScheduler):
         levels = [steps[self._position(t)].level for t in torch.as_tensor(timesteps).reshape(-1)]
         shape = (-1, *(1 for _ in original_samples.shape[1:]))
         alpha, sigma = (
-            torch.tensor([getattr(v, name) for v in levels], dtype=torch.float64).to(original_samples.dtype)
-            .to(original_samples.device).reshape(shape)
+            torch.tensor([getattr(v, name) for v in levels], dtype=torch.float64)
+            .to(original_samples.dtype)
+            .to(original_samples.device)
+            .reshape(shape)
             for name in ("alpha", "sigma")
         )
         return alpha * original_samples + sigma * noise

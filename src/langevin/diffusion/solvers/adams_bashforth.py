@@ -47,7 +47,7 @@ class PseudoNumerical:
         return (*walk, *start[whole * size :], *(multistep(a, b, known=known) for known, (a, b) in ahead))
 
     def start(self, a: Level, b: Level, *, known: int) -> tuple[Row, ...]:
-        """Return the rows of one starting step; `known` predictions are remembered, and the one made at `a` joins them."""
+        """Return the rows of one starting step; `known` predictions are remembered and the one at `a` joins them."""
         if self.middle is None:
             k, c = transfer(a, b)
             predict = Row(a, b, sample=k, outputs=(c,), save=True, keep=(0,))
@@ -57,7 +57,7 @@ class PseudoNumerical:
 
 
 def multistep(a: Level, b: Level, *, known: int) -> Row:
-    """Return the Adams-Bashforth row of the step a -> b from the present and `known` remembered predictions (eq. 12)."""
+    """Return the Adams-Bashforth row of the step a -> b from the present and `known` past predictions (eq. 12)."""
     known = min(known, len(WEIGHTS) - 1)
     k, c = transfer(a, b)
     return Row(a, b, sample=k, outputs=tuple(c * w for w in WEIGHTS[known]), keep=tuple(range(min(known + 1, 3))))

@@ -1,7 +1,7 @@
 """DPM-Solver and DPM-Solver++, multistep, orders 1 to 3: Lu et al. 2022 (2206.00927) and 2022 (2211.01095).
 
-In lambda = log(alpha / sigma) the diffusion ODE is linear plus an integral of the prediction under an exponential weight.
-The prediction is replaced by its Taylor polynomial D_0 + D_1 + D_2 from divided differences, and the integrals are
+In lambda = log(alpha / sigma) the diffusion ODE is linear plus an integral of the prediction under an exponential
+weight. The prediction is replaced by its Taylor polynomial D_0 + D_1 + D_2 from divided differences. The integrals are
 
     phi_1(z) = 1 - e^-z,    phi_2(z) = 1 - phi_1(z) / z,    phi_3(z) = 1/2 - (z - phi_1(z)) / z^2,
 
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..grid import Grid
-from ..process import Level
 from ..table import Row
 
 Algorithm = Literal["dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"]
@@ -80,7 +79,7 @@ class DPMMultistep:
         return tuple(self.row(grid, k, min(self.allowed(grid, k), k - begin + 1)) for k in range(begin, len(grid) - 1))
 
     def allowed(self, grid: Grid, k: int) -> int:
-        """Return the highest order for step k of the grid; the step to sigma = 0 has no finite lambda and is of order 1."""
+        """Return the highest order for step k; the step to sigma = 0 has no finite lambda and is of order 1."""
         count = len(grid) - 1
         if k == count - 1 and (self.euler_at_final or grid[-1].sigma == 0):
             return 1

@@ -93,7 +93,8 @@ class Posterior:
     The mean is that of q(x_b | x_a, x_0) (eq. 7). Noise is drawn wherever t > 0, and never added in the last step.
 
     Attributes:
-        variance: "fixed_small" (the posterior's own), "fixed_large" (beta_t), "learned" or "learned_range" (the network's).
+        variance: "fixed_small" (the posterior's own), "fixed_large" (beta_t), "learned" or "learned_range" (the
+            network's).
     """
 
     variance: Literal["fixed_small", "fixed_large", "learned", "learned_range"] = "fixed_small"
