@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -47,7 +49,7 @@ def test_steps_describe_the_run() -> None:
     assert [s.index for s in steps] == [0, 1, 2, 3] and {s.count for s in steps} == {4}
     assert [s.last for s in steps] == [False, False, False, True]
     assert [s.timestep for s in steps] == [750, 500, 250, 0]
-    assert all(a.after == b.level for a, b in zip(steps, steps[1:], strict=False))
+    assert all(a.after == b.level for a, b in itertools.pairwise(steps))
     assert all(s.in_scale == 1.0 for s in steps)
     euler = plan("EulerDiscreteScheduler").steps
     assert all(s.in_scale == pytest.approx((1 + s.level.sigma**2) ** -0.5) for s in euler)
@@ -111,7 +113,8 @@ class NoReading(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("DDIMScheduler", {"eta": 0.5}), ("DDPMScheduler", {}), ("PNDMScheduler", {}), ("EulerDiscreteScheduler", {"s_churn": 2.0}),
+        ("DDIMScheduler", {"eta": 0.5}), ("DDPMScheduler", {}), ("PNDMScheduler", {}),
+        ("EulerDiscreteScheduler", {"s_churn": 2.0}),
         ("EulerAncestralDiscreteScheduler", {}), ("DPMSolverMultistepScheduler", {}),
     ],
 )  # fmt: skip

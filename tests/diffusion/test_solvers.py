@@ -47,7 +47,9 @@ def configurations(name: str):
         clean = {"set_alpha_to_one": True}
         spacings = [{**s, "skip_prk_steps": skip} for s, skip in itertools.product(spacings, (True, False))]
     if name == "EulerDiscreteScheduler":
-        spacings += [{f"use_{k}_sigmas": True} for k in ("karras", "exponential", "beta")] + [{"interpolation_type": "log_linear"}]
+        spacings += [{f"use_{k}_sigmas": True} for k in ("karras", "exponential", "beta")] + [
+            {"interpolation_type": "log_linear"}
+        ]
     if name == "DPMSolverMultistepScheduler":
         spacings += [{"use_karras_sigmas": True}, {"use_lu_lambdas": True}, {"solver_order": 3, "solver_type": "heun"}]
         spacings += [{"algorithm_type": "sde-dpmsolver++", "solver_order": order} for order in (1, 2, 3)]
@@ -162,9 +164,10 @@ def test_rows_keep_variance_preserving_samples_preserved() -> None:
 
 
 def test_rows_need_little_history() -> None:
-    plans = [
-        langevin.PNDMScheduler(skip_prk_steps=skip).plan(20) for skip in (True, False)
-    ] + [langevin.DPMSolverMultistepScheduler(solver_order=3, algorithm_type=a, final_sigmas_type="sigma_min").plan(20) for a in ALGORITHMS]
+    plans = [langevin.PNDMScheduler(skip_prk_steps=skip).plan(20) for skip in (True, False)] + [
+        langevin.DPMSolverMultistepScheduler(solver_order=3, algorithm_type=a, final_sigmas_type="sigma_min").plan(20)
+        for a in ALGORITHMS
+    ]
     for plan in plans:
         held = 0
         for row in plan.rows:

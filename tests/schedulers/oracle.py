@@ -65,7 +65,9 @@ def first_noise() -> torch.Tensor:
     return torch.randn(SHAPE, generator=seeded(7))
 
 
-def protocol(scheduler: Any, *, model: Any = network, doubled: bool = False, x: Any = None, **options: Any) -> list[torch.Tensor]:
+def protocol(
+    scheduler: Any, *, model: Any = network, doubled: bool = False, x: Any = None, **options: Any
+) -> list[torch.Tensor]:
     """Run the documented user loop over `scheduler.timesteps` and return every sample."""
     x = first_noise() * float(scheduler.init_noise_sigma) if x is None else x
     samples = []
@@ -76,7 +78,9 @@ def protocol(scheduler: Any, *, model: Any = network, doubled: bool = False, x: 
     return samples
 
 
-def planned(plan: Plan, *, model: Any = network, doubled: bool = False, x: Any = None, generator: Any = None) -> torch.Tensor:
+def planned(
+    plan: Plan, *, model: Any = network, doubled: bool = False, x: Any = None, generator: Any = None
+) -> torch.Tensor:
     """Run the same loop through a plan and return the last sample."""
     x = plan.start(first_noise()) if x is None else x
     return sample(

@@ -62,11 +62,17 @@ def test_ddpm(spacing: str, kind: str) -> None:
 @pytest.mark.parametrize("schedule", [*BETAS, "sigmoid", "laplace"])
 def test_ddpm_betas_and_learned_range(schedule: str) -> None:
     cases = product(
-        beta_schedule=[schedule], prediction_type=KINDS, timestep_spacing=["leading", "linspace"], clip_sample=[True, False]
+        beta_schedule=[schedule],
+        prediction_type=KINDS,
+        timestep_spacing=["leading", "linspace"],
+        clip_sample=[True, False],
     )
     assert failures("DDPMScheduler", counted(cases, stochastic=True)) == []
     learned = product(
-        beta_schedule=[schedule], variance_type=["learned_range"], prediction_type=KINDS, timestep_spacing=["leading", "linspace"]
+        beta_schedule=[schedule],
+        variance_type=["learned_range"],
+        prediction_type=KINDS,
+        timestep_spacing=["leading", "linspace"],
     )
     assert failures("DDPMScheduler", counted(learned, stochastic=True, doubled=True)) == []
 
@@ -79,7 +85,8 @@ def test_ddim_leading(eta: float, kind: str) -> None:
             ("none", "clip", "threshold"), (True, False), (0, 1), (False, True), (False, True)
         ):
             config = bounds(bound) | {
-                "prediction_type": kind, "set_alpha_to_one": one, "steps_offset": offset, "rescale_betas_zero_snr": zero,
+                "prediction_type": kind, "set_alpha_to_one": one, "steps_offset": offset,
+                "rescale_betas_zero_snr": zero,
             }  # fmt: skip
             yield config, {"eta": eta, "use_clipped_model_output": clipped, "stochastic": True}
 
@@ -90,7 +97,9 @@ def test_ddim_leading(eta: float, kind: str) -> None:
 @pytest.mark.parametrize("spacing", ["trailing", "linspace"])
 def test_ddim_other_spacings_agree_where_the_stride_is_whole(spacing: str) -> None:
     """With trailing spacing and a divisor of the table, the peer's fixed stride hits the next timestep."""
-    cases = product(prediction_type=KINDS, timestep_spacing=[spacing], clip_sample=[True, False], set_alpha_to_one=[True, False])
+    cases = product(
+        prediction_type=KINDS, timestep_spacing=[spacing], clip_sample=[True, False], set_alpha_to_one=[True, False]
+    )
     steps = (4, 25, 50) if spacing == "trailing" else (1,)
     turns = ((n, config, {}) for config, n in zip(cases, itertools.cycle(steps), strict=False))
     assert failures("DDIMScheduler", turns) == []
@@ -105,7 +114,11 @@ def test_ddim_betas(schedule: str) -> None:
 def test_pndm() -> None:
     """Runge-Kutta start at strides that halve; without it any."""
     whole = product(
-        skip_prk_steps=[True], set_alpha_to_one=[True, False], steps_offset=[0, 1], beta_schedule=BETAS, timestep_spacing=["leading"]
+        skip_prk_steps=[True],
+        set_alpha_to_one=[True, False],
+        steps_offset=[0, 1],
+        beta_schedule=BETAS,
+        timestep_spacing=["leading"],
     )
     assert failures("PNDMScheduler", counted(whole), limit=3e-5) == []
     even = product(skip_prk_steps=[False], set_alpha_to_one=[True, False], steps_offset=[0, 1], beta_schedule=BETAS)
@@ -178,14 +191,18 @@ def test_dpm_levels(levels: str) -> None:
         if not (final == "sigma_min" and order == 3)  # NaN in the peer, whose last step has no length
     ]
     exact = levels in ("use_karras_sigmas", "use_lu_lambdas")
-    turns = [(n, c, {"model": network if exact else timeless}) for c, n in zip(cases, itertools.cycle((4, 11, 25)), strict=False)]
+    turns = [
+        (n, c, {"model": network if exact else timeless})
+        for c, n in zip(cases, itertools.cycle((4, 11, 25)), strict=False)
+    ]
     bound = {"labels": 1e-6} if exact else {"labels": 1.1 / 998}
     assert failures("DPMSolverMultistepScheduler", turns, limit=2e-5, **bound) == []
 
 
 def test_dpm_thresholding_offsets_clipped_lambda_and_learned_variance() -> None:
     cases = product(
-        thresholding=[True], sample_max_value=[3.0], algorithm_type=["dpmsolver++", "dpmsolver"], timestep_spacing=SPACINGS,
+        thresholding=[True], sample_max_value=[3.0], algorithm_type=["dpmsolver++", "dpmsolver"],
+        timestep_spacing=SPACINGS,
         final_sigmas_type=["sigma_min"], steps_offset=[0, 1], prediction_type=KINDS,
     )  # fmt: skip
     assert failures("DPMSolverMultistepScheduler", counted(c | STABLE for c in cases), limit=5e-5) == []
@@ -200,7 +217,12 @@ def test_dpm_thresholding_offsets_clipped_lambda_and_learned_variance() -> None:
 
 
 def test_dpm_dynamic_shift() -> None:
-    ours, theirs = pair("DPMSolverMultistepScheduler", use_flow_sigmas=True, use_dynamic_shifting=True, prediction_type="flow_prediction")
+    ours, theirs = pair(
+        "DPMSolverMultistepScheduler",
+        use_flow_sigmas=True,
+        use_dynamic_shifting=True,
+        prediction_type="flow_prediction",
+    )
     for scheduler in (ours, theirs):
         scheduler.set_timesteps(9, mu=1.2)
     assert difference(ours.sigmas, theirs.sigmas) < 1e-6
@@ -212,7 +234,11 @@ CUSTOM = (
     ("DDPMScheduler", {"timesteps": [900, 500, 10]}, {}),
     ("EulerDiscreteScheduler", {"timesteps": [999, 500, 10]}, {}),
     ("EulerDiscreteScheduler", {"sigmas": [14.6, 6.3, 3.8, 2.2, 1.3, 0.86, 0.56, 0.38, 0.23, 0.11, 0.0]}, {}),
-    ("EulerDiscreteScheduler", {"sigmas": [10.0, 5.0, 1.0, 0.0]}, {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}),
+    (
+        "EulerDiscreteScheduler",
+        {"sigmas": [10.0, 5.0, 1.0, 0.0]},
+        {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"},
+    ),
     ("DPMSolverMultistepScheduler", {"timesteps": [999, 845, 730, 587, 443, 310, 193, 116, 53, 13]}, {}),
 )
 
@@ -271,7 +297,9 @@ def test_scaled_input(name: str) -> None:
         theirs._step_index = None
 
 
-@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize(
+    "name", ["DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"]
+)
 def test_half_precision_stays_close(name: str) -> None:
     """In bfloat16 the peer rounds inside the step in some classes; agreement is that of the format."""
     from tests.schedulers.oracle import protocol

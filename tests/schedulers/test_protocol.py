@@ -15,7 +15,8 @@ from langevin.schedulers.base import KarrasDiffusionSchedulers, SchedulerMixin, 
 from tests.schedulers.oracle import NAMES, SHAPE, STABLE, first_noise, network, peer, planned, protocol, seeded
 
 PNDM_FILE = {
-    "_class_name": "PNDMScheduler", "_diffusers_version": "0.8.0.dev0", "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "_class_name": "PNDMScheduler", "_diffusers_version": "0.8.0.dev0", "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
     "beta_start": 0.00085, "clip_sample": False, "num_train_timesteps": 1000, "set_alpha_to_one": False,
     "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None,
 }  # fmt: skip
@@ -121,7 +122,7 @@ def test_starting_inside_the_schedule(name: str) -> None:
 
 
 def test_order_of_look_ups() -> None:
-    """A stateless sampler may be stepped in any order, and numbers, tensors and float32 roundings all find their place."""
+    """A stateless sampler may be stepped in any order; numbers, tensors and float32 roundings find their place."""
     scheduler = langevin.DDIMScheduler()
     scheduler.set_timesteps(20)
     x = first_noise()
@@ -149,7 +150,7 @@ def test_errors_of_positions_and_timesteps() -> None:
         scheduler.set_begin_index(10)
     with pytest.raises(InputError, match="needs the timestep"):
         scheduler.scale_model_input(x)
-    with pytest.raises(InputError, match="0 ... 999"):
+    with pytest.raises(InputError, match=r"0 \.\.\. 999"):
         langevin.DDPMScheduler().add_noise(x, x, torch.tensor([1000]))
 
 
@@ -233,7 +234,12 @@ def test_chain_of_configurations() -> None:
     """Keys that a class does not know survive for the next one; defaults that nobody chose do not."""
     scheduler = langevin.PNDMScheduler.from_config(PNDM_FILE)
     assert scheduler.config.clip_sample is False
-    for name in ("DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler"):
+    for name in (
+        "DDIMScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "DPMSolverMultistepScheduler",
+    ):
         scheduler = getattr(langevin, name).from_config(scheduler.config)
         assert type(scheduler).__name__ == name
         assert scheduler.config.beta_schedule == "scaled_linear" and scheduler.config.steps_offset == 1
@@ -274,7 +280,7 @@ def test_files_are_read_by_the_peer_and_back(name: str, tmp_path) -> None:
 
 def test_printed_form() -> None:
     text = repr(langevin.PNDMScheduler.from_config(PNDM_FILE))
-    assert text.startswith("PNDMScheduler {\n  \"_class_name\": \"PNDMScheduler\",") and '"skip_prk_steps": true' in text
+    assert text.startswith('PNDMScheduler {\n  "_class_name": "PNDMScheduler",') and '"skip_prk_steps": true' in text
 
 
 def test_compatibles() -> None:
@@ -336,10 +342,5 @@ def test_a_list_of_generators_makes_each_image_alone() -> None:
         scheduler.set_timesteps(5)
         both = protocol(scheduler, generator=[seeded(1), seeded(2)])[-1]
         x = first_noise()[1:] * scheduler.init_noise_sigma
-        for t in scheduler.timesteps:
-            output = network(scheduler.scale_model_input(x, t), t)
-            x = scheduler.step(output, t, x, generator=seeded(2) if t == scheduler.timesteps[0] else generator).prev_sample
-            if t == scheduler.timesteps[0]:
-                generator = seeded(2)
-                torch.randn(x.shape, generator=generator)
-        assert torch.allclose(both[1:], x, rtol=1e-5, atol=1e-6)
+        alone = protocol(scheduler, x=x, generator=seeded(2))[-1]
+        assert torch.allclose(both[1:], alone, rtol=1e-5, atol=1e-6)
