@@ -112,12 +112,12 @@ def component_class(library: str, name: str, component: str) -> Any:
             f"build it yourself and pass `{component}=...`."
         )
     transformers = require("transformers", why=f"The component {component!r} ({name})", extra="torch")
-    try:
-        return getattr(transformers, name)
-    except AttributeError:
+    found = getattr(transformers, name, None)
+    if not isinstance(found, type):
         raise ConfigError(
             f"The component {component!r} is a {name}, which transformers {transformers.__version__} does not have."
-        ) from None
+        )
+    return found
 
 
 def unwrap(component: Any) -> Any:
