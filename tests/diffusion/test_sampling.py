@@ -154,6 +154,9 @@ def test_starts() -> None:
         euler.slice(start=0.5, end=0.5)
     with pytest.raises(InputError, match="between 0 and 1"):
         euler.slice(start=1.5)
+    continuous = langevin.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction")
+    with pytest.raises(InputError, match="not training steps"):
+        continuous.plan(10).slice(end=0.5)
 
 
 def test_preview_of_the_data() -> None:

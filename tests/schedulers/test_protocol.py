@@ -283,6 +283,20 @@ def test_printed_form() -> None:
     assert text.startswith('PNDMScheduler {\n  "_class_name": "PNDMScheduler",') and '"skip_prk_steps": true' in text
 
 
+def test_push_to_hub_uploads_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    from langevin.core import hub
+
+    seen = {}
+
+    def upload(folder, **options):
+        seen.update(options, files=sorted(path.name for path in folder.iterdir()))
+        return "address"
+
+    monkeypatch.setattr(hub, "push_folder", upload)
+    assert langevin.DDIMScheduler().push_to_hub("my-controlnet-scheduler") == "address"
+    assert seen["repo_id"] == "my-controlnet-scheduler" and seen["files"] == ["scheduler_config.json"]
+
+
 def test_compatibles() -> None:
     classes = langevin.PNDMScheduler().compatibles
     assert {c.__name__ for c in classes} == set(NAMES) and all(issubclass(c, SchedulerMixin) for c in classes)

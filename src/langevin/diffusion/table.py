@@ -171,12 +171,14 @@ class Plan:
         Two models share one run when the first takes `slice(end=f)` and the second `slice(start=f)`.
 
         Raises:
-            InputError: when a fraction is outside [0, 1], or no step lies between the two.
+            InputError: when a fraction is outside [0, 1], no step lies between the two, or timesteps are no steps.
         """
         for name, value in (("start", start), ("end", end)):
             if value is not None and not 0.0 <= value <= 1.0:
                 raise InputError(f"{name} is {value}; it must be between 0 and 1.")
         times = [row.level.t for row in self.rows]
+        if min(times) < 0:
+            raise InputError("The timesteps of this run are not training steps, so it has no fractions; use `part`.")
         high = self.train_steps if start is None else round(self.train_steps * (1.0 - start))
         low = 0 if end is None else round(self.train_steps * (1.0 - end))
         first = 0 if start is None else sum(t >= high for t in times)
@@ -210,11 +212,14 @@ class Run:
         self.history: tuple[torch.Tensor, ...] = ()
         self.saved: torch.Tensor | None = None
         self._last: tuple[torch.Tensor, torch.Tensor, Level] | None = None
+        self._data: torch.Tensor | None = None
 
     @property
     def x0(self) -> torch.Tensor | None:
         """The estimate of the data at the last network call, as precise as the arithmetic; None before the first."""
-        return None if self._last is None else self.plan.prediction.data(*self._last)
+        if self._data is None and self._last is not None:
+            self._data = self.plan.prediction.data(*self._last)
+        return self._data
 
     def advance(self, x: torch.Tensor, output: torch.Tensor, index: int) -> torch.Tensor:
         """Return the sample after step `index`, given the sample before it and the network's output."""
@@ -232,6 +237,7 @@ class Run:
         self._last = (x, output, level)
         present = prediction.data if self.plan.solver.wants == "x0" else prediction.bounded_noise
         models = (present(x, output, level), *self.history)
+        self._data = models[0] if self.plan.solver.wants == "x0" else None
         if row.save:
             self.saved = x
         terms = [*zip(row.outputs, models, strict=False), (row.sample, x), (row.saved, self.saved)]

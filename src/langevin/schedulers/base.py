@@ -18,6 +18,7 @@ from ..core.config import ConfigMixin
 from ..core.errors import InputError, check_known
 from ..core.hub import HUB_OPTIONS
 from ..core.outputs import BaseOutput
+from ..core.push import PushToHubMixin
 from ..core.rng import Generators, normal
 from ..diffusion.grid import Grid
 from ..diffusion.prediction import Prediction
@@ -46,7 +47,7 @@ class SchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor | None = None
 
 
-class SchedulerMixin(ConfigMixin):
+class SchedulerMixin(PushToHubMixin, ConfigMixin):
     """Base of schedulers.
 
     A subclass says which grid, solver and prediction its configuration means (`_grid`, `_solver`, `_prediction`).
@@ -162,6 +163,8 @@ class SchedulerMixin(ConfigMixin):
         options = options or {}
         key = (first, *sorted((k, v) for k, v in options.items() if v != self.step_options[k]))
         if key not in self._tables:
+            if len(self._tables) > 32:
+                self._tables.clear()
             plan = self._plan(self._current(), options)
             self._tables[key] = plan.part(first) if first else plan
         return self._tables[key]
