@@ -36,7 +36,8 @@ def test_config_holds_arguments_and_defaults():
 
 @pytest.mark.parametrize("change", [
     lambda c: c.__setitem__("power", 1), lambda c: setattr(c, "power", 1), lambda c: c.pop("power"),
-    lambda c: c.update(power=1), lambda c: c.setdefault("new", 1), lambda c: c.clear(), lambda c: c.__delitem__("power"),
+    lambda c: c.update(power=1), lambda c: c.setdefault("new", 1), lambda c: c.clear(),
+    lambda c: c.__delitem__("power"),
 ])  # fmt: skip
 def test_config_is_immutable(change):
     lamp = Lamp()
@@ -99,7 +100,7 @@ def test_renamed_option_is_accepted():
 def test_a_broken_file_is_named(tmp_path, content):
     path = tmp_path / "lamp.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ConfigError, match="lamp.json"):
+    with pytest.raises(ConfigError, match=r"lamp\.json"):
         Lamp.load_config(tmp_path)
 
 

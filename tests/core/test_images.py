@@ -30,9 +30,8 @@ def test_transparency_is_laid_over_the_background():
 def test_exif_orientation_is_applied(tmp_path, orientation):
     upright = Image.new("RGB", (8, 4), "black")
     upright.putpixel((0, 0), (255, 255, 255))
-    undo = {1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
-            8: Image.Transpose.ROTATE_270}[orientation]  # fmt: skip
+    turns = "NONE FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_90 TRANSVERSE ROTATE_270".split()
+    undo = None if orientation == 1 else Image.Transpose[turns[orientation - 1]]
     stored = upright.transpose(undo) if undo is not None else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -44,7 +43,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
 def test_round_trip_through_every_output_type():
     pictures = [Image.fromarray(np.random.default_rng(k).integers(0, 256, (4, 6, 3), np.uint8)) for k in range(2)]
     tensor = images.to_tensor(pictures)
-    assert tensor.shape == (2, 3, 4, 6) and 0 <= tensor.min() and tensor.max() <= 1
+    assert tensor.shape == (2, 3, 4, 6) and tensor.min() >= 0 and tensor.max() <= 1
     signed = tensor * 2 - 1
     assert all(np.array_equal(a, b) for a, b in zip(images.to_images(signed), pictures, strict=True))
     assert images.to_images(signed, "np").shape == (2, 4, 6, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -169,9 +170,9 @@ def check_count(name: str, value: Any) -> None:
 
 def check_number(name: str, value: Any, *, low: float = float("-inf"), high: float = float("inf")) -> None:
     """Raise InputError unless `value` is a finite number within [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise InputError(f"`{name}` is {value!r}; it must be a finite number.")
-    if not low <= value <= high:
+    if not low <= float(value) <= high:
         raise InputError(f"`{name}` is {value}; it must be between {low} and {high}.")
 
 
