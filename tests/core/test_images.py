@@ -30,8 +30,8 @@ def test_transparency_is_laid_over_the_background():
 def test_exif_orientation_is_applied(tmp_path, orientation):
     upright = Image.new("RGB", (8, 4), "black")
     upright.putpixel((0, 0), (255, 255, 255))
-    turns = "NONE FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_90 TRANSVERSE ROTATE_270".split()
-    undo = None if orientation == 1 else Image.Transpose[turns[orientation - 1]]
+    turns = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90", "TRANSVERSE", "ROTATE_270"]
+    undo = None if orientation == 1 else Image.Transpose[turns[orientation - 2]]
     stored = upright.transpose(undo) if undo is not None else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
