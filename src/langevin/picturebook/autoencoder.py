@@ -65,12 +65,9 @@ class AutoencoderStage(Stage):
     name = "autoencoder"
     recipe = Recipe(lr=1e-3, batch=8, warmup=50, average=0.995, betas=(0.9, 0.99), weight_decay=1e-4)
 
-    def __init__(
-        self, folder: Path, scenes: Scenes, *, model: AutoencoderKL | None = None, compiled: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, scenes: Scenes, *, model: AutoencoderKL | None = None) -> None:
         self.folder, self.scenes = folder, scenes
         self.model = (model or build()).to(memory_format=torch.channels_last)
-        self._reconstruct = torch.compile(self.reconstruct) if compiled else self.reconstruct
 
     def reconstruct(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the decoded pictures and the mean Kullback-Leibler divergence per latent number."""
@@ -85,9 +82,9 @@ class AutoencoderStage(Stage):
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(self.scenes), (self.recipe.batch,), generator=generator)
-        images = self.scenes.images(rows)
-        noise = torch.randn(len(rows), 4, 16, 16, generator=generator)
-        made, kl = self._reconstruct(images, noise)
+        images = self.scenes.images(rows).to(self.device)
+        noise = torch.randn(len(rows), 4, 16, 16, generator=generator).to(self.device)
+        made, kl = self.reconstruct(images, noise)
         pixels, sharp = reconstruction_loss(made, images)
         error = (made.detach() - images).square().mean(dim=(1, 2, 3)) / 4
         loss = pixels + EDGES * sharp + KL * kl
@@ -95,9 +92,9 @@ class AutoencoderStage(Stage):
 
     @torch.no_grad()
     def preview(self, step: int) -> None:
-        images = self.scenes.images(torch.arange(8))
-        made = self.reconstruct(images, torch.zeros(8, 4, 16, 16))[0]
-        pictures = to_images(torch.cat([images, made.clamp(-1, 1)]), "pil")
+        images = self.scenes.images(torch.arange(8)).to(self.device)
+        made = self.reconstruct(images, images.new_zeros(8, 4, 16, 16))[0]
+        pictures = to_images(torch.cat([images, made.clamp(-1, 1)]))
         grid(pictures, rows=2, cols=8).resize((1024, 256), 0).save(self.folder / f"{self.name}.png")
 
 

@@ -143,19 +143,20 @@ class ClipStage(Stage):
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(self.scenes), (self.recipe.batch,), generator=generator)
         wording = torch.randint(self.ids.shape[1], (len(rows),), generator=generator)
-        ids, facts = self.ids[rows, wording], self.scenes.facts[rows]
-        images = self.scenes.images(rows)
-        with torch.autocast(images.device.type, dtype=torch.bfloat16):
-            text = self.clip.text_model(input_ids=torch.cat([ids, self.spoil(ids, generator)]))
+        ids, facts = self.ids[rows, wording], self.scenes.facts[rows].to(self.device)
+        both = torch.cat([ids, self.spoil(ids, generator)]).to(self.device)
+        images = self.scenes.images(rows).to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            text = self.clip.text_model(input_ids=both)
             texts = F.normalize(self.clip.text_projection(text.pooler_output).float(), dim=-1)
             vision = self.clip.vision_model(pixel_values=normalise(images))
             seen = self.clip.visual_projection(vision.pooler_output).float()
         scale = self.clip.logit_scale.clamp(max=4.6).exp()
         logits = scale * F.normalize(seen, dim=-1) @ texts.T
-        target = torch.arange(len(rows))
+        target = torch.arange(len(rows), device=self.device)
         contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, : len(rows)].T, target)) / 2
         states = text.last_hidden_state[: len(rows)].float()
-        after = (ids == self.words.eos_token_id).float()
+        after = (both[: len(rows)] == self.words.eos_token_id).float()
         told, text_right = self.model["text facts"](states, facts[:, None].expand(-1, ids.shape[1], -1), after)
         shown, vision_right = self.model["vision facts"](F.normalize(seen, dim=-1) * WIDTH**0.5, facts)
         matched = (logits.argmax(-1) == target).float().mean()
@@ -179,10 +180,10 @@ class TextStage(ClipStage):
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(self.scenes), (self.recipe.batch,), generator=generator)
-        ids = self.ids[rows, torch.randint(self.ids.shape[1], (len(rows),), generator=generator)]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        ids = self.ids[rows, torch.randint(self.ids.shape[1], (len(rows),), generator=generator)].to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
             states = self.clip.text_model(input_ids=ids).last_hidden_state.float()
-        facts = self.scenes.facts[rows][:, None].expand(-1, ids.shape[1], -1)
+        facts = self.scenes.facts[rows][:, None].expand(-1, ids.shape[1], -1).to(self.device)
         loss, right = self.model["facts"](states, facts, (ids == self.words.eos_token_id).float())
         return {"loss": loss, "text facts": right}
 
@@ -212,5 +213,5 @@ def normalise(images: Tensor) -> Tensor:
 @torch.no_grad()
 def text_states(model: nn.Module, ids: Tensor) -> Tensor:
     """Return the text tower's last hidden states, final norm included, as the pipeline has them: (batch, 32, 256)."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16):
         return model(input_ids=ids).last_hidden_state.float()

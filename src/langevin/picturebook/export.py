@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def export(training: Training, folder: Path) -> None:
         image_processor().save_pretrained(partial / "clip")
         for name in ("tokenizer", "clip"):
             (partial / name / "tokenizer.json").unlink(missing_ok=True)
-            tokenizer.write(partial / name)
+            for file in tokenizer.FILES:
+                shutil.copy(training.folder / "tokenizer" / file, partial / name / file)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 2**20:.1f} MiB")

@@ -65,12 +65,20 @@ class Stage:
         name: names the checkpoint and the curve.
         model: holds every trained parameter.
         folder: where the checkpoint, curve and pictures go.
+        device: where the model is and the batches go; random numbers are always drawn on the CPU.
     """
 
     name: str
     model: nn.Module
     recipe: Recipe
     folder: Path
+    device: torch.device = torch.device("cpu")
+
+    def to(self, device: torch.device) -> Stage:
+        """Move the stage to a device and return it."""
+        self.device = device
+        self.model.to(device)
+        return self
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw a batch and return its loss under "loss", beside other figures for the curve."""
@@ -88,7 +96,7 @@ class Stage:
 @torch.no_grad()
 def load_average(model: nn.Module, checkpoint: Path) -> None:
     """Give a model the averaged weights of a checkpoint."""
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     model.load_state_dict(state["model"])
     for weight, mean in zip(model.parameters(), state["average"], strict=True):
         weight.copy_(mean)
@@ -122,7 +130,7 @@ class State:
     def restore(self) -> None:
         """Go on from the checkpoint if there is one."""
         if self.stage.checkpoint.exists():
-            state = torch.load(self.stage.checkpoint, weights_only=True)
+            state = torch.load(self.stage.checkpoint, weights_only=True, map_location="cpu")
             self.step, self.seconds = state["step"], state["seconds"]
             self.stage.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])

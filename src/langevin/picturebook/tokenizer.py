@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LENGTH = 32
 """Tokens of a prompt, the start and end included; the longest caption has 21 words and marks."""
 
+FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
 
@@ -60,7 +62,7 @@ def _merge(symbols: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def write(folder: Path) -> None:
-    """Write the tokenizer's files: vocab.json, merges.txt, tokenizer_config.json, special_tokens_map.json."""
+    """Write the tokenizer's `FILES`."""
     merges = learn_merges(vocabulary())
     characters = byte_characters()
     tokens = [*characters, *(c + _WORD_END for c in characters), *("".join(pair) for pair in merges), START, END]

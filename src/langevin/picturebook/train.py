@@ -24,6 +24,8 @@ from typing import Any
 
 import torch
 
+from ..models.autoencoders.autoencoder_kl import AutoencoderKL
+from ..models.unets.unet_2d_condition import UNet2DConditionModel
 from . import autoencoder, clip, data, denoiser, tokenizer
 from .loop import Budget, Stage, fit, load_average
 
@@ -42,13 +44,16 @@ class Settings:
         scenes: how many scenes the training set has.
         budget: how long the chosen stage trains in all.
         recipe: numbers of the recipe that differ from the stage's own.
+        start: a pipeline folder written by export; the unet stage goes on from its denoiser and uses its other parts.
+        device: where stages train.
     """
 
     folder: Path
     scenes: int = 60_000
     budget: Budget | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
-    compiled: bool = False
+    start: Path | None = None
+    device: str = "cpu"
     seed: int = 0
 
 
@@ -84,6 +89,8 @@ class Training:
     @cached_property
     def vae(self) -> Any:
         """The autoencoder as trained so far, its decoder polished if that stage has run."""
+        if self.settings.start:
+            return AutoencoderKL.from_pretrained(self.settings.start / "vae")
         whole = self.finished(autoencoder.AutoencoderStage(self.folder, self.scenes)).model
         self.finished(autoencoder.DecoderStage(self.folder, self.scenes, whole))
         return whole
@@ -102,6 +109,10 @@ class Training:
     @cached_property
     def towers(self) -> Any:
         """The CLIP as trained so far."""
+        if self.settings.start:
+            from transformers import CLIPModel
+
+            return CLIPModel.from_pretrained(self.settings.start / "clip").float().eval()
         return self.vision.clip
 
     def states(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -111,7 +122,7 @@ class Training:
 
     def stage(self, name: str) -> Stage:
         """Return the stage called `name`, ready to be trained."""
-        scenes, compiled = self.scenes, self.settings.compiled
+        scenes = self.scenes
         if name == "autoencoder":
             return autoencoder.AutoencoderStage(self.folder, scenes)
         if name == "decoder":
@@ -122,15 +133,21 @@ class Training:
             return getattr(self, name)
         latents = denoiser.cache_latents(self.folder / "data", scenes, self.vae)
         states = denoiser.cache_states(self.folder / "data", self.ids, self.towers.text_model)
-        untold, shown = self.states([""])[0], self.states(denoiser.PROMPTS)
+        start = self.settings.start
         return denoiser.DenoiserStage(
-            self.folder, latents, states, untold=untold, shown=shown, vae=self.vae, compiled=compiled
+            self.folder,
+            latents,
+            states,
+            untold=self.states([""])[0],
+            shown=self.states(denoiser.PROMPTS),
+            vae=self.vae,
+            model=UNet2DConditionModel.from_pretrained(start / "unet") if start else None,
         )
 
     def train(self, name: str, report: Callable[[str], None] = print) -> Stage:
         """Train one stage until its budget is spent; return it with the averaged weights in its model."""
         torch.manual_seed(self.settings.seed)
-        stage = self.stage(name)
+        stage = self.stage(name).to(torch.device(self.settings.device))
         stage.recipe = replace(stage.recipe, **self.settings.recipe)
         for line in fit(stage, self.settings.budget or Budget(minutes=MINUTES[name])):
             report(line)
@@ -151,7 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=60_000, help="scenes of the training set (default: 60000)")
     parser.add_argument("--batch", type=int, help="samples of a step")
     parser.add_argument("--lr", type=float, help="learning rate")
-    parser.add_argument("--compile", action="store_true", help="compile the denoiser")
+    parser.add_argument("--start", type=Path, help="pipeline folder whose denoiser the unet stage goes on from")
+    parser.add_argument("--device", default="cpu", help="where to train, for example cuda (default: cpu)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of a CPU")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=HOME, help=f"checkpoints and caches (default: {HOME})")
@@ -160,7 +178,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(chosen.threads)
     budget = Budget(minutes=chosen.minutes, steps=chosen.steps) if chosen.minutes or chosen.steps else None
     recipe = {key: value for key, value in (("batch", chosen.batch), ("lr", chosen.lr)) if value is not None}
-    settings = Settings(chosen.folder, chosen.scenes, budget, recipe, chosen.compile, chosen.seed)
+    settings = Settings(
+        chosen.folder,
+        scenes=chosen.scenes,
+        budget=budget,
+        recipe=recipe,
+        start=chosen.start,
+        device=chosen.device,
+        seed=chosen.seed,
+    )
     for name in stages if chosen.stage == "all" else (chosen.stage,):
         training = Training(settings)
         if name == "tokenizer":
