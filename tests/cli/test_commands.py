@@ -124,6 +124,14 @@ def test_the_parameters_text() -> None:
     assert sampler_name("SomeScheduler", {}) == "SomeScheduler"
 
 
+def test_infinities_become_text(tmp_path) -> None:
+    facts = {**FACTS, "scheduler_config": {"lambda_min_clipped": -float("inf"), "trained_betas": [float("nan"), 0.5]}}
+    (path,) = write([Image.new("RGB", (8, 8))], [facts], str(tmp_path))
+    with Image.open(path) as picture:
+        found = json.loads(picture.text["langevin"], parse_constant=pytest.fail)
+    assert found["scheduler_config"] == {"lambda_min_clipped": "-inf", "trained_betas": ["nan", 0.5]}
+
+
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="choose another --output"):

@@ -7,6 +7,7 @@ is JSON and complete.
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,5 +61,14 @@ def chunks(facts: dict[str, Any]) -> PngInfo:
 
     info = PngInfo()
     info.add_text("parameters", a1111(facts))
-    info.add_text("langevin", json.dumps(facts, ensure_ascii=False, sort_keys=True))
+    info.add_text("langevin", json.dumps(_finite(facts), ensure_ascii=False, sort_keys=True, allow_nan=False))
     return info
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` with infinities and NaN as text, since JSON has no numbers for them."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
