@@ -6,6 +6,7 @@ caption brings a spoilt copy with one detail wrong, and both towers must also na
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -165,9 +166,10 @@ class ClipStage(Stage):
 
 
 class TextStage(ClipStage):
-    """Goes on with the text tower on facts alone: with no pictures to look at, it sees several times as many captions.
+    """Goes on with a copy of the text tower on facts alone, for the denoiser; the pair of towers stays as it is.
 
-    It learns which colour belongs to which thing, and which thing is on which side.
+    With no pictures to look at it sees several times as many captions, and learns which colour belongs to which thing
+    and which thing is on which side.
     """
 
     name = "text"
@@ -175,33 +177,17 @@ class TextStage(ClipStage):
 
     def __init__(self, begun: ClipStage) -> None:
         super().__init__(begun.folder, begun.scenes, begun.ids, begun.words)
-        self.whole, self.clip = begun.model, begun.clip
-        self.model = nn.ModuleDict({"text": self.clip.text_model, "facts": begun.model["text facts"]})
+        self.tower = copy.deepcopy(begun.clip.text_model)
+        self.model = nn.ModuleDict({"text": self.tower, "facts": copy.deepcopy(begun.model["text facts"])})
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(self.scenes), (self.recipe.batch,), generator=generator)
         ids = self.ids[rows, torch.randint(self.ids.shape[1], (len(rows),), generator=generator)].to(self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            states = self.clip.text_model(input_ids=ids).last_hidden_state.float()
+            states = self.tower(input_ids=ids).last_hidden_state.float()
         facts = self.scenes.facts[rows][:, None].expand(-1, ids.shape[1], -1).to(self.device)
         loss, right = self.model["facts"](states, facts, (ids == self.words.eos_token_id).float())
         return {"loss": loss, "text facts": right}
-
-
-class VisionStage(ClipStage):
-    """Goes on with the vision tower, the text tower locked.
-
-    The text tower must stay as it is once the denoiser has been trained on its states. (Locking one of two towers is
-    due to Zhai et al. 2022, arXiv 2111.07991, who lock the other.)
-    """
-
-    name = "vision"
-
-    def __init__(self, begun: TextStage) -> None:
-        super().__init__(begun.folder, begun.scenes, begun.ids, begun.words)
-        self.model, self.clip = begun.whole, begun.clip
-        for part in (self.clip.text_model, self.clip.text_projection, self.model["text facts"]):
-            part.requires_grad_(False)
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -20,13 +20,13 @@ from .loop import load_average
 from .train import Training
 
 
-def text_encoder(towers: Any) -> Any:
-    """Return the text tower of a CLIPModel as a CLIPTextModel of its own."""
+def text_encoder(tower: Any) -> Any:
+    """Return a text tower as a CLIPTextModel of its own."""
     from transformers import CLIPTextModel
 
-    model = CLIPTextModel(towers.config.text_config)
-    inner = getattr(model, "text_model", model)
-    inner.load_state_dict(towers.text_model.state_dict())
+    model = CLIPTextModel(tower.config)
+    inner, given = (getattr(each, "text_model", each) for each in (model, tower))
+    inner.load_state_dict(given.state_dict())
     return model.eval()
 
 
@@ -38,7 +38,7 @@ def pipeline(training: Training) -> StableDiffusionPipeline:
     vae.load_state_dict(training.vae.state_dict())
     return StableDiffusionPipeline(
         vae=vae.eval(),
-        text_encoder=text_encoder(training.towers),
+        text_encoder=text_encoder(training.text_tower),
         tokenizer=training.words,
         unet=trained_unet(training),
         scheduler=DPMSolverMultistepScheduler(**denoiser.SCHEDULE, steps_offset=1, timestep_spacing="trailing"),
@@ -85,6 +85,6 @@ def export(training: Training, folder: Path) -> None:
         for name in ("tokenizer", "clip"):
             (partial / name / "tokenizer.json").unlink(missing_ok=True)
             for file in tokenizer.FILES:
-                shutil.copy(training.folder / "tokenizer" / file, partial / name / file)
+                shutil.copy(training.word_files / file, partial / name / file)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 2**20:.1f} MiB")

@@ -4,10 +4,9 @@ The stages, each of which goes on from its own checkpoint:
 
     tokenizer    writes the vocabulary learned from the caption grammar
     clip         trains the text and the vision tower together
-    text         goes on with the text tower
+    text         goes on with a copy of the text tower, for the denoiser
     autoencoder  trains the autoencoder
     unet         caches latents and text states, then trains the denoiser on them
-    vision       goes on with the vision tower, so that it fits the text tower again
     decoder      goes on with the decoder, the encoder locked
     export       writes a StableDiffusionPipeline folder
 """
@@ -29,8 +28,11 @@ from ..models.unets.unet_2d_condition import UNet2DConditionModel
 from . import autoencoder, clip, data, denoiser, tokenizer
 from .loop import Budget, Stage, fit, load_average
 
-MINUTES = {"clip": 6.0, "text": 5.0, "autoencoder": 12.0, "unet": 90.0, "vision": 6.0, "decoder": 10.0}
+MINUTES = {"clip": 6.0, "text": 5.0, "autoencoder": 12.0, "unet": 90.0, "decoder": 10.0}
 """How long a stage trains unless --minutes says otherwise, on two cores."""
+
+STALE = {"clip": ("states.npy",), "text": ("states.npy",), "autoencoder": ("latents.npy",)}
+"""Caches that a stage's training makes worthless."""
 
 HOME = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "langevin" / "picturebook"
 
@@ -72,7 +74,12 @@ class Training:
     @cached_property
     def words(self) -> Any:
         """The tokenizer."""
-        return tokenizer.load(self.folder / "tokenizer")
+        return tokenizer.load(self.word_files)
+
+    @property
+    def word_files(self) -> Path:
+        """The folder of the tokenizer's files."""
+        return (self.settings.start or self.folder) / "tokenizer"
 
     @cached_property
     def ids(self) -> torch.Tensor:
@@ -96,15 +103,9 @@ class Training:
         return whole
 
     @cached_property
-    def text(self) -> clip.TextStage:
-        """The stage that goes on with the text tower, as far as it has come."""
-        begun = self.finished(clip.ClipStage(self.folder, self.scenes, self.ids, self.words))
-        return self.finished(clip.TextStage(begun))
-
-    @cached_property
-    def vision(self) -> clip.VisionStage:
-        """The stage that goes on with the vision tower, as far as it has come."""
-        return self.finished(clip.VisionStage(self.text))
+    def clip_stage(self) -> clip.ClipStage:
+        """The stage that trains both towers, as far as it has come."""
+        return self.finished(clip.ClipStage(self.folder, self.scenes, self.ids, self.words))
 
     @cached_property
     def towers(self) -> Any:
@@ -112,13 +113,22 @@ class Training:
         if self.settings.start:
             from transformers import CLIPModel
 
-            return CLIPModel.from_pretrained(self.settings.start / "clip").float().eval()
-        return self.vision.clip
+            return CLIPModel.from_pretrained(self.settings.start / "clip").float()
+        return self.clip_stage.clip
+
+    @cached_property
+    def text_tower(self) -> Any:
+        """The denoiser's text tower as trained so far."""
+        if self.settings.start:
+            from transformers import CLIPTextModel
+
+            return CLIPTextModel.from_pretrained(self.settings.start / "text_encoder").float().eval()
+        return self.finished(clip.TextStage(self.clip_stage)).tower
 
     def states(self, prompts: Sequence[str]) -> torch.Tensor:
         """Return the text states of prompts: (prompts, 32, 256)."""
         inputs = self.words(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
-        return clip.text_states(self.towers.text_model.eval(), inputs.input_ids)
+        return clip.text_states(self.text_tower, inputs.input_ids)
 
     def stage(self, name: str) -> Stage:
         """Return the stage called `name`, ready to be trained."""
@@ -129,10 +139,10 @@ class Training:
             return autoencoder.DecoderStage(self.folder, scenes, self.vae)
         if name == "clip":
             return clip.ClipStage(self.folder, scenes, self.ids, self.words)
-        if name in ("text", "vision"):
-            return getattr(self, name)
+        if name == "text":
+            return clip.TextStage(self.clip_stage)
         latents = denoiser.cache_latents(self.folder / "data", scenes, self.vae)
-        states = denoiser.cache_states(self.folder / "data", self.ids, self.towers.text_model)
+        states = denoiser.cache_states(self.folder / "data", self.ids, self.text_tower)
         start = self.settings.start
         return denoiser.DenoiserStage(
             self.folder,
@@ -149,6 +159,8 @@ class Training:
         torch.manual_seed(self.settings.seed)
         stage = self.stage(name).to(torch.device(self.settings.device))
         stage.recipe = replace(stage.recipe, **self.settings.recipe)
+        for cache in STALE.get(name, ()):
+            (self.folder / "data" / cache).unlink(missing_ok=True)
         for line in fit(stage, self.settings.budget or Budget(minutes=MINUTES[name])):
             report(line)
         return stage
@@ -156,7 +168,7 @@ class Training:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stages that the command line names."""
-    stages = ("tokenizer", "clip", "text", "autoencoder", "unet", "vision", "decoder", "export")
+    stages = ("tokenizer", "clip", "text", "autoencoder", "unet", "decoder", "export")
     parser = argparse.ArgumentParser(
         prog="python -m langevin.picturebook.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
