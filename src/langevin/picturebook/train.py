@@ -123,7 +123,7 @@ class Training:
             from transformers import CLIPTextModel
 
             return CLIPTextModel.from_pretrained(self.settings.start / "text_encoder").float().eval()
-        return self.finished(clip.TextStage(self.clip_stage)).tower
+        return self.finished(clip.TextStage(self.clip_stage)).tower  # type: ignore[attr-defined]
 
     def states(self, prompts: Sequence[str]) -> torch.Tensor:
         """Return the text states of prompts: (prompts, 32, 256)."""
