@@ -268,7 +268,8 @@ class ModelMixin(nn.Module, PushToHubMixin, ConfigMixin):
         processors.set_slices(self, slice_size)
 
     def enable_xformers_memory_efficient_attention(self, attention_op: Callable | None = None) -> None:
-        """Compute attention through the xformers package; `attention_op` is accepted for its documented callers."""
+        """Compute attention through the xformers package, which picks its kernel; `attention_op` is reported."""
+        processors.report_attention_op(attention_op)
         self.set_attention_backend("xformers")
 
     def disable_xformers_memory_efficient_attention(self) -> None:

@@ -54,6 +54,12 @@ class AttnProcessor2_0(Processor):
     """The backend of the model or of the library: torch's fused attention unless another was chosen."""
 
 
+def report_attention_op(attention_op: object) -> None:
+    """Say that a kernel of xformers chosen by the caller is not used."""
+    if attention_op is not None:
+        logger.warning("attention_op=%r is not used: xformers picks the kernel for each input", attention_op)
+
+
 class XFormersAttnProcessor(Processor):
     """Memory-efficient attention of the xformers package, which picks its kernel itself."""
 
@@ -63,8 +69,7 @@ class XFormersAttnProcessor(Processor):
         from ..core.imports import require
 
         require("xformers", why="XFormersAttnProcessor")
-        if attention_op is not None:
-            logger.warning("attention_op=%r is not used: xformers picks the kernel for each input", attention_op)
+        report_attention_op(attention_op)
 
 
 class SlicedAttnProcessor(Processor):
