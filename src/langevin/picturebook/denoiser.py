@@ -144,7 +144,7 @@ class DenoiserStage(Stage):
         self.untold, self.shown, self.vae = untold, shown, vae
         self.scale = scaling_factor(latents)
         self.wordings = len(states) // len(latents)
-        self.model = (model or build()).to(memory_format=torch.channels_last)
+        self.model = model or build()
         self.model.set_attention_backend("eager")  # the fastest to train for 64 queries and 32 keys
         alphas = signal_levels()
         self.signal, self.noise = alphas.sqrt(), (1 - alphas).sqrt()
@@ -164,14 +164,14 @@ class DenoiserStage(Stage):
         told = torch.rand(count, 1, 1, generator=generator) >= UNTOLD
         states = torch.where(told, self.states[rows * self.wordings + wording].float(), self.untold)
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        x0 = (self.latents[rows].float() * self.scale).contiguous(memory_format=torch.channels_last)
+        x0 = self.latents[rows].float() * self.scale
         mean, width = TIMES
         times = torch.sigmoid(mean + width * torch.special.ndtri(spread.clamp(1e-4, 1 - 1e-4)))
         return x0, (times * len(self.signal)).long(), states
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         x0, t, states = self.batch(generator)
-        eps = torch.randn(x0.shape, generator=generator).contiguous(memory_format=torch.channels_last)
+        eps = torch.randn(x0.shape, generator=generator)
         levels = torch.stack([self.signal[t], self.noise[t], self.weight[t]])
         x0, t, states, eps, levels = (each.to(self.device) for each in (x0, t, states, eps, levels))
         signal, noise = levels[:2, :, None, None, None]

@@ -1,6 +1,7 @@
 """The training loop of all stages: resumable, scheduled by time or steps, with averaged weights and a curve on disk.
 
 Step k draws its batch from a generator seeded with (seed, k), so weights and optimizer state are all there is to keep.
+Under `torchrun` every process draws its own batch and takes the step of their mean gradient; the first one writes files.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
 from ..core.errors import NonFiniteError
@@ -56,6 +58,25 @@ class Recipe:
         warm = min(1.0, (step + 1) / self.warmup)
         late = max(0.0, progress - (1 - DECAY)) / DECAY
         return self.lr * warm * (1 - math.sqrt(min(late, 1.0)))
+
+
+class Crew:
+    """The processes that train together: one, unless `torchrun` started more."""
+
+    def __init__(self) -> None:
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank = torch.distributed.get_rank() if together else 0
+        self.size = torch.distributed.get_world_size() if together else 1
+
+    @torch.no_grad()
+    def mean(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes."""
+        if self.size > 1:
+            flat = torch.cat([tensor.flatten() for tensor in tensors])
+            torch.distributed.all_reduce(flat)
+            flat.div_(self.size)
+            parts = flat.split([tensor.numel() for tensor in tensors])
+            torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
 
 
 class Stage:
@@ -106,7 +127,7 @@ class State:
     """What a stage's training consists of at one moment: weights, their average, the optimizer, steps and seconds."""
 
     def __init__(self, stage: Stage) -> None:
-        self.stage, self.recipe = stage, stage.recipe
+        self.stage, self.recipe, self.crew = stage, stage.recipe, Crew()
         self.step, self.seconds = 0, 0.0
         self.weights = list(stage.model.parameters())
         self.mean = [weight.detach().clone() for weight in self.weights]
@@ -137,13 +158,17 @@ class State:
             for mean, saved in zip(self.mean, state["average"], strict=True):
                 mean.copy_(saved)
 
-    def update(self, lr: float) -> dict[str, Tensor]:
-        """Take one step on a fresh batch and return the batch's figures."""
+    def update(self, lr: float, begun: float) -> dict[str, Tensor]:
+        """Take one step on a fresh batch and return the batch's figures; `begun` is when training would have begun."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        stream = torch.Generator().manual_seed((self.recipe.seed * 1_000_003 + self.step) % 2**63)
+        draw = self.step * self.crew.size + self.crew.rank
+        stream = torch.Generator().manual_seed((self.recipe.seed * 1_000_003 + draw) % 2**63)
         figures = self.stage.loss(stream)
         figures["loss"].backward()
+        seconds = torch.tensor(time.monotonic() - begun, device=self.stage.device)
+        self.crew.mean([weight.grad for weight in self.weights if weight.grad is not None] + [seconds])
+        self.seconds = float(seconds)
         nn.utils.clip_grad_norm_(self.weights, self.recipe.clip, foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -206,7 +231,7 @@ class Curve:
         name, step = state.stage.name, state.step
         if not math.isfinite(means["loss"]):
             raise NonFiniteError(f"The loss of {name} is {means['loss']} at step {step}.", module=name, step=step)
-        rate = state.recipe.batch * self.count / (time.monotonic() - self.since)
+        rate = state.recipe.batch * state.crew.size * self.count / (time.monotonic() - self.since)
         self.points.append({"step": step, **means, "seconds": state.seconds, "rate": rate, "lr": lr})
         atomic_write(self.path, json.dumps(self.points))
         self._begin()
@@ -243,11 +268,12 @@ def fit(
     state.restore()
     curve = Curve(stage.folder / f"{stage.name}.json", state.step)
     log, keep, show = Every(log_every, at_once=True), Every(save_every), Every(preview_every)
-    begun = time.monotonic() - state.seconds
+    begun, first = time.monotonic() - state.seconds, state.crew.rank == 0
     while (progress := budget.progress(state.step, state.seconds)) < 1:
         lr = stage.recipe.lr_at(state.step, progress)
-        curve.add(state.update(lr))
-        state.seconds = time.monotonic() - begun
+        curve.add(state.update(lr, begun))
+        if not first:
+            continue
         if log():
             left = state.seconds * (1 / max(progress, 1e-4) - 1) / 60
             yield f"{curve.point(state, lr)}, {left:.1f} min left"
@@ -256,7 +282,9 @@ def fit(
         if show():
             with state.averaged():
                 stage.preview(state.step)
-    state.save()
+    if first:
+        state.save()
     state.swap()
     stage.model.eval()
-    stage.preview(state.step)
+    if first:
+        stage.preview(state.step)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 
 from ..models.autoencoders.autoencoder_kl import AutoencoderKL
 from ..models.unets.unet_2d_condition import UNet2DConditionModel
@@ -188,6 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="where export writes the pipeline (default: model/ in --folder)")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        torch.distributed.init_process_group("gloo" if chosen.device == "cpu" else "nccl")
     budget = Budget(minutes=chosen.minutes, steps=chosen.steps) if chosen.minutes or chosen.steps else None
     recipe = {key: value for key, value in (("batch", chosen.batch), ("lr", chosen.lr)) if value is not None}
     settings = Settings(
