@@ -20,7 +20,8 @@ PUBLIC = ("models", "schedulers", "pipelines")
 SHARED = {
     "TrainedScheduler": "base of the schedulers that are defined on a table of training timesteps",
     "GridNoising": "base of the schedulers that add noise at the levels of their grid",
-    "ExplodingScheduler": "base of the Euler schedulers, whose samples keep their scale",
+    "DrawingScheduler": "base of the schedulers whose step takes a generator alone",
+    "ExplodingScheduler": "base of the schedulers whose samples keep their scale",
 }
 """Classes that others are built on and nobody loads by name, with what they are for."""
 

@@ -7,6 +7,7 @@ dynamic thresholding and learned variance, live here too and nowhere else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -51,6 +52,31 @@ KINDS: dict[str, Callable[[Level], tuple[Pair, Pair]]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Preconditioning:
+    """How a raw network output F becomes data on exploding levels: x_0 = c_skip * x + c_out * F.
+
+    Karras et al. 2022 (2206.00364), table 1, last column; with `low` the boundary condition of consistency models,
+    Song et al. 2023 (2303.01469), appendix C, for which the output at sigma = low is x itself.
+
+    Attributes:
+        data: standard deviation of the data.
+        low: the noise level at which x_0 = x.
+        sign: -1 for networks that were trained on the negative of F (v-prediction).
+    """
+
+    data: float = 0.5
+    low: float = 0.0
+    sign: float = 1.0
+
+    def __call__(self, level: Level) -> tuple[Pair, Pair]:
+        above, spread = level.sigma - self.low, level.sigma**2 + self.data**2
+        skip = self.data**2 / (above**2 + self.data**2)
+        out = self.sign * above * self.data / math.sqrt(spread)
+        inverse = 1.0 / level.sigma if level.sigma > 0 else float("nan")
+        return (skip, out), ((1.0 - skip) * inverse, -out * inverse)
+
+
 def mix(pair: Pair, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """Return pair[0] * x + pair[1] * output without the terms whose coefficient is 0 or 1."""
     a, b = pair
@@ -68,6 +94,7 @@ class Prediction:
         kind: a name in `KINDS`.
         clip: bound of |x_0|, or None.
         threshold: (quantile, largest bound) of dynamic thresholding, or None; wins over `clip`.
+        scaling: how the output is read on levels with alpha = 1, instead of by `kind`; None reads it by `kind`.
         variance: "learned" (second half of the channels is the variance) or "learned_range" (it interpolates between
             two log variances, in [-1, 1]), or None (the output is the prediction alone).
     """
@@ -75,6 +102,7 @@ class Prediction:
     kind: str = "epsilon"
     clip: float | None = None
     threshold: tuple[float, float] | None = None
+    scaling: Preconditioning | None = None
     variance: Literal["learned", "learned_range"] | None = None
 
     def __post_init__(self) -> None:
@@ -84,6 +112,10 @@ class Prediction:
     def bounded(self) -> bool:
         """Whether the estimate of the data passes through a non-linear bound."""
         return self.clip is not None or self.threshold is not None
+
+    def pairs(self, level: Level) -> tuple[Pair, Pair]:
+        """Return the coefficients of (x, output) in x_0 and in eps at `level`."""
+        return (self.scaling or KINDS[self.kind])(level)
 
     def check(self, level: Level) -> None:
         """Raise ConfigError when an output of this kind says nothing about the data at `level`."""
@@ -109,11 +141,11 @@ class Prediction:
 
     def data(self, x: torch.Tensor, output: torch.Tensor, level: Level) -> torch.Tensor:
         """Return the bounded estimate of x_0."""
-        return self.bound(mix(KINDS[self.kind](level)[0], x, output))
+        return self.bound(mix(self.pairs(level)[0], x, output))
 
     def noise(self, x: torch.Tensor, output: torch.Tensor, level: Level) -> torch.Tensor:
         """Return the estimate of eps as the network gave it, free of any bound."""
-        return mix(KINDS[self.kind](level)[1], x, output)
+        return mix(self.pairs(level)[1], x, output)
 
     def bounded_noise(self, x: torch.Tensor, output: torch.Tensor, level: Level) -> torch.Tensor:
         """Return the eps that belongs to the bounded estimate of x_0."""

@@ -46,7 +46,11 @@ class Level:
     @property
     def norm(self) -> float:
         """Root mean square of a sample at this level when the data has unit variance."""
-        return math.hypot(self.alpha, self.sigma)
+        return self.spread(1.0)
+
+    def spread(self, data: float) -> float:
+        """Return the root mean square of a sample at this level when the data has the standard deviation `data`."""
+        return math.hypot(self.alpha * data, self.sigma)
 
     def exploding(self) -> Level:
         """Return the level of the same sample divided by alpha: x = x_0 + (sigma / alpha) * eps."""

@@ -97,7 +97,8 @@ class Plan:
         solver: what writes the rows.
         prediction: what the network predicts.
         init_noise_sigma: standard deviation of the first sample of a run from pure noise.
-        scale_input: whether the network wants samples of unit variance (grids with alpha = 1).
+        scale_input: standard deviation of the data for which samples are brought to unit variance on their way into
+            the network (grids with alpha = 1); None hands them over as they are.
         train_steps: length of the training schedule, the unit of `slice`.
         noise_dtype: dtype of the noise of stochastic rows; None means that of the sample.
         first, end: the part of the whole table's network calls that this run makes.
@@ -107,7 +108,7 @@ class Plan:
     solver: Solver
     prediction: Prediction
     init_noise_sigma: float = 1.0
-    scale_input: bool = False
+    scale_input: float | None = None
     train_steps: int = 1000
     noise_dtype: torch.dtype | None = None
     first: int = 0
@@ -130,7 +131,7 @@ class Plan:
                 timestep=row.level.t,
                 level=row.level,
                 after=row.after,
-                in_scale=1.0 / row.level.norm if self.scale_input else 1.0,
+                in_scale=1.0 if self.scale_input is None else 1.0 / row.level.spread(self.scale_input),
                 last=k == count - 1,
             )
             for k, row in enumerate(self.rows)

@@ -188,9 +188,7 @@ class ModelMixin(nn.Module, PushToHubMixin, ConfigMixin):
         """Count the parameters; optionally only those with gradients, or without the weights of nn.Embedding."""
         embeddings = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else ()
         return sum(
-            p.numel()
-            for p in self.parameters()
-            if id(p) not in embeddings and (p.requires_grad or not only_trainable)
+            p.numel() for p in self.parameters() if id(p) not in embeddings and (p.requires_grad or not only_trainable)
         )
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:

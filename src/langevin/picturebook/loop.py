@@ -1,7 +1,7 @@
 """The training loop of all stages: resumable, scheduled by time or steps, with averaged weights and a curve on disk.
 
 Step k draws its batch from a generator seeded with (seed, k), so weights and optimizer state are all there is to keep.
-Under `torchrun` every process draws its own batch and takes the step of their mean gradient; the first one writes files.
+Under `torchrun` each process draws its own batch and takes the step of their mean gradient; the first writes files.
 """
 
 from __future__ import annotations

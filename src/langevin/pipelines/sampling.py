@@ -12,8 +12,8 @@ from ..core.logging import get_logger
 from ..core.rng import Generators, normal
 from ..diffusion.sampling import Denoise, sample
 from ..diffusion.table import Plan
-from ..schedulers.foreign import foreign_plan
 from .callbacks import StepHook
+from .foreign import foreign_plan
 from .inputs import Call
 from .runs import RunState
 

@@ -59,7 +59,8 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
         order: network calls per step, as the documentation counts them.
         step_options: keyword options of `step` that change the rows, with their defaults.
         grid_options: keyword options of `set_timesteps` beyond the common ones.
-        scales_input: whether samples live at alpha = 1 and must be scaled on their way into the network.
+        scales_input: standard deviation of the data, if samples live at alpha = 1 and are scaled to unit variance on
+            their way into the network.
         whole_timesteps: whether `timesteps` are integers wherever the grid allows.
         noise_dtype: dtype of the noise that `step` draws; None means that of the model's output.
         tuple_holds_data: whether `return_dict=False` also returns the estimate of the data.
@@ -69,7 +70,7 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
     order: int = 1
     step_options: ClassVar[Mapping[str, Any]] = {}
     grid_options: ClassVar[tuple[str, ...]] = ()
-    scales_input: ClassVar[bool] = False
+    scales_input: float | None = None
     whole_timesteps: ClassVar[bool] = True
     noise_dtype: ClassVar[torch.dtype | None] = None
     tuple_holds_data: ClassVar[bool] = True
@@ -280,11 +281,17 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Time | torch.Tensor | None = None) -> torch.Tensor:
         """Return the sample as the network wants it at `timestep`."""
-        if not self.scales_input:
+        if self.scales_input is None:
             return sample
         if timestep is None:
             raise InputError(f"{type(self).__name__}.scale_model_input needs the timestep.")
         return sample * self._table().steps[self._position(timestep)].in_scale
+
+    def step(
+        self, model_output: torch.Tensor, timestep: Time | torch.Tensor, sample: torch.Tensor, return_dict: bool = True
+    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+        """Return the sample at which the network is to be asked next."""
+        return self._step(model_output, timestep, sample, return_dict=return_dict)
 
     def _step(
         self,
@@ -355,6 +362,21 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
+
+
+class DrawingScheduler(SchedulerMixin):
+    """Base of schedulers that draw noise and have no options of `step` beside its generator."""
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: Time | torch.Tensor,
+        sample: torch.Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+        """Return the sample at which the network is to be asked next; noise is drawn from `generator`."""
+        return self._step(model_output, timestep, sample, return_dict=return_dict, generator=generator)
 
 
 @cache

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from ..core.config import register_to_config
 from ..core.errors import check_choice
-from ..core.rng import Generators
-from ..diffusion.process import Time
 from ..diffusion.solvers import Posterior
-from .base import SchedulerOutput
+from .base import DrawingScheduler
 from .trained import TrainedScheduler
 
 VARIANCES = {
@@ -24,7 +20,7 @@ VARIANCES = {
 }
 
 
-class DDPMScheduler(TrainedScheduler):
+class DDPMScheduler(DrawingScheduler, TrainedScheduler):
     """Ancestral sampling with the posterior mean of the paper and a choice of variances.
 
     The "_log" variances differ from the plain ones only in how other implementations store them.
@@ -32,37 +28,16 @@ class DDPMScheduler(TrainedScheduler):
 
     @register_to_config
     def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: Sequence[float] | None = None,
-        variance_type: str = "fixed_small",
-        clip_sample: bool = True,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading",
-        steps_offset: int = 0,
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: Sequence[float] | None = None,
+        variance_type: str = "fixed_small", clip_sample: bool = True, prediction_type: str = "epsilon",
+        thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995, clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0, timestep_spacing: str = "leading", steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         check_choice("variance_type", variance_type, VARIANCES)
         self.variance_type = variance_type
         self._setup()
 
     def _solver(self) -> Posterior:
         return Posterior(VARIANCES[self.config.variance_type])
-
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: Time | torch.Tensor,
-        sample: torch.Tensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
-        """Return the sample one step less noisy; draws noise of the model output's dtype wherever t > 0."""
-        return self._step(model_output, timestep, sample, return_dict=return_dict, generator=generator)

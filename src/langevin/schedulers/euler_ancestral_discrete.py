@@ -4,44 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from ..core.config import register_to_config
-from ..core.rng import Generators
-from ..diffusion.process import Time
 from ..diffusion.solvers import FirstOrder
-from .base import SchedulerOutput
-from .euler_discrete import ExplodingScheduler
+from .base import DrawingScheduler
+from .exploding import ExplodingScheduler
 
 
-class EulerAncestralDiscreteScheduler(ExplodingScheduler):
+class EulerAncestralDiscreteScheduler(DrawingScheduler, ExplodingScheduler):
     """An Euler step to a lower level than the next one, and fresh noise up to it."""
 
     @register_to_config
     def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: Sequence[float] | None = None,
-        prediction_type: str = "epsilon",
-        timestep_spacing: str = "linspace",
-        steps_offset: int = 0,
-        rescale_betas_zero_snr: bool = False,
-    ) -> None:
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: Sequence[float] | None = None, prediction_type: str = "epsilon",
+        timestep_spacing: str = "linspace", steps_offset: int = 0, rescale_betas_zero_snr: bool = False,
+    ) -> None:  # fmt: skip
         self._setup()
 
     def _solver(self) -> FirstOrder:
         return FirstOrder(eta=1.0)
-
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: Time | torch.Tensor,
-        sample: torch.Tensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
-        """Return the sample one step less noisy; draws noise of the model output's dtype at every step."""
-        return self._step(model_output, timestep, sample, return_dict=return_dict, generator=generator)

@@ -16,28 +16,7 @@ from ..diffusion.grid import Grid
 from ..diffusion.process import Level, Time
 from ..diffusion.solvers import Churn, FirstOrder
 from .base import SchedulerOutput
-from .trained import GridNoising
-
-
-class ExplodingScheduler(GridNoising):
-    """Base of schedulers whose samples live at alpha = 1, x = x_0 + sigma * eps."""
-
-    scales_input = True
-    whole_timesteps = False
-    terminal_alpha_bar = 2.0**-24
-
-    def _label(self, times: np.ndarray) -> Sequence[Time]:
-        return times.tolist()
-
-    def _grid(
-        self, count: int | None, timesteps: Sequence[Time] | None = None, sigmas: Sequence[float] | None = None
-    ) -> Grid:
-        return grids.exploding(super()._grid(count, timesteps, sigmas))
-
-    def _init_sigma(self, grid: Grid) -> float:
-        """From the end of the table a run starts with noise alone, elsewhere with data of unit variance and noise."""
-        first = grid[0]
-        return first.sigma if self.config.timestep_spacing in ("linspace", "trailing") else first.norm
+from .exploding import ExplodingScheduler
 
 
 class EulerDiscreteScheduler(ExplodingScheduler):
@@ -47,42 +26,22 @@ class EulerDiscreteScheduler(ExplodingScheduler):
 
     @register_to_config
     def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: Sequence[float] | None = None,
-        prediction_type: str = "epsilon",
-        interpolation_type: str = "linear",
-        use_karras_sigmas: bool | None = False,
-        use_exponential_sigmas: bool | None = False,
-        use_beta_sigmas: bool | None = False,
-        sigma_min: float | None = None,
-        sigma_max: float | None = None,
-        timestep_spacing: str = "linspace",
-        timestep_type: str = "discrete",
-        steps_offset: int = 0,
-        rescale_betas_zero_snr: bool = False,
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: Sequence[float] | None = None, prediction_type: str = "epsilon",
+        interpolation_type: str = "linear", use_karras_sigmas: bool | None = False,
+        use_exponential_sigmas: bool | None = False, use_beta_sigmas: bool | None = False,
+        sigma_min: float | None = None, sigma_max: float | None = None, timestep_spacing: str = "linspace",
+        timestep_type: str = "discrete", steps_offset: int = 0, rescale_betas_zero_snr: bool = False,
         final_sigmas_type: str = "zero",
-    ) -> None:
+    ) -> None:  # fmt: skip
         check_choice("interpolation_type", interpolation_type, ("linear", "log_linear"))
         check_choice("timestep_type", timestep_type, ("discrete", "continuous"))
         check_choice("final_sigmas_type", final_sigmas_type, ("zero", "sigma_min"))
         self._setup()
 
-    def _sigma_range(self, count: int) -> tuple[float, float]:
-        """The options, or else the levels of the first and the last timestep of the spacing."""
-        times = self._spaced(count)
-        high, low = self.config.sigma_max, self.config.sigma_min
-        return (
-            self.process.ratio(times[0]) if high is None else high,
-            self.process.ratio(times[-1]) if low is None else low,
-        )
-
     def _ratios(self, count: int) -> np.ndarray | None:
         if self.config.interpolation_type == "log_linear" and self._sigma_schedule() is None:
-            return grids.exponential(count + 1, *super()._sigma_range(count))[:-1]
+            return grids.exponential(count + 1, *self._table_range())[:-1]
         return super()._ratios(count)
 
     def _grid(
@@ -101,17 +60,10 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         return FirstOrder(churn=Churn(s_churn, s_tmin, s_tmax, s_noise, read_raised=raised))
 
     def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: Time | torch.Tensor,
-        sample: torch.Tensor,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = math.inf,
-        s_noise: float = 1.0,
-        generator: Generators = None,
+        self, model_output: torch.Tensor, timestep: Time | torch.Tensor, sample: torch.Tensor, s_churn: float = 0.0,
+        s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0, generator: Generators = None,
         return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:  # fmt: skip
         """Return the sample one step less noisy; `s_churn` > 0 adds noise where s_tmin <= sigma <= s_tmax."""
         options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
         return self._step(model_output, timestep, sample, return_dict=return_dict, generator=generator, **options)

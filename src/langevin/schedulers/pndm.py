@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from ..core.config import register_to_config
-from ..diffusion.process import Level, Time
+from ..diffusion.process import Level
 from ..diffusion.solvers import PseudoNumerical
-from .base import SchedulerOutput
 from .trained import TrainedScheduler
 
 
@@ -24,18 +21,11 @@ class PNDMScheduler(TrainedScheduler):
 
     @register_to_config
     def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: Sequence[float] | None = None,
-        skip_prk_steps: bool = False,
-        set_alpha_to_one: bool = False,
-        prediction_type: str = "epsilon",
-        timestep_spacing: str = "leading",
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: Sequence[float] | None = None, skip_prk_steps: bool = False,
+        set_alpha_to_one: bool = False, prediction_type: str = "epsilon", timestep_spacing: str = "leading",
         steps_offset: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._setup()
 
     def _solver(self) -> PseudoNumerical:
@@ -44,9 +34,3 @@ class PNDMScheduler(TrainedScheduler):
     def _middle(self, a: Level, b: Level) -> Level:
         """Return the level of the whole training step half way between two."""
         return self.process.level(b.t + (a.t - b.t) // 2)
-
-    def step(
-        self, model_output: torch.Tensor, timestep: Time | torch.Tensor, sample: torch.Tensor, return_dict: bool = True
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
-        """Return the sample at which the network is to be asked next."""
-        return self._step(model_output, timestep, sample, return_dict=return_dict)

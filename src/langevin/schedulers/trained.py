@@ -113,9 +113,13 @@ class TrainedScheduler(SchedulerMixin):
         """Return the name of the configured sigma schedule, if any."""
         return next((SIGMA_OPTIONS[name] for name in SIGMA_OPTIONS if self._own(name)), None)
 
+    def _table_range(self) -> tuple[float, float]:
+        """Return the highest and the lowest noise level of the training table."""
+        return float(self.process.ratios[-1]), float(self.process.ratios[0])
+
     def _sigma_range(self, count: int) -> tuple[float, float]:
         """Return the ends of a sigma schedule: the highest and the lowest noise level."""
-        return float(self.process.ratios[-1]), float(self.process.ratios[0])
+        return self._table_range()
 
     def _ratios(self, count: int) -> np.ndarray | None:
         """Return the noise levels of `count` steps if the configuration chooses levels rather than timesteps."""

@@ -59,9 +59,7 @@ class SpatialAutoencoder:
         if tile_sample_min_size is not None:
             if tile_sample_min_size < self.spatial_scale_factor:
                 raise InputError(f"tile_sample_min_size is {tile_sample_min_size}, below one latent pixel")
-            self.set_tiles(
-                tile_sample_min_size, factor=self.spatial_scale_factor, overlap=self.tile_overlap_factor
-            )
+            self.set_tiles(tile_sample_min_size, factor=self.spatial_scale_factor, overlap=self.tile_overlap_factor)
         if tile_overlap_factor is not None:
             if not 0 <= tile_overlap_factor < 1:
                 raise InputError(f"tile_overlap_factor is {tile_overlap_factor}; it must be at least 0 and below 1")
