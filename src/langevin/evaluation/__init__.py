@@ -1,0 +1,1 @@
+"""Measurements of what the library makes: samplers against exact solutions, and pictures against their prompts."""
