@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -27,18 +27,37 @@ def normal(
     Raises:
         InputError: when a list does not hold one generator per row, or a generator sits on another accelerator.
     """
-    shape, device = tuple(shape), torch.device(device or "cpu")
+    return _drawn(torch.randn, tuple(shape), generator, torch.device(device or "cpu"), dtype)
+
+
+def uniform(
+    shape: Sequence[int],
+    *,
+    generator: Generators = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Draw numbers evenly from [0, 1); the arguments and errors are those of `normal`."""
+    return _drawn(torch.rand, tuple(shape), generator, torch.device(device or "cpu"), dtype)
+
+
+def _drawn(
+    make: Callable[..., torch.Tensor],
+    shape: tuple[int, ...],
+    generator: Generators,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> torch.Tensor:
     if isinstance(generator, (list, tuple)):
         if len(generator) == 1:
-            return normal(shape, generator=generator[0], device=device, dtype=dtype)
+            return _drawn(make, shape, generator[0], device, dtype)
         if len(generator) != shape[0]:
             raise InputError(f"{len(generator)} generators were given for a batch of {shape[0]}; pass one per image.")
-        rows = [normal((1, *shape[1:]), generator=g, device=device, dtype=dtype) for g in generator]
-        return torch.cat(rows)
+        return torch.cat([_drawn(make, (1, *shape[1:]), g, device, dtype) for g in generator])
     generator = generator if generator is not None else fresh()
     if generator.device.type not in ("cpu", device.type):
         raise InputError(f"The generator lives on {generator.device} and cannot serve {device}; make it on the CPU.")
-    return torch.randn(shape, generator=generator, device=generator.device, dtype=dtype).to(device)
+    return make(shape, generator=generator, device=generator.device, dtype=dtype).to(device)
 
 
 def fresh() -> torch.Generator:

@@ -38,6 +38,16 @@ def _velocity(level: Level) -> tuple[Pair, Pair]:
     return (level.alpha / square, -level.sigma / norm), (level.sigma / square, level.alpha / norm)
 
 
+def _score(level: Level) -> tuple[Pair, Pair]:
+    """The gradient of the log density, -eps / sigma: Song et al. 2021 (2011.13456)."""
+    return (1.0 / level.alpha, level.sigma**2 / level.alpha), (0.0, -level.sigma)
+
+
+def _scaled_score(level: Level) -> tuple[Pair, Pair]:
+    """sigma * score, which is -eps."""
+    return (1.0 / level.alpha, level.sigma / level.alpha), (0.0, -1.0)
+
+
 def _flow(level: Level) -> tuple[Pair, Pair]:
     """eps - x_0, the direction of a straight path: Lipman et al. 2022 (2210.02747)."""
     total = level.alpha + level.sigma
@@ -49,6 +59,8 @@ KINDS: dict[str, Callable[[Level], tuple[Pair, Pair]]] = {
     "sample": _sample,
     "v_prediction": _velocity,
     "flow_prediction": _flow,
+    "score": _score,
+    "scaled_score": _scaled_score,
 }
 
 
@@ -77,6 +89,25 @@ class Preconditioning:
         return (skip, out), ((1.0 - skip) * inverse, -out * inverse)
 
 
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """How a consistency model in latent space blends the sample into its estimate of the data, by the timestep alone.
+
+    x_0 becomes c_skip(t) * x + c_out(t) * x_0, which is x itself at t = 0: Luo et al. 2023 (2310.04378), section 4.1.
+
+    Attributes:
+        scale: factor of the timestep.
+        data: standard deviation of the data.
+    """
+
+    scale: float = 10.0
+    data: float = 0.5
+
+    def __call__(self, level: Level) -> Pair:
+        t = level.t * self.scale
+        return self.data**2 / (t**2 + self.data**2), t / math.hypot(t, self.data)
+
+
 def mix(pair: Pair, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """Return pair[0] * x + pair[1] * output without the terms whose coefficient is 0 or 1."""
     a, b = pair
@@ -97,6 +128,7 @@ class Prediction:
         scaling: how the output is read on levels with alpha = 1, instead of by `kind`; None reads it by `kind`.
         variance: "learned" (second half of the channels is the variance) or "learned_range" (it interpolates between
             two log variances, in [-1, 1]), or None (the output is the prediction alone).
+        boundary: the boundary condition of a consistency model, after the bounds; None has none.
     """
 
     kind: str = "epsilon"
@@ -104,14 +136,15 @@ class Prediction:
     threshold: tuple[float, float] | None = None
     scaling: Preconditioning | None = None
     variance: Literal["learned", "learned_range"] | None = None
+    boundary: Boundary | None = None
 
     def __post_init__(self) -> None:
         check_choice("prediction_type", self.kind, KINDS)
 
     @property
     def bounded(self) -> bool:
-        """Whether the estimate of the data passes through a non-linear bound."""
-        return self.clip is not None or self.threshold is not None
+        """Whether the estimate of the data is more than the output read at its level."""
+        return self.clip is not None or self.threshold is not None or self.boundary is not None
 
     def pairs(self, level: Level) -> tuple[Pair, Pair]:
         """Return the coefficients of (x, output) in x_0 and in eps at `level`."""
@@ -124,6 +157,11 @@ class Prediction:
                 f"At timestep {level.t} the sample is pure noise (zero signal-to-noise ratio), so a network that "
                 "predicts the noise says nothing about the data; use prediction_type='v_prediction' or 'sample', "
                 "or another spacing."
+            )
+        if self.kind == "sample" and level.sigma == 0 and self.scaling is None:
+            raise ConfigError(
+                f"At timestep {level.t} the sample is clean data, so a network that predicts the data says nothing about "
+                "the noise; use prediction_type='epsilon' or 'v_prediction', or a noise level above 0."
             )
 
     def split(self, output: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -141,7 +179,8 @@ class Prediction:
 
     def data(self, x: torch.Tensor, output: torch.Tensor, level: Level) -> torch.Tensor:
         """Return the bounded estimate of x_0."""
-        return self.bound(mix(self.pairs(level)[0], x, output))
+        x0 = self.bound(mix(self.pairs(level)[0], x, output))
+        return x0 if self.boundary is None else mix(self.boundary(level), x, x0)
 
     def noise(self, x: torch.Tensor, output: torch.Tensor, level: Level) -> torch.Tensor:
         """Return the estimate of eps as the network gave it, free of any bound."""

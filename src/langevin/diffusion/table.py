@@ -17,6 +17,7 @@ from ..core.errors import InputError
 from .grid import Grid
 from .prediction import Prediction
 from .process import Level, Time
+from .score_sde import langevin
 
 Noise = Callable[[], torch.Tensor]
 
@@ -39,6 +40,7 @@ class Row:
         lift: coefficient of noise that is added to x before the prediction is read (churn); None draws nothing.
         read: the level at which the output is read, where it is not `level`.
         spread: log variances between which a learned variance interpolates; then `noise` only says whether to draw.
+        snr: the row is a step of Langevin dynamics at this signal-to-noise ratio (`score_sde.langevin`) instead.
     """
 
     level: Level
@@ -53,6 +55,7 @@ class Row:
     lift: float | None = None
     read: Level | None = None
     spread: tuple[float, float] | None = None
+    snr: float | None = None
 
 
 class Solver(Protocol):
@@ -164,7 +167,8 @@ class Plan:
             raise InputError("`tail` counts the steps of a whole run; take it before `slice` or `part`.")
         steps = len(self.grid) - 1
         begin = self.grid[steps - max(min(int(steps * strength), steps), 1)]
-        return self.part(max(k for k, row in enumerate(self.rows) if row.level == begin))
+        calls = [k for k, row in enumerate(self.rows) if row.level == begin]
+        return self.part(next((k for k in calls if not self.rows[k].saved), calls[-1]))
 
     def slice(self, start: float | None = None, end: float | None = None) -> Plan:
         """Return the part of this run between two fractions of the training schedule, 0 being pure noise.
@@ -212,6 +216,8 @@ class Run:
         self.noise = noise
         self.history: tuple[torch.Tensor, ...] = ()
         self.saved: torch.Tensor | None = None
+        self.mean: torch.Tensor | None = None
+        """The last sample without its fresh noise."""
         self._last: tuple[torch.Tensor, torch.Tensor, Level] | None = None
         self._data: torch.Tensor | None = None
 
@@ -235,7 +241,10 @@ class Run:
             prediction.check(level)
         if row.lift is not None:
             x = x + row.lift * draw(noise)
-        self._last = (x, output, level)
+        self._last, self._data = (x, output, level), None
+        if row.snr is not None:
+            score = prediction.noise(x, output, level) / -level.sigma
+            return langevin(x, score, draw(noise), row.snr).to(dtype)
         present = prediction.data if self.plan.solver.wants == "x0" else prediction.bounded_noise
         models = (present(x, output, level), *self.history)
         self._data = models[0] if self.plan.solver.wants == "x0" else None
@@ -244,11 +253,15 @@ class Run:
         terms = [*zip(row.outputs, models, strict=False), (row.sample, x), (row.saved, self.saved)]
         if row.direction:
             terms.append((row.direction, prediction.noise(x, output, level)))
+        x = self.mean = total(terms)
         if row.noise is not None:
             z, deviation = draw(noise), self.deviation(row, variance)
-            terms.append((1.0, deviation * z) if isinstance(deviation, torch.Tensor) else (deviation, z))
+            if isinstance(deviation, torch.Tensor):
+                x = x + deviation * z
+            elif deviation:
+                x = torch.add(x, z, alpha=deviation)
         self.history = tuple(models[k] for k in row.keep)
-        return total(terms).to(dtype)
+        return x.to(dtype)
 
     def deviation(self, row: Row, variance: torch.Tensor | None) -> float | torch.Tensor:
         """Return the standard deviation of the row's noise, a tensor when the network predicts the variance.

@@ -4,6 +4,22 @@ from __future__ import annotations
 
 from .adams_bashforth import PseudoNumerical
 from .dpm_multistep import ALGORITHMS, DPMMultistep
+from .dpm_singlestep import DPMSinglestep
 from .first_order import Churn, FirstOrder, Posterior
+from .sa import SASolver
+from .score_sde import EulerMaruyama, ReverseDiffusion
+from .unipc import UniPC
 
-__all__ = ["ALGORITHMS", "Churn", "DPMMultistep", "FirstOrder", "Posterior", "PseudoNumerical"]
+__all__ = [
+    "ALGORITHMS",
+    "Churn",
+    "DPMMultistep",
+    "DPMSinglestep",
+    "EulerMaruyama",
+    "FirstOrder",
+    "Posterior",
+    "PseudoNumerical",
+    "ReverseDiffusion",
+    "SASolver",
+    "UniPC",
+]

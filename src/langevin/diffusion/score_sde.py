@@ -1,0 +1,79 @@
+"""Score-based models in continuous time: Song et al. 2021 (2011.13456), their two processes and their corrector.
+
+Times run from 1 (noise) to almost 0 (data). Networks of this family predict the score, the gradient of the log density,
+which is -eps / sigma.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .process import Level, preserving
+
+
+@dataclass(frozen=True)
+class ExplodingSDE:
+    """The variance-exploding process, sigma(t) = low * (high / low)^t: section 3.4, eq. 30.
+
+    Attributes:
+        low, high: the noise levels at t = 0 and t = 1.
+    """
+
+    low: float = 0.01
+    high: float = 1348.0
+
+    def level(self, t: float) -> Level:
+        """Return the level at time t."""
+        return Level(t, 1.0, self.low * (self.high / self.low) ** t)
+
+    def at(self, ratio: float) -> Level:
+        """Return the level whose sigma / alpha is `ratio`."""
+        return Level(math.log(ratio / self.low) / math.log(self.high / self.low), 1.0, ratio)
+
+
+@dataclass(frozen=True)
+class PreservingSDE:
+    """The variance-preserving process with beta(t) linear: section 3.4, eq. 32 and 33.
+
+    Attributes:
+        beta_min, beta_max: the rates of noise at t = 0 and t = 1.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def beta(self, t: float) -> float:
+        """Return the rate of noise at time t."""
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def level(self, t: float) -> Level:
+        """Return the level at time t: alpha is exp of minus half the integral of beta."""
+        return preserving(t, math.sqrt(math.expm1(0.5 * t * (self.beta_min + self.beta(t)))))
+
+    def at(self, ratio: float) -> Level:
+        """Return the level whose sigma / alpha is `ratio`; its time solves a quadratic equation."""
+        rise, total = self.beta_max - self.beta_min, 2 * math.log1p(ratio**2)
+        t = total / (self.beta_min + math.sqrt(self.beta_min**2 + rise * total))
+        return preserving(t, ratio)
+
+
+def langevin_step_size(score: torch.Tensor, noise: torch.Tensor, snr: float) -> torch.Tensor:
+    """Return the step size 2 * (snr * |noise| / |score|)^2 of algorithm 4 for each image, shape (batch, 1, ...)."""
+    length, wanted = (v.flatten(1).norm(dim=1) for v in (score, noise))
+    size = 2.0 * (snr * wanted / length) ** 2
+    return size.reshape(-1, *(1 for _ in score.shape[1:]))
+
+
+def langevin(x: torch.Tensor, score: torch.Tensor, noise: torch.Tensor, snr: float) -> torch.Tensor:
+    """Return x after one step of Langevin dynamics at its noise level: algorithm 4, the corrector.
+
+    Args:
+        score: gradient of the log density at x, of the same shape.
+        noise: standard normal.
+        snr: wanted ratio of the norms of the step along the score and of the noise.
+    """
+    size = langevin_step_size(score, noise, snr)
+    return x + size * score + (2.0 * size).sqrt() * noise
