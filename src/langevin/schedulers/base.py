@@ -23,7 +23,7 @@ from ..core.rng import Generators, normal
 from ..diffusion.grid import Grid
 from ..diffusion.prediction import Prediction
 from ..diffusion.process import Level, Time
-from ..diffusion.table import Noise, Plan, Run, Solver
+from ..diffusion.table import Noise, Plan, Row, Run, Solver
 
 SCHEDULER_CONFIG_NAME = "scheduler_config.json"
 
@@ -64,6 +64,7 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
         whole_timesteps: whether `timesteps` are integers wherever the grid allows.
         noise_dtype: dtype of the noise that `step` draws; None means that of the model's output.
         tuple_holds_data: whether `return_dict=False` also returns the estimate of the data.
+        output_class: what `step` returns, made of the sample and the estimate of the data.
     """
 
     config_name = SCHEDULER_CONFIG_NAME
@@ -74,6 +75,7 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
     whole_timesteps: ClassVar[bool] = True
     noise_dtype: ClassVar[torch.dtype | None] = None
     tuple_holds_data: ClassVar[bool] = True
+    output_class: ClassVar[type] = SchedulerOutput
     _compatibles: ClassVar[tuple[str, ...]] = tuple(member.name for member in KarrasDiffusionSchedulers)
 
     num_inference_steps: int | None
@@ -309,11 +311,19 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
         if self._run is None or position != self._next:
             self._first, self._run = position, self._table(position, options).begin()
         row = self._table(self._first, options).rows[position - self._first]
-        previous = self._run.apply(row, sample, model_output, self._drawing(model_output, sample, generator, noise))
+        drawing = self._drawing(model_output, sample, generator, noise)
+        result = self._follow(row, self._run, model_output, sample, drawing, return_dict=return_dict)
         self._next = position + 1
-        data = self._run.x0.to(sample.dtype)  # type: ignore[union-attr]
+        return result
+
+    def _follow(
+        self, row: Row, run: Run, output: torch.Tensor, sample: torch.Tensor, drawing: Noise, *, return_dict: bool
+    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+        """Return the result of `row` in `run`."""
+        previous = run.apply(row, sample, output, drawing)
+        data = run.x0.to(sample.dtype)  # type: ignore[union-attr]
         if return_dict:
-            return SchedulerOutput(previous, data)
+            return self.output_class(previous, data)
         return (previous, data) if self.tuple_holds_data else (previous,)
 
     def _drawing(

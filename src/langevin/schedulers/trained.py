@@ -39,9 +39,9 @@ class TrainedScheduler(SchedulerMixin):
     terminal_alpha_bar: ClassVar[float | None] = None
 
     def _setup(self) -> None:
-        if self.config.trained_betas is None:
+        if self._own("trained_betas") is None:
             check_choice("beta_schedule", self.config.beta_schedule, BETAS)
-        check_choice("timestep_spacing", self.config.timestep_spacing, SPACINGS)
+        check_choice("timestep_spacing", self._own("timestep_spacing", "leading"), SPACINGS)
         chosen = [name for name in SIGMA_OPTIONS if self._own(name)]
         if len(chosen) > 1:
             raise ConfigError(f"{' and '.join(chosen)} exclude each other; switch on one of them.")
@@ -55,9 +55,9 @@ class TrainedScheduler(SchedulerMixin):
         return betas(
             self.config.beta_schedule,
             self.config.num_train_timesteps,
-            start=self.config.beta_start,
-            end=self.config.beta_end,
-            trained=self.config.trained_betas,
+            start=self._own("beta_start", 0.0001),
+            end=self._own("beta_end", 0.02),
+            trained=self._own("trained_betas"),
             zero_terminal_snr=bool(self._own("rescale_betas_zero_snr")),
         )
 
@@ -100,7 +100,7 @@ class TrainedScheduler(SchedulerMixin):
 
     def _spaced(self, count: int) -> np.ndarray:
         """Return `count` times of the training table by the configured spacing."""
-        spacing, steps, offset = self.config.timestep_spacing, len(self), self.config.steps_offset
+        spacing, steps, offset = self._own("timestep_spacing", "leading"), len(self), self._own("steps_offset", 0)
         if spacing == "linspace":
             return grids.linspace(count, steps - 1)
         return grids.leading(count, steps, offset) if spacing == "leading" else grids.trailing(count, steps)
@@ -155,7 +155,7 @@ class TrainedScheduler(SchedulerMixin):
             threshold = (self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
         variance = self._own("variance_type")
         learned = variance if variance in ("learned", "learned_range") else None
-        return Prediction(self.config.prediction_type, clip=clip, threshold=threshold, variance=learned)
+        return Prediction(self._own("prediction_type", "epsilon"), clip=clip, threshold=threshold, variance=learned)
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
