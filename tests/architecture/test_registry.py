@@ -22,6 +22,8 @@ SHARED = {
     "GridNoising": "base of the schedulers that add noise at the levels of their grid",
     "DrawingScheduler": "base of the schedulers whose step takes a generator alone",
     "ExplodingScheduler": "base of the schedulers whose samples keep their scale",
+    "EDMScheduler": "base of the schedulers of preconditioned networks, without a training table",
+    "LogSNRScheduler": "base of the schedulers whose solvers step in the log signal-to-noise ratio",
 }
 """Classes that others are built on and nobody loads by name, with what they are for."""
 

@@ -147,11 +147,20 @@ def at_ratios(
     return (*(preserving(t, float(r)) for t, r in zip(times, ratios, strict=True)), end)
 
 
-def flow_grid(count: int, steps: int, *, shift: float = 1.0, end: Level | None = None) -> Grid:
-    """Return a grid on straight paths: sigma evenly down, then shifted; timesteps are steps * sigma."""
-    sigmas = shifted(np.linspace(1 - 1 / steps, 0, count + 1)[:-1], shift)
+def at_flow(sigmas: np.ndarray, steps: int, end: Level) -> Grid:
+    """Return the grid on straight paths at `sigmas`, followed by `end`; timesteps are steps * sigma, rounded down."""
     times = whole(sigmas * steps, np.floor)
-    return (*(flow(t, float(s)) for t, s in zip(times, sigmas, strict=True)), end or flow(0, 0.0))
+    return (*(flow(t, float(s)) for t, s in zip(times, sigmas, strict=True)), end)
+
+
+def flow_grid(count: int, steps: int, *, shift: float = 1.0, end: Level | None = None) -> Grid:
+    """Return a grid on straight paths: sigma evenly down, then shifted."""
+    return at_flow(shifted(np.linspace(1 - 1 / steps, 0, count + 1)[:-1], shift), steps, end or flow(0, 0.0))
+
+
+def stretched(sigmas: np.ndarray, last: float) -> np.ndarray:
+    """Stretch flow noise levels linearly from their distance to 1 so that the last of them is `last`."""
+    return 1 - (1 - sigmas) * (1 - last) / (1 - sigmas[-1])
 
 
 def exploding(grid: Grid) -> Grid:
@@ -165,3 +174,21 @@ def spaced(spacing: str, count: int, steps: int, *, offset: int = 0) -> np.ndarr
     if spacing == "linspace":
         return linspace(count, steps - 1)
     return leading(count, steps, offset) if spacing == "leading" else trailing(count, steps)
+
+
+def distilled(count: int, origin: np.ndarray) -> np.ndarray:
+    """Return `count` of the ascending times `origin` of a distillation, evenly from the noisiest down.
+
+    Raises:
+        InputError: when there are fewer than `count`.
+    """
+    check_count(count)
+    if count > len(origin):
+        raise InputError(f"num_inference_steps is {count}, but there are only {len(origin)} times to choose from.")
+    return origin[::-1][np.floor(np.linspace(0, len(origin), count, endpoint=False)).astype(int)]
+
+
+def upwards(grid: Grid) -> Grid:
+    """Return the grid in reverse, for runs from data to noise; the network is told the time at the end of each step."""
+    up = grid[::-1]
+    return (*(Level(after.t, a.alpha, a.sigma) for a, after in pairwise(up)), up[-1])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .adams_bashforth import PseudoNumerical
+from .climb import Resampling, calls, climb, jumps, rise
+from .consistency import Renoising, Trajectory
 from .dpm_multistep import ALGORITHMS, DPMMultistep
 from .dpm_singlestep import DPMSinglestep
 from .first_order import Churn, FirstOrder, Posterior
@@ -19,7 +21,14 @@ __all__ = [
     "FirstOrder",
     "Posterior",
     "PseudoNumerical",
+    "Renoising",
+    "Resampling",
     "ReverseDiffusion",
     "SASolver",
+    "Trajectory",
     "UniPC",
+    "calls",
+    "climb",
+    "jumps",
+    "rise",
 ]
