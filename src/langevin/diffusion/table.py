@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, Protocol
 
 import torch
 
 from ..core.errors import InputError
+from ..core.rng import normal, seeded
 from .grid import Grid
 from .prediction import Prediction
 from .process import Level, Time
@@ -26,10 +27,11 @@ Noise = Callable[[], torch.Tensor]
 class Row:
     """One network call and the linear step that follows it.
 
-        x' = sample * x + saved * x_saved + sum_j outputs[j] * m_j + direction * eps + noise * z
+        x' = sample * x + saved * x_saved + sum_j outputs[j] * m_j + direction * eps + data * x_0 + noise * z
 
     m_0 is the present prediction, m_1 ... the remembered ones, newest first, each x_0 or eps as the solver wants; eps
-    is the network's own noise estimate, free of bounds; z is standard normal.
+    is the network's own noise estimate, free of bounds; x_0 is its estimate of the data, for solvers that want eps, at
+    levels where x and eps do not give it; z is standard normal.
 
     Attributes:
         level: where the network is asked.
@@ -56,6 +58,7 @@ class Row:
     read: Level | None = None
     spread: tuple[float, float] | None = None
     snr: float | None = None
+    data: float = 0.0
 
 
 class Solver(Protocol):
@@ -104,6 +107,7 @@ class Plan:
             the network (grids with alpha = 1); None hands them over as they are.
         train_steps: length of the training schedule, the unit of `slice`.
         noise_dtype: dtype of the noise of stochastic rows; None means that of the sample.
+        noise_seed: seed of the noise of every run, instead of what the caller draws; None leaves it to the caller.
         first, end: the part of the whole table's network calls that this run makes.
     """
 
@@ -114,6 +118,7 @@ class Plan:
     scale_input: float | None = None
     train_steps: int = 1000
     noise_dtype: torch.dtype | None = None
+    noise_seed: int | None = None
     first: int = 0
     end: int | None = None
 
@@ -214,6 +219,7 @@ class Run:
     def __init__(self, plan: Plan, noise: Noise | None = None) -> None:
         self.plan = plan
         self.noise = noise
+        self.stream = None if plan.noise_seed is None else seeded(plan.noise_seed)
         self.history: tuple[torch.Tensor, ...] = ()
         self.saved: torch.Tensor | None = None
         self.mean: torch.Tensor | None = None
@@ -239,6 +245,9 @@ class Run:
         level = row.read or row.level
         if level.alpha == 0:
             prediction.check(level)
+        if self.stream is not None:
+            kind = self.plan.noise_dtype or dtype
+            noise = partial(normal, x.shape, generator=self.stream, device=x.device, dtype=kind)
         if row.lift is not None:
             x = x + row.lift * draw(noise)
         self._last, self._data = (x, output, level), None
@@ -253,6 +262,8 @@ class Run:
         terms = [*zip(row.outputs, models, strict=False), (row.sample, x), (row.saved, self.saved)]
         if row.direction:
             terms.append((row.direction, prediction.noise(x, output, level)))
+        if row.data:
+            terms.append((row.data, prediction.data(x, output, level)))
         x = self.mean = total(terms)
         if row.noise is not None:
             z, deviation = draw(noise), self.deviation(row, variance)

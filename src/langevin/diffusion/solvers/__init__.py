@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from .adams_bashforth import PseudoNumerical
+from .adams_bashforth import AdamsBashforth, PseudoNumerical
 from .climb import Resampling, calls, climb, jumps, rise
 from .consistency import Renoising, Trajectory
 from .dpm_multistep import ALGORITHMS, DPMMultistep
 from .dpm_singlestep import DPMSinglestep
 from .first_order import Churn, FirstOrder, Posterior
+from .linear_multistep import LinearMultistep
 from .sa import SASolver
 from .score_sde import EulerMaruyama, ReverseDiffusion
+from .two_stage import BrownianMidpoint, Heun, Midpoint
 from .unipc import UniPC
 
 __all__ = [
     "ALGORITHMS",
+    "AdamsBashforth",
+    "BrownianMidpoint",
     "Churn",
     "DPMMultistep",
     "DPMSinglestep",
     "EulerMaruyama",
     "FirstOrder",
+    "Heun",
+    "LinearMultistep",
+    "Midpoint",
     "Posterior",
     "PseudoNumerical",
     "Renoising",

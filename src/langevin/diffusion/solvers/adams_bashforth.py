@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from ..grid import Grid
@@ -56,8 +57,23 @@ class PseudoNumerical:
         return runge_kutta(a, self.middle(a, b), b, known=known)
 
 
+@dataclass(frozen=True)
+class AdamsBashforth:
+    """Adams-Bashforth of order 4 for equal steps; the orders rise from 1 at the beginning of a run."""
+
+    wants: Literal["eps"] = "eps"
+
+    def rows(self, grid: Grid, begin: int = 0) -> tuple[Row, ...]:
+        return tuple(multistep(a, b, known=known) for known, (a, b) in enumerate(pairwise(grid[begin:])))
+
+
 def multistep(a: Level, b: Level, *, known: int) -> Row:
-    """Return the Adams-Bashforth row of the step a -> b from the present and `known` past predictions (eq. 12)."""
+    """Return the Adams-Bashforth row of the step a -> b from the present and `known` past predictions (eq. 12).
+
+    In pure noise (alpha = 0) eps says nothing about the data, so the first-order step takes both estimates.
+    """
+    if a.alpha == 0:
+        return Row(a, b, outputs=(b.sigma,), data=b.alpha, keep=(0,))
     known = min(known, len(WEIGHTS) - 1)
     k, c = transfer(a, b)
     return Row(a, b, sample=k, outputs=tuple(c * w for w in WEIGHTS[known]), keep=tuple(range(min(known + 1, 3))))
