@@ -31,8 +31,8 @@ MODELS = (
     Row("UNet2DModel", "models.unets.unet_2d"),
 )
 SCHEDULERS = (
-    Row("CosineDPMSolverMultistepScheduler", "schedulers.edm"),
     Row("CMStochasticIterativeScheduler", "schedulers.consistency"),
+    Row("CosineDPMSolverMultistepScheduler", "schedulers.edm"),
     Row("DDIMInverseScheduler", "schedulers.ddim"),
     Row("DDIMParallelScheduler", "schedulers.ddim"),
     Row("DDIMScheduler", "schedulers.ddim"),
@@ -49,13 +49,13 @@ SCHEDULERS = (
     Row("KarrasDiffusionSchedulers", "schedulers.base"),
     Row("LCMScheduler", "schedulers.lcm"),
     Row("PNDMScheduler", "schedulers.pndm"),
-    Row("SASolverScheduler", "schedulers.sa_solver"),
     Row("RePaintScheduler", "schedulers.repaint"),
+    Row("SASolverScheduler", "schedulers.sa_solver"),
     Row("SchedulerMixin", "schedulers.base"),
-    Row("TCDScheduler", "schedulers.lcm"),
-    Row("UnCLIPScheduler", "schedulers.unclip"),
     Row("ScoreSdeVeScheduler", "schedulers.score_sde"),
     Row("ScoreSdeVpScheduler", "schedulers.score_sde"),
+    Row("TCDScheduler", "schedulers.lcm"),
+    Row("UnCLIPScheduler", "schedulers.unclip"),
     Row("UniPCMultistepScheduler", "schedulers.unipc"),
     Row("VQDiffusionScheduler", "schedulers.vq_diffusion"),
 )

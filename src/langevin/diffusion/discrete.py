@@ -22,10 +22,8 @@ ZERO = float(np.log(1e-30))
 
 def index_to_log_onehot(tokens: torch.Tensor, classes: int) -> torch.Tensor:
     """Return the logarithm of the one-hot code of `tokens`, (batch, classes, positions), `ZERO` where it is not."""
-    here = tokens.unsqueeze(1) == torch.arange(classes, device=tokens.device).reshape(
-        1, -1, *(1 for _ in tokens.shape[1:])
-    )
-    return torch.where(here, 0.0, ZERO)
+    known = torch.arange(classes, device=tokens.device).reshape(1, -1, *(1 for _ in tokens.shape[1:]))
+    return torch.where(tokens.unsqueeze(1) == known, 0.0, ZERO)
 
 
 def gumbel_argmax(log_probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -63,17 +61,19 @@ class MaskAndReplace:
     @cached_property
     def products(self) -> np.ndarray:
         """Logarithms of (a, b, c) of the first t + 1 steps together, shape (3, steps + 1); the last column is none."""
-        stay, mask = (
-            np.append(np.linspace(*ends, self.steps), rest) for ends, rest in ((self.alpha, 1), (self.gamma, 0))
-        )
+        stay = np.append(np.linspace(*self.alpha, self.steps), 1.0)
+        mask = np.append(np.linspace(*self.gamma, self.steps), 0.0)
         return self.logarithms(stay, mask)
 
     @cached_property
     def single(self) -> np.ndarray:
         """Logarithms of (a, b, c) of step t alone, shape (3, steps)."""
-        stay, _, mask = np.exp(self.products)
-        before_stay, before_mask = np.roll(stay, 1)[:-1], np.roll(mask, 1)[:-1]
-        return self.logarithms(stay[:-1] / before_stay, 1.0 - (1.0 - mask[:-1]) / (1.0 - before_mask))
+        return np.stack([self.between(t, t - 1) for t in range(self.steps)], axis=1)
+
+    def between(self, t: int, since: int) -> np.ndarray:
+        """Return the logarithms of (a, b, c) of the steps from time `since` to `t` together; -1 is the data."""
+        (stay, _, mask), (before, _, masked) = np.exp(self.products[:, [t, since]].T)
+        return self.logarithms(stay / before, 1.0 - (1.0 - mask) / (1.0 - masked))
 
     def logarithms(self, stay: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Return the logarithms of (a, b, c) for given a and c."""
@@ -81,38 +81,39 @@ class MaskAndReplace:
         with np.errstate(divide="ignore"):
             return np.log(np.stack([stay, replace, mask]))
 
-    def check(self, t: int) -> int:
-        """Return `t`; raise InputError when the process has no such step."""
-        if not 0 <= t < self.steps:
-            raise InputError(f"Timestep {t} is outside 0 ... {self.steps - 1}.")
-        return t
-
     def forward(self, log_data: torch.Tensor, t: int) -> torch.Tensor:
         """Return log q(x_t) for log probabilities of the data over the ordinary tokens; t = -1 is the data itself.
 
         Args:
             log_data: shape (batch, classes - 1, positions); need not be normalised.
         """
-        stay, replace, mask = (float(v) for v in self.products[:, t])
+        stay, replace, mask = self.products[:, t].tolist()
         total = log_data.logsumexp(dim=1, keepdim=True)
         return torch.cat([torch.logaddexp(log_data + stay, total + replace), total + mask], dim=1)
 
-    def arrival(self, tokens: torch.Tensor, t: int, *, cumulative: bool) -> torch.Tensor:
-        """Return log q(x_t = tokens | x = k) for every ordinary class k of x_0 (cumulative) or of x_{t - 1}."""
-        stay, replace, mask = (float(v) for v in (self.products if cumulative else self.single)[:, t])
-        known = index_to_log_onehot(tokens, self.classes)[:, :-1]
-        return torch.where(
-            tokens.unsqueeze(1) == self.classes - 1, mask, torch.where(known == 0, np.logaddexp(stay, replace), replace)
-        )
+    def arrival(self, tokens: torch.Tensor, t: int, since: int = -1) -> torch.Tensor:
+        """Return log q(x_t = tokens | x_since = k) for every ordinary class k, (batch, classes - 1, positions)."""
+        stay, replace, mask = self.between(t, since).tolist()
+        same = index_to_log_onehot(tokens, self.classes)[:, :-1] == 0.0
+        ordinary = torch.where(same, float(np.logaddexp(stay, replace)), replace)
+        return torch.where(tokens.unsqueeze(1) == self.classes - 1, mask, ordinary)
 
-    def posterior(self, log_data: torch.Tensor, tokens: torch.Tensor, t: int) -> torch.Tensor:
-        """Return log p(x_{t - 1} | x_t = tokens), the sum over x_0 of q(x_{t - 1} | x_t, x_0) p(x_0): eq. 11.
+    def posterior(
+        self, log_data: torch.Tensor, tokens: torch.Tensor, t: int, *, before: int | None = None
+    ) -> torch.Tensor:
+        """Return log p(x_before | x_t = tokens), the sum over x_0 of q(x_before | x_t, x_0) p(x_0): eq. 11.
 
         Args:
             log_data: log p(x_0), shape (batch, classes - 1, positions).
             tokens: x_t, shape (batch, positions).
+            before: an earlier time, t - 1 if None; further ones make longer strides (section 4.3).
+
+        Raises:
+            InputError: when the two times are not in order or outside the process.
         """
-        self.check(t)
-        before = self.forward(log_data - self.arrival(tokens, t, cumulative=True), t - 1)
+        before = t - 1 if before is None else before
+        if not -1 <= before < t < self.steps:
+            raise InputError(f"A step from {t} to {before} is outside the process, {self.steps - 1} ... -1.")
+        back = self.forward(log_data - self.arrival(tokens, t), before)
         stays_masked = torch.where(tokens.unsqueeze(1) == self.classes - 1, 0.0, ZERO)
-        return before + torch.cat([self.arrival(tokens, t, cumulative=False), stays_masked], dim=1)
+        return back + torch.cat([self.arrival(tokens, t, before), stays_masked], dim=1)

@@ -9,9 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from .grid import Grid, exponential
 from .process import Level, preserving
+
+CLEAN = Level(0.0, 1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,11 @@ class ExplodingSDE:
     def level(self, t: float) -> Level:
         """Return the level at time t."""
         return Level(t, 1.0, self.low * (self.high / self.low) ** t)
+
+    def grid(self, count: int, last: float) -> Grid:
+        """Return `count` levels evenly spaced in log sigma from end to end, and clean data; times run from 1 to `last`."""
+        levels = zip(np.linspace(1.0, last, count), exponential(count, self.high, self.low), strict=True)
+        return (*(Level(float(t), 1.0, float(sigma)) for t, sigma in levels), CLEAN)
 
     def at(self, ratio: float) -> Level:
         """Return the level whose sigma / alpha is `ratio`."""
@@ -52,6 +61,10 @@ class PreservingSDE:
     def level(self, t: float) -> Level:
         """Return the level at time t: alpha is exp of minus half the integral of beta."""
         return preserving(t, math.sqrt(math.expm1(0.5 * t * (self.beta_min + self.beta(t)))))
+
+    def grid(self, count: int, last: float) -> Grid:
+        """Return the levels at `count` times evenly spaced from 1 to `last`, and clean data."""
+        return (*(self.level(float(t)) for t in np.linspace(1.0, last, count)), CLEAN)
 
     def at(self, ratio: float) -> Level:
         """Return the level whose sigma / alpha is `ratio`; its time solves a quadratic equation."""
