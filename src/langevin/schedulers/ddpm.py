@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from ..core.config import register_to_config
 from ..core.errors import check_choice
+from ..diffusion.parallel import step_each
 from ..diffusion.solvers import Posterior
 from .base import DrawingScheduler
 from .trained import TrainedScheduler
@@ -41,3 +44,15 @@ class DDPMScheduler(DrawingScheduler, TrainedScheduler):
 
     def _solver(self) -> Posterior:
         return Posterior(VARIANCES[self.config.variance_type])
+
+
+class DDPMParallelScheduler(DDPMScheduler):
+    """DDPM with steps of many timesteps at once, for Picard iterations: Shih et al. 2023 (2305.16317)."""
+
+    _is_ode_scheduler = False
+
+    def batch_step_no_noise(
+        self, model_output: torch.Tensor, timesteps: torch.Tensor, sample: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the mean of the step of each row of the batch at its own timestep, shape (batch, ...)."""
+        return step_each(self._table(), [self._position(t) for t in timesteps.tolist()], sample, model_output)

@@ -17,7 +17,7 @@ def posterior_deviation(a: Level, b: Level) -> float:
     On variance-preserving levels it is DDPM's posterior (2006.11239, eq. 7), on exploding levels ancestral sampling's
     sigma_up, and for data prediction SDE-DPM-Solver++'s (2211.01095, eq. 18).
     """
-    if b.sigma == 0:
+    if b.sigma == 0 or b.ratio >= a.ratio:
         return 0.0
     return b.sigma * math.sqrt(max(1.0 - (b.sigma * a.alpha / (b.alpha * a.sigma)) ** 2, 0.0))
 

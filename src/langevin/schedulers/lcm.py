@@ -1,0 +1,138 @@
+"""Few-step samplers for distilled latent models: consistency (2310.04378) and trajectory consistency (2402.19159)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core.config import register_to_config
+from ..core.errors import InputError
+from ..core.logging import get_logger
+from ..core.outputs import BaseOutput
+from ..core.rng import Generators
+from ..diffusion import grid as grids
+from ..diffusion.grid import Grid
+from ..diffusion.prediction import Boundary, Prediction
+from ..diffusion.process import Level, Time
+from ..diffusion.solvers import Renoising, Trajectory, rise
+from .base import DrawingScheduler
+from .trained import TrainedScheduler
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class LCMSchedulerOutput(BaseOutput):
+    """Result of `step`: the sample after the step, and the network's estimate of the data."""
+
+    prev_sample: torch.Tensor
+    denoised: torch.Tensor | None = None
+
+
+@dataclass
+class TCDSchedulerOutput(BaseOutput):
+    """Result of `step`: the sample after the step, and before its fresh noise, at the level that noise starts from."""
+
+    prev_sample: torch.Tensor
+    pred_noised_sample: torch.Tensor | None = None
+
+
+class LCMScheduler(DrawingScheduler, TrainedScheduler):
+    """Multistep consistency sampling on the timesteps of a distillation: to the data, and back up with fresh noise."""
+
+    grid_options = ("original_inference_steps", "strength")
+    output_class = LCMSchedulerOutput
+    _compatibles = ()
+
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012,
+        beta_schedule: str = "scaled_linear", trained_betas: Sequence[float] | None = None,
+        original_inference_steps: int = 50, clip_sample: bool = False, clip_sample_range: float = 1.0,
+        set_alpha_to_one: bool = True, steps_offset: int = 0, prediction_type: str = "epsilon",
+        thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading", timestep_scaling: float = 10.0, rescale_betas_zero_snr: bool = False,
+    ) -> None:  # fmt: skip
+        self._setup()
+
+    def _solver(self) -> Any:
+        return Renoising()
+
+    def _prediction(self) -> Prediction:
+        return replace(super()._prediction(), boundary=Boundary(self.config.timestep_scaling))
+
+    def _end(self) -> Level:
+        return Level(-1, 1.0, 0.0)
+
+    def _origin(self, original: int | None, strength: float) -> np.ndarray:
+        """Return the ascending times of the distillation, of the part `strength` of the table that is least noisy."""
+        original = self.config.original_inference_steps if original is None else original
+        grids.check_count(original, len(self))
+        return np.arange(1, int(original * strength) + 1) * (len(self) // original) - 1
+
+    def _grid(
+        self, count: int | None, timesteps: Sequence[Time] | None = None, sigmas: Sequence[float] | None = None,
+        *, original_inference_steps: int | None = None, strength: float = 1.0,
+    ) -> Grid:  # fmt: skip
+        if not 0.0 < strength <= 1.0:
+            raise InputError(f"strength is {strength}; it must be above 0 and at most 1.")
+        if count is not None:
+            times = grids.distilled(count, self._origin(original_inference_steps, strength))
+            return grids.at_times(self.process, times.tolist(), self._end())
+        grid = super()._grid(None, timesteps, sigmas)
+        if timesteps is not None and (foreign := {*timesteps} - {*self._origin(original_inference_steps, 1.0)}):
+            logger.warning("Timesteps %s are not among those of the distillation.", sorted(foreign, reverse=True))
+        return grid[len(grid) - 1 - max(int((len(grid) - 1) * strength), 1) :]
+
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: torch.device | str | None = None,
+        original_inference_steps: int | None = None, timesteps: Sequence[Time] | None = None, strength: float = 1.0,
+        sigmas: Sequence[float] | None = None,
+    ) -> None:  # fmt: skip
+        """Choose the schedule of the next run.
+
+        Args:
+            original_inference_steps: steps of the distillation, from whose timesteps those of the run are chosen.
+            strength: part of the table that the run covers, for a noised picture.
+        """
+        options = {"original_inference_steps": original_inference_steps, "strength": strength}
+        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, **options)
+
+
+class TCDScheduler(LCMScheduler):
+    """Strategic stochastic sampling: each step goes past the next timestep by the share `eta`, and noise leads back.
+
+    `eta` is the paper's gamma. With `original_inference_steps` given to `set_timesteps`, any timestep may be chosen.
+    """
+
+    step_options = {"eta": 0.3}
+    output_class = TCDSchedulerOutput
+
+    def _solver(self, eta: float) -> Trajectory:
+        if not 0.0 <= eta <= 1.0:
+            raise InputError(f"eta is {eta}; it must be in [0, 1].")
+        return Trajectory(self.process.level, eta)
+
+    def _prediction(self) -> Prediction:
+        return Prediction(self.config.prediction_type)
+
+    def _end(self) -> Level:
+        return self.process.level(0)
+
+    def _origin(self, original: int | None, strength: float) -> np.ndarray:
+        return super()._origin(None, strength) if original is None else np.arange(int(len(self) * strength))
+
+    def step(
+        self, model_output: torch.Tensor, timestep: Time | torch.Tensor, sample: torch.Tensor, eta: float = 0.3,
+        generator: Generators = None, return_dict: bool = True,
+    ) -> TCDSchedulerOutput | tuple[torch.Tensor, ...]:  # fmt: skip
+        """Return the sample one step less noisy; `eta` = 0 draws nothing."""
+        previous, _ = self._step(model_output, timestep, sample, return_dict=False, generator=generator, eta=eta)
+        after = self._current()[self._next]
+        keep, _ = rise(self._solver(eta).past(after), after)
+        result = TCDSchedulerOutput(previous, (self._run.mean / keep).to(sample.dtype))  # type: ignore[union-attr]
+        return result if return_dict else result.to_tuple()
