@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..core.errors import InputError, check_choice
+from ..core.errors import ConfigError, InputError, check_choice
 from ..core.imports import require
 from .process import Level, TableProcess, Time, flow, preserving
 
@@ -115,6 +115,48 @@ def shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
+ALIGNED = {
+    "sd": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+"""Noise levels optimised for ten steps of Stable Diffusion 1.5, SDXL and Stable Video Diffusion (2404.14507)."""
+
+
+def align_your_steps(model: str, count: int = 10, *, end: float | None = 0.0) -> list[float]:
+    """Return the `count` + 1 noise levels of a run, `sigmas=` of every sampler: Sabour et al. 2024 (2404.14507).
+
+    Args:
+        model: "sd" (Stable Diffusion 1.5), "sdxl" or "svd" (Stable Video Diffusion).
+        count: steps; other numbers than the published ten are interpolated linearly in log sigma.
+        end: the level where the run ends; None ends at the last published one.
+
+    Raises:
+        InputError: for another model or less than one step.
+    """
+    check_choice("model", model, ALIGNED)
+    check_count(count)
+    known = np.log(ALIGNED[model])
+    at = np.interp(np.linspace(0, 1, count + 1), np.linspace(0, 1, len(known)), known)
+    levels = list(ALIGNED[model]) if count + 1 == len(known) else np.exp(at).tolist()
+    return levels if end is None else [*levels[:-1], end]
+
+
+def squared_sine(count: int) -> np.ndarray:
+    """Return sin^2 of angles evenly spaced from a right one to 0: `count` levels between 1 and 0, both included."""
+    return np.sin(np.linspace(1, 0, count) * math.pi / 2) ** 2
+
+
+def between_logs(process: TableProcess, count: int) -> np.ndarray:
+    """Return the levels of `count` times spaced evenly over a table, interpolated linearly in log(sigma / alpha).
+
+    The times keep their fractions. So does k-diffusion (`DiscreteSchedule.get_sigmas`), the sampling code of Karras et
+    al. 2022 (2206.00364) for models trained on a table.
+    """
+    times = np.linspace(len(process) - 1, 0, count)
+    return np.exp(np.interp(times, np.arange(len(process)), np.log(process.ratios)))
+
+
 SCHEDULES: dict[str, Callable[[int, float, float], np.ndarray]] = {
     "karras": karras,
     "exponential": exponential,
@@ -159,8 +201,38 @@ def flow_grid(count: int, steps: int, *, shift: float = 1.0, end: Level | None =
 
 
 def stretched(sigmas: np.ndarray, last: float) -> np.ndarray:
-    """Stretch flow noise levels linearly from their distance to 1 so that the last of them is `last`."""
+    """Stretch flow noise levels linearly from their distance to 1 so that the last of them is `last`.
+
+    A single level of 1 stays where it is.
+    """
+    if sigmas[-1] == 1:
+        return sigmas
     return 1 - (1 - sigmas) * (1 - last) / (1 - sigmas[-1])
+
+
+def between(grid: Grid, ratio: float) -> Level:
+    """Return a level of the same process as `grid` at sigma / alpha = `ratio`, its timestep interpolated in the grid.
+
+    Timesteps are taken to be linear in sigma on straight paths, elsewhere in log sigma.
+
+    Raises:
+        ConfigError: when the levels of the grid are of no known process.
+    """
+    noisy = [level for level in reversed(grid) if level.sigma > 0 and (level.alpha > 0 or level.sigma == 1)]
+    inner = [level for level in noisy if level.alpha > 0]
+    if all(level.alpha == 1 for level in inner):
+        made = Level(0, 1.0, ratio)
+    elif all(math.isclose(level.alpha**2 + level.sigma**2, 1) for level in inner):
+        made = preserving(0, ratio)
+    elif all(math.isclose(level.alpha + level.sigma, 1) for level in inner):
+        made, inner = flow(0, ratio / (1 + ratio)), noisy
+    else:
+        raise ConfigError("The levels of this grid belong to no known process; name one between them by `place`.")
+    straight = made.alpha < 1 and not math.isclose(made.alpha**2 + made.sigma**2, 1)
+    places = [level.sigma if straight else math.log(level.ratio) for level in inner]
+    t = float(np.interp(made.sigma if straight else math.log(ratio), places, [level.t for level in inner]))
+    whole_times = all(isinstance(level.t, int) for level in inner)
+    return Level(round(t) if whole_times else t, made.alpha, made.sigma)
 
 
 def exploding(grid: Grid) -> Grid:

@@ -9,6 +9,7 @@ from .dpm_multistep import ALGORITHMS, DPMMultistep
 from .dpm_singlestep import DPMSinglestep
 from .first_order import Churn, FirstOrder, Posterior
 from .linear_multistep import LinearMultistep
+from .restart import Churned, Restart
 from .sa import SASolver
 from .score_sde import EulerMaruyama, ReverseDiffusion
 from .two_stage import BrownianMidpoint, Heun, Midpoint
@@ -19,6 +20,7 @@ __all__ = [
     "AdamsBashforth",
     "BrownianMidpoint",
     "Churn",
+    "Churned",
     "DPMMultistep",
     "DPMSinglestep",
     "EulerMaruyama",
@@ -30,6 +32,7 @@ __all__ = [
     "PseudoNumerical",
     "Renoising",
     "Resampling",
+    "Restart",
     "ReverseDiffusion",
     "SASolver",
     "Trajectory",

@@ -9,6 +9,7 @@ from typing import Literal
 from ..grid import Grid
 from ..process import Level
 from ..table import Row
+from .strength import Strength, strength
 
 
 def posterior_deviation(a: Level, b: Level) -> float:
@@ -36,20 +37,24 @@ class Churn:
     """Noise raised before each step: Karras et al. 2022 (2206.00364), algorithm 2.
 
     Attributes:
-        amount, low, high, noise: the paper's S_churn, S_tmin, S_tmax and S_noise.
+        amount, low, high, noise: the paper's S_churn, S_tmin, S_tmax and S_noise; `amount` may differ per step.
         read_raised: read the output at the raised level instead of where the network was asked.
     """
 
-    amount: float = 0.0
+    amount: Strength = 0.0
     low: float = 0.0
     high: float = math.inf
     noise: float = 1.0
     read_raised: bool = True
 
-    def raised(self, level: Level, steps: int) -> Level:
-        """Return the level to which `level` is raised in a run of `steps`."""
-        gamma = min(self.amount / steps, math.sqrt(2) - 1) if self.low <= level.sigma <= self.high else 0.0
-        return Level(level.t, level.alpha, level.sigma * (1 + gamma))
+    def raised(self, level: Level, steps: int, index: int | None = None) -> Level:
+        """Return the level to which `level`, that of step `index`, is raised in a run of `steps`."""
+        return Level(level.t, level.alpha, level.sigma * (1 + self.gamma(level, steps, index)))
+
+    def gamma(self, level: Level, steps: int, index: int | None = None) -> float:
+        """Return by which part of itself the noise of `level` is raised."""
+        amount = strength("churn", self.amount, index, steps, level)
+        return min(amount / steps, math.sqrt(2) - 1) if self.low <= level.sigma <= self.high else 0.0
 
 
 @dataclass(frozen=True)
@@ -57,27 +62,30 @@ class FirstOrder:
     """One Euler step per level: Song et al. 2020 (2010.02502), eq. 12.
 
     Attributes:
-        eta: share of the posterior's standard deviation that is drawn afresh; 0 is DDIM and Euler, 1 ancestral.
+        eta: share of the posterior's standard deviation that is drawn afresh; 0 is DDIM and Euler, 1 ancestral. It may
+            differ per step, and a step of 0 draws nothing.
         split: keep the network's own eps beside a bounded x_0, as DDIM does; otherwise eps follows from x_0.
         churn: noise raised before each step, or None.
     """
 
-    eta: float = 0.0
+    eta: Strength = 0.0
     split: bool = False
     churn: Churn | None = None
     wants: Literal["x0"] = "x0"
 
     def rows(self, grid: Grid, begin: int = 0) -> tuple[Row, ...]:
-        return tuple(self.row(a, b, len(grid) - 1) for a, b in zip(grid[begin:], grid[begin + 1 :], strict=False))
+        count = len(grid) - 1
+        return tuple(self.row(grid[k], grid[k + 1], count, k) for k in range(begin, count))
 
-    def row(self, a: Level, b: Level, steps: int) -> Row:
-        """Return the row of the step a -> b in a run of `steps`."""
-        hat = self.churn.raised(a, steps) if self.churn else a
+    def row(self, a: Level, b: Level, steps: int, index: int | None = None) -> Row:
+        """Return the row of the step a -> b, number `index` in a run of `steps`."""
+        hat = self.churn.raised(a, steps, index) if self.churn else a
         lift = None
         if self.churn and hat.sigma > a.sigma:
             lift = self.churn.noise * math.sqrt(hat.sigma**2 - a.sigma**2)
-        deviation = self.eta * posterior_deviation(hat, b)
-        noise = deviation if self.eta else None
+        eta = strength("eta", self.eta, index, steps, a)
+        deviation = eta * posterior_deviation(hat, b)
+        noise = deviation if eta else None
         read = hat if self.churn and self.churn.read_raised else None
         if self.split:
             direction = math.sqrt(max(b.sigma**2 - deviation**2, 0.0))
