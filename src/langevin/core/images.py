@@ -124,10 +124,9 @@ def grid(images: Sequence[Image], rows: int, cols: int, resize: int | None = Non
 
     if len(images) > rows * cols or not images:
         raise InputError(f"{len(images)} pictures do not fit a grid of {rows} x {cols}.")
-    if resize is not None:
-        images = [image.resize((resize, resize)) for image in images]
-    width, height = images[0].size
-    sheet = Image.new("RGB", (cols * width, rows * height), "white")
-    for k, image in enumerate(images):
-        sheet.paste(image, (k % cols * width, k // cols * height))
+    wide, high = images[0].size if resize is None else (resize, resize)
+    sheet = Image.new("RGB", (cols * wide, rows * high), "white")
+    places = ((column * wide, row * high) for row in range(rows) for column in range(cols))
+    for image, place in zip(images, places, strict=False):
+        sheet.paste(image if resize is None else image.resize((wide, high)), place)
     return sheet

@@ -127,8 +127,8 @@ def _format(pattern: str) -> None:
 
 
 def enable_explicit_format() -> None:
-    """Show level, file, line and time with every record."""
-    _format("[%(levelname)s|%(filename)s:%(lineno)s] %(asctime)s >> %(message)s")
+    """Show time, level, module and line with every record."""
+    _format("%(asctime)s %(levelname)s %(name)s:%(lineno)d: %(message)s")
 
 
 def reset_format() -> None:

@@ -250,13 +250,13 @@ class Attention(nn.Module):
         """
         if attention_mask is None:
             return None
-        if attention_mask.shape[-1] != target_length:
-            attention_mask = F.pad(attention_mask, (0, target_length), value=0.0)
+        *rows, length = attention_mask.shape
+        if length != target_length:
+            attention_mask = torch.cat([attention_mask, attention_mask.new_zeros(*rows, target_length)], dim=-1)
+        per_head = attention_mask.unsqueeze(1).repeat_interleave(self.heads, dim=1)
         if out_dim == 4:
-            return attention_mask[:, None].repeat_interleave(self.heads, dim=1)
-        if attention_mask.shape[0] < batch_size * self.heads:
-            attention_mask = attention_mask.repeat_interleave(self.heads, dim=0)
-        return attention_mask
+            return per_head
+        return per_head.flatten(0, 1) if rows[0] < batch_size * self.heads else attention_mask
 
     def norm_encoder_hidden_states(self, encoder_hidden_states: Tensor) -> Tensor:
         """Apply `norm_cross` to a context (B, L, C)."""

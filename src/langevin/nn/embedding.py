@@ -59,19 +59,12 @@ class Timesteps(nn.Module):
         self, num_channels: int, flip_sin_to_cos: bool, downscale_freq_shift: float, scale: float = 1.0
     ) -> None:
         super().__init__()
-        self.num_channels = num_channels
-        self.flip_sin_to_cos = flip_sin_to_cos
-        self.downscale_freq_shift = downscale_freq_shift
-        self.scale = scale
+        self.num_channels, self.scale = num_channels, scale
+        self.flip_sin_to_cos, self.downscale_freq_shift = flip_sin_to_cos, downscale_freq_shift
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        return sinusoidal(
-            timesteps,
-            self.num_channels,
-            flip_sin_to_cos=self.flip_sin_to_cos,
-            downscale_freq_shift=self.downscale_freq_shift,
-            scale=self.scale,
-        )
+        order = {"flip_sin_to_cos": self.flip_sin_to_cos, "downscale_freq_shift": self.downscale_freq_shift}
+        return sinusoidal(timesteps, self.num_channels, scale=self.scale, **order)
 
 
 class GaussianFourierProjection(nn.Module):
@@ -84,11 +77,12 @@ class GaussianFourierProjection(nn.Module):
         self, embedding_size: int = 256, *, scale: float = 1.0, log: bool = True, flip_sin_to_cos: bool = False
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(embedding_size) * scale, requires_grad=False)
         self.log, self.flip_sin_to_cos = log, flip_sin_to_cos
+        self.weight = nn.Parameter(scale * torch.randn(embedding_size), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        angles = (x.log() if self.log else x)[:, None] * self.weight[None] * (2 * math.pi)
+        level = torch.log(x) if self.log else x
+        angles = 2 * math.pi * torch.outer(level, self.weight)
         parts = [angles.cos(), angles.sin()] if self.flip_sin_to_cos else [angles.sin(), angles.cos()]
         return torch.cat(parts, dim=-1)
 
@@ -133,19 +127,15 @@ class AttentionPooling(nn.Module):
     def __init__(self, num_heads: int, embed_dim: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.positional_embedding = nn.Parameter(torch.randn(1, embed_dim) / embed_dim**0.5)
-        self.k_proj = nn.Linear(embed_dim, embed_dim)
-        self.q_proj = nn.Linear(embed_dim, embed_dim)
-        self.v_proj = nn.Linear(embed_dim, embed_dim)
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(embed_dim, embed_dim) for _ in range(3))
+        self.positional_embedding = nn.Parameter(torch.normal(0.0, embed_dim**-0.5, (1, embed_dim)))
 
     def forward(self, x: Tensor) -> Tensor:
-        summary = x.mean(dim=1, keepdim=True) + self.positional_embedding.to(x.dtype)
-        x = torch.cat([summary, x], dim=1)
-        q, k, v = (
-            y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for y in (self.q_proj(summary), self.k_proj(x), self.v_proj(x))
-        )
-        return attend(q, k, v).flatten(1)
+        query = x.mean(dim=1) + self.positional_embedding.to(x.dtype)
+        tokens = torch.cat([query[:, None], x], dim=1)
+        projected = (self.q_proj(query)[:, None], self.k_proj(tokens), self.v_proj(tokens))
+        heads = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in projected)
+        return attend(*heads).flatten(1)
 
 
 class TextTimeEmbedding(nn.Module):

@@ -122,14 +122,15 @@ class CustomDiffusionAttnProcessor(nn.Module):
             raise ConfigError("CustomDiffusionAttnProcessor needs hidden_size, the width of its attention")
         self.train_kv, self.train_q_out = train_kv, train_q_out
         self.hidden_size, self.cross_attention_dim = hidden_size, cross_attention_dim
+        owned: dict[str, int | None] = {}
         if train_kv:
-            self.to_k_custom_diffusion = nn.Linear(cross_attention_dim or hidden_size, hidden_size, bias=False)
-            self.to_v_custom_diffusion = nn.Linear(cross_attention_dim or hidden_size, hidden_size, bias=False)
+            owned |= dict.fromkeys(("k", "v"), cross_attention_dim or hidden_size)
         if train_q_out:
-            self.to_q_custom_diffusion = nn.Linear(hidden_size, hidden_size, bias=False)
-            self.to_out_custom_diffusion = nn.ModuleList(
-                [nn.Linear(hidden_size, hidden_size, bias=out_bias), nn.Dropout(dropout)]
-            )
+            owned["q"] = hidden_size
+            last = nn.Linear(hidden_size, hidden_size, bias=out_bias)
+            self.to_out_custom_diffusion = nn.ModuleList([last, nn.Dropout(dropout)])
+        for letter, width in owned.items():
+            self.add_module(f"to_{letter}_custom_diffusion", nn.Linear(width, hidden_size, bias=False))
 
     def forward(
         self,

@@ -178,12 +178,9 @@ class ResnetBlock(nn.Module):
         resample = self.upsampler or self.downsampler
         if resample is not None:
             x, hidden = resample(x), resample(hidden)
-        hidden = self.conv1(hidden)
-        hidden = self.dropout(self.nonlinearity(self.condition(hidden, time_embedding)))
-        hidden = self.conv2(hidden)
-        if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x)
-        total = x + hidden
+        hidden = self.nonlinearity(self.condition(self.conv1(hidden), time_embedding))
+        straight = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        total = straight + self.conv2(self.dropout(hidden))
         return total if self.output_scale_factor == 1 else total / self.output_scale_factor
 
     def condition(self, hidden: Tensor, time_embedding: Tensor | None) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,39 +14,39 @@ from ..core.errors import ConfigError, did_you_mean
 from .attention import Attention
 from .checkpointing import run_block
 
-FEED_FORWARDS = ("geglu", "gelu", "gelu-approximate", "geglu-approximate")
+
+def gated_gelu(x: Tensor) -> Tensor:
+    """Multiply the first half of the channels (last dimension) by the GELU of the second (Shazeer 2020)."""
+    half = x.shape[-1] // 2
+    return F.gelu(x[..., half:]) * x[..., :half]
 
 
-class GELU(nn.Module):
-    """Linear layer followed by GELU (Hendrycks & Gimpel 2016), optionally its tanh approximation."""
+def sigmoid_gelu(x: Tensor) -> Tensor:
+    """Return x * sigmoid(1.702 x), the cheaper approximation of Hendrycks & Gimpel 2016."""
+    return torch.sigmoid(1.702 * x) * x
 
-    def __init__(self, dim_in: int, dim_out: int, *, approximate: str = "none", bias: bool = True) -> None:
+
+FEED_FORWARDS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "geglu": (gated_gelu, 2),
+    "gelu": (F.gelu, 1),
+    "gelu-approximate": (partial(F.gelu, approximate="tanh"), 1),
+    "geglu-approximate": (sigmoid_gelu, 1),
+}
+"""Documented name -> activation, and how many channels it takes for one that it returns."""
+
+
+class Expansion(nn.Module):
+    """The first half of a feed-forward network: a linear map `proj` and an activation, (B, L, dim) -> (B, L, inner)."""
+
+    def __init__(self, dim: int, inner: int, *, activation_fn: str, bias: bool = True) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim_in, dim_out, bias=bias)
-        self.approximate = approximate
+        if activation_fn not in FEED_FORWARDS:
+            raise ConfigError(f"no feed-forward {activation_fn!r}{did_you_mean(activation_fn, FEED_FORWARDS)}")
+        self.activate, taken = FEED_FORWARDS[activation_fn]
+        self.proj = nn.Linear(dim, taken * inner, bias=bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return F.gelu(self.proj(hidden_states), approximate=self.approximate)
-
-
-class GEGLU(nn.Module):
-    """Linear layer whose second half gates the first through GELU (Shazeer 2020)."""
-
-    def __init__(self, dim_in: int, dim_out: int, *, bias: bool = True) -> None:
-        super().__init__()
-        self.proj = nn.Linear(dim_in, dim_out * 2, bias=bias)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        value, gate = self.proj(hidden_states).chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-
-class SigmoidGELU(GELU):
-    """Linear layer followed by x * sigmoid(1.702 x), the other approximation of Hendrycks & Gimpel 2016."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        hidden_states = self.proj(hidden_states)
-        return hidden_states * (1.702 * hidden_states).sigmoid()
+        return self.activate(self.proj(hidden_states))
 
 
 class FeedForward(nn.Module):
@@ -62,16 +65,7 @@ class FeedForward(nn.Module):
     ) -> None:
         super().__init__()
         inner = inner_dim or dim * mult
-        if activation_fn == "geglu":
-            first: nn.Module = GEGLU(dim, inner, bias=bias)
-        elif activation_fn == "gelu":
-            first = GELU(dim, inner, bias=bias)
-        elif activation_fn == "gelu-approximate":
-            first = GELU(dim, inner, approximate="tanh", bias=bias)
-        elif activation_fn == "geglu-approximate":
-            first = SigmoidGELU(dim, inner, bias=bias)
-        else:
-            raise ConfigError(f"no feed-forward {activation_fn!r}{did_you_mean(activation_fn, FEED_FORWARDS)}")
+        first = Expansion(dim, inner, activation_fn=activation_fn, bias=bias)
         self.net = nn.ModuleList([first, nn.Dropout(dropout), nn.Linear(inner, dim_out or dim, bias=bias)])
 
     def forward(self, hidden_states: Tensor) -> Tensor:

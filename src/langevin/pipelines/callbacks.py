@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
@@ -73,9 +74,7 @@ class MultiPipelineCallbacks:
     def __call__(
         self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]
     ) -> dict[str, Any]:
-        for callback in self.callbacks:
-            callback_kwargs = callback(pipeline, step_index, timestep, callback_kwargs)
-        return callback_kwargs
+        return reduce(lambda kept, each: each(pipeline, step_index, timestep, kept), self.callbacks, callback_kwargs)
 
 
 class SDCFGCutoffCallback(PipelineCallback):

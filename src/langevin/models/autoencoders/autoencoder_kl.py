@@ -54,8 +54,8 @@ class AutoencoderKL(SpatialAutoencoder, ModelMixin):
         }
         self.encoder = Encoder(in_channels, latent_channels, down_block_types=down_block_types, **shared)
         self.decoder = Decoder(latent_channels, out_channels, up_block_types=up_block_types, **shared)
-        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1) if use_quant_conv else None
-        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1) if use_post_quant_conv else None
+        self.quant_conv = pointwise(2 * latent_channels) if use_quant_conv else None
+        self.post_quant_conv = pointwise(latent_channels) if use_post_quant_conv else None
         size = sample_size if isinstance(sample_size, int) else sample_size[0]
         self.set_tiles(size, factor=2 ** (len(block_out_channels) - 1), overlap=0.25)
 
@@ -86,8 +86,8 @@ class AutoencoderKL(SpatialAutoencoder, ModelMixin):
     ) -> DecoderOutput | tuple[Tensor]:
         """Encode and decode `sample`, through one draw of the posterior with `generator` or through its mode."""
         posterior = DiagonalGaussianDistribution(self.map_encoder(sample))
-        z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
-        return self.decode(z, return_dict=return_dict)
+        latents = posterior.sample(generator) if sample_posterior else posterior.mean
+        return self.decode(latents, return_dict)
 
     def encode_whole(self, x: Tensor) -> Tensor:
         """Return mean and log variance (B, 2C, h, w) of `x`, without slices or tiles."""
@@ -107,3 +107,8 @@ class AutoencoderKL(SpatialAutoencoder, ModelMixin):
         """Decode in tiles, whatever the size of `z`."""
         sample = self.decode_tiles(z)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+
+def pointwise(channels: int) -> nn.Conv2d:
+    """Return a 1x1 convolution that keeps the number of channels."""
+    return nn.Conv2d(channels, channels, 1)

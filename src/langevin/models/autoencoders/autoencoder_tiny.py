@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.config import register_to_config
@@ -34,12 +36,18 @@ class TinyBlock(nn.Module):
 
     def __init__(self, channels: int, act: str) -> None:
         super().__init__()
-        first, second, third = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3))
-        self.conv = nn.Sequential(first, activation(act), second, activation(act), third)
-        self.fuse = nn.ReLU()
+        layers: list[nn.Module] = [nn.Conv2d(channels, channels, 3, padding=1)]
+        for _ in range(2):
+            layers += [activation(act), nn.Conv2d(channels, channels, 3, padding=1)]
+        self.conv = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fuse(self.conv(x) + x)
+        return F.relu(x + self.conv(x))
+
+
+def tiny_blocks(count: int, channels: int, act: str) -> list[nn.Module]:
+    """Return the residual blocks of one stage."""
+    return [TinyBlock(channels, act) for _ in range(count)]
 
 
 class TinyEncoder(nn.Module):
@@ -51,18 +59,14 @@ class TinyEncoder(nn.Module):
         self, in_channels: int, out_channels: int, *, blocks: Sequence[int], widths: Sequence[int], act: str
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
-            if stage == 0:
-                layers.append(nn.Conv2d(in_channels, width, 3, padding=1))
-            else:
-                layers.append(nn.Conv2d(widths[stage - 1], width, 3, stride=2, padding=1, bias=False))
-            layers.extend(TinyBlock(width, act) for _ in range(count))
-        layers.append(nn.Conv2d(widths[-1], out_channels, 3, padding=1))
-        self.layers = nn.Sequential(*layers)
+        entries = [nn.Conv2d(in_channels, widths[0], 3, padding=1)]
+        entries += [nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False) for before, width in pairwise(widths)]
+        stages = zip(entries, blocks, widths, strict=True)
+        layers = [layer for entry, count, width in stages for layer in (entry, *tiny_blocks(count, width, act))]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], out_channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return run_block(self, self.layers, x.add(1).div(2))
+        return run_block(self, self.layers, (x + 1) / 2)
 
 
 class TinyDecoder(nn.Module):
@@ -86,16 +90,14 @@ class TinyDecoder(nn.Module):
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 3, padding=1), activation(act)]
-        for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
-            layers.extend(TinyBlock(width, act) for _ in range(count))
-            if stage < len(blocks) - 1:
-                layers.append(nn.Upsample(scale_factor=factor, mode=mode))
-                layers.append(nn.Conv2d(width, widths[stage + 1], 3, padding=1, bias=False))
-        layers.append(nn.Conv2d(widths[-1], out_channels, 3, padding=1))
-        self.layers = nn.Sequential(*layers)
+        layers += tiny_blocks(blocks[0], widths[0], act)
+        for count, (before, width) in zip(blocks[1:], pairwise(widths), strict=True):
+            grow = nn.Upsample(scale_factor=factor, mode=mode)
+            layers += [grow, nn.Conv2d(before, width, 3, padding=1, bias=False), *tiny_blocks(count, width, act)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], out_channels, 3, padding=1))
 
     def forward(self, z: Tensor) -> Tensor:
-        return run_block(self, self.layers, torch.tanh(z / 3) * 3).mul(2).sub(1)
+        return 2 * run_block(self, self.layers, 3 * torch.tanh(z / 3)) - 1
 
 
 class AutoencoderTiny(SpatialAutoencoder, ModelMixin):
@@ -161,11 +163,11 @@ class AutoencoderTiny(SpatialAutoencoder, ModelMixin):
 
     def scale_latents(self, x: Tensor) -> Tensor:
         """Map latents to [0, 1], clamping what lies outside of +-latent_magnitude."""
-        return x.div(2 * self.latent_magnitude).add(self.latent_shift).clamp(0, 1)
+        return torch.clamp(x / (2 * self.latent_magnitude) + self.latent_shift, 0, 1)
 
     def unscale_latents(self, x: Tensor) -> Tensor:
         """Map [0, 1] back to latents."""
-        return x.sub(self.latent_shift).mul(2 * self.latent_magnitude)
+        return (x - self.latent_shift) * (2 * self.latent_magnitude)
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderTinyOutput | tuple[Tensor]:
         """Return the latents of pictures `x`. Raises InputError for another shape than the configuration's."""
@@ -181,8 +183,8 @@ class AutoencoderTiny(SpatialAutoencoder, ModelMixin):
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Encode `sample`, round the scaled latents to eight bits as if stored in a picture, and decode them."""
-        stored = self.scale_latents(self.map_encoder(sample)).mul(255).round().to(torch.uint8)
-        return self.decode(self.unscale_latents(stored / 255.0).to(sample.dtype), return_dict=return_dict)
+        levels = torch.round(255 * self.scale_latents(self.map_encoder(sample))).float()
+        return self.decode(self.unscale_latents(levels / 255).to(sample.dtype), return_dict=return_dict)
 
     def encode_whole(self, x: Tensor) -> Tensor:
         """Return the latents of `x`, without slices or tiles."""
