@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from .schedulers import group
+
 app = typer.Typer(
     help="Langevin: diffusion models from the command line.",
     no_args_is_help=True,
@@ -14,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(group, name="schedulers")
 
 Prompt = Annotated[str | None, typer.Argument(help="What the picture shows. Left out for unconditional models.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub repository, or the shipped 'picturebook'.")]

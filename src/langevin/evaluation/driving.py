@@ -291,13 +291,13 @@ def read_levels(
         Unreadable: when `sigmas` does not fit the timesteps and there is no `alphas_cumprod`.
     """
     sigmas, bars = getattr(scheduler, "sigmas", None), getattr(scheduler, "alphas_cumprod", None)
-    if sigmas is not None and len(sigmas) - len(times) in (0, 1):
+    between = getattr(scheduler, "sigmas_interpol", None)
+    if sigmas is not None and (len(sigmas) - len(times) in (0, 1) or between is not None):
         values = [float(s) for s in sigmas]
         values += [0.0] * (len(times) + 1 - len(values))
         if space is None:
             space = "exploding" if scales[0] != 1.0 or bars is None else "preserving"
             space = "flow" if hasattr(scheduler, "scale_noise") else space
-        between = getattr(scheduler, "sigmas_interpol", None)
         if space == "exploding" and between is not None:
             values = [*snapped(values, scales, [float(s) for s in between]), values[-1]]
         return [SPACES[space](t, s) for t, s in zip([*times, -1], values, strict=True)], f"sigmas, {space}"
