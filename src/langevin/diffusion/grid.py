@@ -147,14 +147,15 @@ def squared_sine(count: int) -> np.ndarray:
     return np.sin(np.linspace(1, 0, count) * math.pi / 2) ** 2
 
 
-def between_logs(process: TableProcess, count: int) -> np.ndarray:
-    """Return the levels of `count` times spaced evenly over a table, interpolated linearly in log(sigma / alpha).
+def between_logs(process: TableProcess, times: np.ndarray) -> np.ndarray:
+    """Return the ratios at fractional times of a table, interpolated linearly in log(sigma / alpha).
 
-    The times keep their fractions. So does k-diffusion (`DiscreteSchedule.get_sigmas`), the sampling code of Karras et
-    al. 2022 (2206.00364) for models trained on a table.
+    At evenly spaced times these are k-diffusion's levels for models that were trained on a table
+    (`DiscreteSchedule.get_sigmas`), the sampling code that came with Karras et al. 2022 (2206.00364).
     """
-    times = np.linspace(len(process) - 1, 0, count)
-    return np.exp(np.interp(times, np.arange(len(process)), np.log(process.ratios)))
+    with np.errstate(divide="ignore"):
+        logs = np.log(process.ratios)
+    return np.exp(np.interp(times, np.arange(len(process)), logs))
 
 
 SCHEDULES: dict[str, Callable[[int, float, float], np.ndarray]] = {

@@ -54,6 +54,12 @@ def _flow(level: Level) -> tuple[Pair, Pair]:
     return (1.0 / total, -level.sigma / total), (1.0 / total, level.alpha / total)
 
 
+def reversed_flow(level: Level) -> tuple[Pair, Pair]:
+    """x_0 - eps: the direction of a straight path for networks whose time runs from noise to data."""
+    (a, b), (c, d) = _flow(level)
+    return (a, -b), (c, -d)
+
+
 KINDS: dict[str, Callable[[Level], tuple[Pair, Pair]]] = {
     "epsilon": _epsilon,
     "sample": _sample,
@@ -125,7 +131,7 @@ class Prediction:
         kind: a name in `KINDS`.
         clip: bound of |x_0|, or None.
         threshold: (quantile, largest bound) of dynamic thresholding, or None; wins over `clip`.
-        scaling: how the output is read on levels with alpha = 1, instead of by `kind`; None reads it by `kind`.
+        scaling: how the output is read instead of by `kind`, such as a `Preconditioning`; None reads it by `kind`.
         variance: "learned" (second half of the channels is the variance) or "learned_range" (it interpolates between
             two log variances, in [-1, 1]), or None (the output is the prediction alone).
         boundary: the boundary condition of a consistency model, after the bounds; None has none.
@@ -134,7 +140,7 @@ class Prediction:
     kind: str = "epsilon"
     clip: float | None = None
     threshold: tuple[float, float] | None = None
-    scaling: Preconditioning | None = None
+    scaling: Callable[[Level], tuple[Pair, Pair]] | None = None
     variance: Literal["learned", "learned_range"] | None = None
     boundary: Boundary | None = None
 

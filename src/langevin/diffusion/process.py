@@ -70,6 +70,11 @@ def flow(t: Time, sigma: float) -> Level:
     return Level(t, 1.0 - sigma, sigma)
 
 
+def angular(sigma: float) -> Level:
+    """Return the variance-preserving level of the given sigma, whose time is its angle in quarter turns."""
+    return Level(math.asin(sigma) * 2 / math.pi, math.sqrt(1.0 - sigma**2), sigma)
+
+
 class TableProcess:
     """A variance-preserving process known at whole training steps by its cumulative products of 1 - beta.
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
+import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from ..core.config import ConfigMixin
-from ..core.errors import InputError, check_known
+from ..core.errors import ConfigError, InputError, check_known
 from ..core.hub import HUB_OPTIONS
 from ..core.outputs import BaseOutput
 from ..core.push import PushToHubMixin
@@ -155,6 +157,29 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
             noise_dtype=self.noise_dtype,
         )
 
+    def using(self, *, solver: Solver | None = None, grid: Callable[[Grid], Grid] | None = None) -> Any:
+        """Return a copy whose runs use another solver, or the levels that a function makes of the grid; it has no file.
+
+        Pipelines take it as any other: `pipe.scheduler = pipe.scheduler.using(solver=Restart(...))`.
+        """
+        made = copy.copy(self)
+        if solver is not None:
+            own = replace(solver, place=self._placed) if getattr(solver, "place", self) is None else solver  # type: ignore
+            made._solver = partial(fixed, own, self.step_options)
+        if grid is not None:
+            made._grid = lambda *args, **options: grid(self._grid(*args, **options))
+        made.num_inference_steps = made._begin = None
+        made._forget(None)
+        return made
+
+    def _placed(self, level: Level) -> Level:
+        """Return the level of this scheduler's own sigmas at the noise of `level`, if it takes them as they are."""
+        try:
+            own = type(self)._grid(self, None, None, (self._sigma(level), 0.0))[0]
+        except InputError:
+            return level
+        return own if math.isclose(own.ratio, level.ratio, rel_tol=1e-6) else level
+
     def _current(self) -> Grid:
         """Return the grid that is set, or the training table."""
         if self._levels is None:
@@ -224,8 +249,9 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
 
     @property
     def sigmas(self) -> torch.Tensor:
-        """The noise levels sigma / alpha of the grid, the end included, float32 on the CPU."""
-        return torch.tensor([self._sigma(level) for level in self._current()], dtype=torch.float32, device="cpu")
+        """The noise levels sigma / alpha of the network calls, and of the end, float32 on the CPU."""
+        levels = [*(step.level for step in self._table().steps), self._current()[-1]]
+        return torch.tensor([self._sigma(level) for level in levels], dtype=torch.float32, device="cpu")
 
     def _sigma(self, level: Level) -> float:
         return level.ratio
@@ -266,6 +292,8 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
         remote = isinstance(timestep, torch.Tensor) and timestep.device.type != "cpu"
         if expected is not None and expected < len(steps) and (remote or same(timestep, steps[expected].timestep)):
             return expected
+        if same(timestep, steps[0].timestep):
+            return 0
         if self._host is None:
             self._host = np.array([step.timestep for step in steps], dtype=np.float64)
         distance = np.abs(self._host - number(timestep))
@@ -357,6 +385,15 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
         """Write `scheduler_config.json` into `save_directory`."""
         self.save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """The same as `save_pretrained`; a scheduler made by `using` raises ConfigError."""
+        if {"_solver", "_grid"} & vars(self).keys():
+            raise ConfigError(
+                "A scheduler made by `using` cannot be saved: a configuration names no solver and no grid function. "
+                "Save the scheduler that it was made from, and call `using` after loading."
+            )
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
     @property
     def compatibles(self) -> list[type[SchedulerMixin]]:
         """The scheduler classes that read this one's configuration, itself included."""
@@ -387,6 +424,13 @@ class DrawingScheduler(SchedulerMixin):
     ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
         """Return the sample at which the network is to be asked next; noise is drawn from `generator`."""
         return self._step(model_output, timestep, sample, return_dict=return_dict, generator=generator)
+
+
+def fixed(solver: Solver, defaults: Mapping[str, Any], **options: Any) -> Solver:
+    """Return `solver`; raise ConfigError for options of `step` that were meant for another one."""
+    if lost := [name for name, value in options.items() if value != defaults[name]]:
+        raise ConfigError(f"{', '.join(lost)}: no option of the solver set by `using`; give it to {type(solver).__name__}.")
+    return solver
 
 
 @cache

@@ -39,4 +39,4 @@ class ExplodingScheduler(GridNoising):
     def _init_sigma(self, grid: Grid) -> float:
         """From the end of the table a run starts with noise alone, elsewhere with data of unit variance and noise."""
         first = grid[0]
-        return first.sigma if self.config.timestep_spacing in ("linspace", "trailing") else first.norm
+        return first.norm if self.config.timestep_spacing == "leading" else first.sigma

@@ -16,7 +16,7 @@ from ..diffusion.prediction import Prediction
 from ..diffusion.process import BETAS, Level, TableProcess, Time, betas, preserving
 from .base import SchedulerMixin
 
-SPACINGS = ("linspace", "leading", "trailing")
+SPACINGS = ("linspace", "leading", "trailing", "k_diffusion")
 SIGMA_OPTIONS = {
     "use_karras_sigmas": "karras",
     "use_exponential_sigmas": "exponential",
@@ -101,13 +101,30 @@ class TrainedScheduler(SchedulerMixin):
     def _spaced(self, count: int) -> np.ndarray:
         """Return `count` times of the training table by the configured spacing."""
         spacing, steps, offset = self._own("timestep_spacing", "leading"), len(self), self._own("steps_offset", 0)
-        if spacing == "linspace":
+        if spacing in ("linspace", "k_diffusion"):
             return grids.linspace(count, steps - 1)
         return grids.leading(count, steps, offset) if spacing == "leading" else grids.trailing(count, steps)
 
     def _label(self, times: np.ndarray) -> Sequence[Time]:
         """Return the timesteps that the network is told for the process's times."""
         return grids.whole(times)
+
+    @property
+    def _fractional(self) -> bool:
+        """Whether the levels and timesteps are k-diffusion's, which are not rounded to the training table."""
+        return self._own("timestep_spacing") == "k_diffusion"
+
+    def _told(self, times: np.ndarray) -> Sequence[Time]:
+        """Return what `_label` makes of the process's times, or the times themselves."""
+        return times.tolist() if self._fractional else self._label(times)
+
+    def _last(self) -> int:
+        """Return the number of training steps that a run may visit."""
+        return len(self)
+
+    def _init_sigma(self, grid: Grid) -> float:
+        """Return the deviation of the noise that a run starts from; in k-diffusion it is the first level's own."""
+        return grid[0].sigma if self._fractional else 1.0
 
     def _sigma_schedule(self) -> str | None:
         """Return the name of the configured sigma schedule, if any."""
@@ -135,18 +152,25 @@ class TrainedScheduler(SchedulerMixin):
                     f"Custom timesteps contradict the configuration's {self._sigma_schedule()} sigmas; pass `sigmas`."
                 )
             times = grids.check_descending("timesteps", timesteps, low=0, high=len(self) - 1)
-            return grids.at_times(self.process, self._label(np.array(times)), self._end())
+            return self._at_times(np.array(times))
         if sigmas is not None:
             *levels, end = grids.check_descending("sigmas", sigmas, low=0)
             if not levels:
                 raise InputError("`sigmas` must hold at least two levels: where the run starts and where it ends.")
-            return grids.at_ratios(self.process, levels, preserving(-1, end), label=self._label)
+            return grids.at_ratios(self.process, levels, preserving(-1, end), label=self._told)
         if count is None:
             return grids.at_times(self.process, range(len(self) - 1, -1, -1), self._end())
         grids.check_count(count)
         if (ratios := self._ratios(count)) is not None:
-            return grids.at_ratios(self.process, ratios, self._end(), label=self._label)
-        return grids.at_times(self.process, self._label(self._spaced(count)), self._end())
+            return grids.at_ratios(self.process, ratios, self._end(), label=self._told)
+        return self._at_times(np.linspace(self._last() - 1, 0, count) if self._fractional else self._spaced(count))
+
+    def _at_times(self, times: np.ndarray) -> Grid:
+        """Return the grid at the given times of the training table."""
+        if self._fractional:
+            ratios = grids.between_logs(self.process, times)
+            return grids.at_ratios(self.process, ratios, self._end(), label=self._told)
+        return grids.at_times(self.process, self._label(times), self._end())
 
     def _prediction(self) -> Prediction:
         clip = self._own("clip_sample_range", 1.0) if self._own("clip_sample") else None

@@ -1,0 +1,199 @@
+"""Schedulers for flow matching: straight paths from data to noise, Lipman et al. 2022 (2210.02747)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..core.config import register_to_config
+from ..core.errors import ConfigError, InputError, check_choice
+from ..core.rng import Generators
+from ..diffusion import grid as grids
+from ..diffusion.grid import Grid
+from ..diffusion.prediction import Prediction, reversed_flow
+from ..diffusion.process import Level, Time, flow
+from ..diffusion.solvers import FirstOrder, Heun, Renoising
+from .base import SchedulerMixin, SchedulerOutput
+from .trained import SIGMA_OPTIONS, GridNoising
+
+
+class FlowMatchScheduler(SchedulerMixin):
+    """Base: levels sigma in (0, 1], shifted towards noise, told to the network as num_train_timesteps * sigma.
+
+    Attributes:
+        shift: factor of the odds sigma / (1 - sigma), unless shifting is dynamic.
+    """
+
+    whole_timesteps = False
+    tuple_holds_data = False
+    noise_dtype = torch.float32
+    _compatibles = ()
+
+    def _setup(self) -> None:
+        self.set_shift(self.config.shift)
+        super()._setup()
+
+    def set_shift(self, shift: float) -> None:
+        """Use another shift from the next `set_timesteps` on."""
+        if not shift > 0:
+            raise InputError(f"shift is {shift}; it must be above 0, and 1 leaves the levels as they are.")
+        self.shift = float(shift)
+
+    def _prediction(self) -> Prediction:
+        return Prediction("flow_prediction")
+
+    def _shaped(self, levels: np.ndarray, mu: float | None) -> np.ndarray:
+        """Return the levels shifted by the current shift; `mu` is for those that shift otherwise."""
+        return grids.shifted(levels, self.shift)
+
+    def _low(self) -> float:
+        """Return the lowest level of a run before it is shaped: that of the training table."""
+        return float(grids.shifted(np.array(1 / len(self)), self.config.shift))
+
+    def _level(self, sigma: float) -> Level:
+        return flow(len(self) * sigma, sigma)
+
+    def _grid(
+        self,
+        count: int | None,
+        timesteps: Sequence[Time] | None = None,
+        sigmas: Sequence[float] | None = None,
+        *,
+        mu: float | None = None,
+    ) -> Grid:
+        if timesteps is not None:
+            levels = np.asarray(timesteps, dtype=np.float64) / len(self)
+        elif sigmas is not None:
+            levels = self._shaped(np.asarray(sigmas if sigmas[-1] > 0 else sigmas[:-1], dtype=np.float64), mu)
+        elif count is not None:
+            grids.check_count(count)
+            levels = self._shaped(np.linspace(1.0, self._low(), count), mu)
+        else:
+            levels = grids.shifted(np.linspace(1.0, 1 / len(self), len(self)), self.shift)
+        checked = grids.check_descending("timesteps" if timesteps is not None else "sigmas", levels, low=0, high=1)
+        return (*(self._level(s) for s in checked), flow(-1, 0.0))
+
+    def _sigma(self, level: Level) -> float:
+        return level.sigma
+
+    def scale_noise(
+        self, sample: torch.Tensor, timestep: Time | torch.Tensor, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return (1 - sigma) * sample + sigma * noise at the levels of their timesteps in the current schedule."""
+        if noise is None:
+            raise InputError("scale_noise needs `noise`, drawn in the sample's shape.")
+        return GridNoising.add_noise(self, sample, noise, timestep)  # type: ignore[arg-type]
+
+    def step(
+        self, model_output: torch.Tensor, timestep: Time | torch.Tensor, sample: torch.Tensor, s_churn: float = 0.0,
+        s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0, generator: Generators = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:  # fmt: skip
+        """Return the sample at which the network is to be asked next.
+
+        Raises:
+            InputError: for `s_churn` above 0; noise on top of a sample leaves the straight path.
+        """
+        if s_churn:
+            raise InputError(
+                f"s_churn is {s_churn}, but added noise would leave the straight path from data to noise; use "
+                "stochastic_sampling=True of FlowMatchEulerDiscreteScheduler for fresh noise on the path."
+            )
+        return self._step(model_output, timestep, sample, return_dict=return_dict, generator=generator)
+
+
+class FlowMatchEulerDiscreteScheduler(FlowMatchScheduler):
+    """Euler steps along the flow; `stochastic_sampling` goes to the data and back up with fresh noise instead.
+
+    Levels of `set_timesteps` are shifted (by `shift`, or with `use_dynamic_shifting` by `mu`), then stretched to end at
+    `shift_terminal`, then respaced between their ends as Karras, exponential or beta levels. Own timesteps are taken as
+    they are, own sigmas like those of a number of steps. With `invert_sigmas` the network is told 1 - sigma and predicts
+    the direction from noise to data, and `sigmas` are counted from the noise.
+    """
+
+    grid_options = ("mu",)
+
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, shift: float = 1.0, use_dynamic_shifting: bool = False,
+        base_shift: float | None = 0.5, max_shift: float | None = 1.15, base_image_seq_len: int | None = 256,
+        max_image_seq_len: int | None = 4096, invert_sigmas: bool = False, shift_terminal: float | None = None,
+        use_karras_sigmas: bool | None = False, use_exponential_sigmas: bool | None = False,
+        use_beta_sigmas: bool | None = False, time_shift_type: str = "exponential", stochastic_sampling: bool = False,
+    ) -> None:  # fmt: skip
+        check_choice("time_shift_type", time_shift_type, ("exponential", "linear"))
+        self._respacing = [SIGMA_OPTIONS[name] for name in SIGMA_OPTIONS if self._own(name)]
+        if len(self._respacing) > 1:
+            raise ConfigError(f"{' and '.join(self._respacing)} sigmas exclude each other; switch on one of them.")
+        self._setup()
+
+    def _solver(self) -> FirstOrder | Renoising:
+        return Renoising(draw_last=True) if self.config.stochastic_sampling else FirstOrder()
+
+    def _prediction(self) -> Prediction:
+        return Prediction("flow_prediction", scaling=reversed_flow if self.config.invert_sigmas else None)
+
+    def _low(self) -> float:
+        return 1 / len(self) if self.config.use_dynamic_shifting else super()._low()
+
+    def _shaped(self, levels: np.ndarray, mu: float | None) -> np.ndarray:
+        levels = grids.shifted(levels, self.shift if mu is None else self._factor(mu))
+        if self.config.shift_terminal:
+            levels = self.stretch_shift_to_terminal(levels)
+        for name in self._respacing:
+            levels = grids.SCHEDULES[name](len(levels), float(levels[0]), float(levels[-1]))
+        return levels
+
+    def _factor(self, mu: float) -> float:
+        return math.exp(mu) if self.config.time_shift_type == "exponential" else mu
+
+    def stretch_shift_to_terminal(self, t: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
+        """Return the levels stretched so that the last is `shift_terminal`."""
+        return grids.stretched(t, self.config.shift_terminal)
+
+    def _level(self, sigma: float) -> Level:
+        return flow(len(self) * (1 - sigma if self.config.invert_sigmas else sigma), sigma)
+
+    def _sigma(self, level: Level) -> float:
+        return level.alpha if self.config.invert_sigmas else level.sigma
+
+    def _grid(
+        self,
+        count: int | None,
+        timesteps: Sequence[Time] | None = None,
+        sigmas: Sequence[float] | None = None,
+        *,
+        mu: float | None = None,
+    ) -> Grid:
+        shifts = self.config.use_dynamic_shifting and (count is not None or sigmas is not None)
+        if shifts and mu is None:
+            raise InputError("use_dynamic_shifting=True needs `mu`, the shift for the size of the picture.")
+        if mu is not None and not shifts:
+            raise InputError("`mu` shifts the levels of use_dynamic_shifting=True, and not timesteps of your own.")
+        if timesteps is not None and self.config.invert_sigmas:
+            timesteps = [len(self) - t for t in timesteps]
+        return super()._grid(count, timesteps, sigmas, mu=mu)
+
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: torch.device | str | None = None,
+        sigmas: Sequence[float] | None = None, mu: float | None = None, timesteps: Sequence[Time] | None = None,
+    ) -> None:  # fmt: skip
+        """Choose the schedule of the next run; `sigmas` are the levels of the steps, `mu` the dynamic shift."""
+        options = {} if mu is None else {"mu": mu}
+        super().set_timesteps(num_inference_steps, device, timesteps=timesteps, sigmas=sigmas, **options)
+
+
+class FlowMatchHeunDiscreteScheduler(FlowMatchScheduler):
+    """Heun's method along the flow: an Euler step and its correction by the mean of both directions."""
+
+    order = 2
+
+    @register_to_config
+    def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0) -> None:
+        self._setup()
+
+    def _solver(self) -> Heun:
+        return Heun()
