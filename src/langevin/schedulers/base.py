@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
-from functools import cache, partial
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from ..core.config import ConfigMixin
-from ..core.errors import ConfigError, InputError, check_known
+from ..core.errors import InputError, check_known
 from ..core.hub import HUB_OPTIONS
 from ..core.outputs import BaseOutput
 from ..core.push import PushToHubMixin
@@ -26,6 +24,7 @@ from ..diffusion.grid import Grid
 from ..diffusion.prediction import Prediction
 from ..diffusion.process import Level, Time
 from ..diffusion.table import Noise, Plan, Row, Run, Solver
+from .using import changed
 
 SCHEDULER_CONFIG_NAME = "scheduler_config.json"
 
@@ -162,23 +161,7 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
 
         Pipelines take it as any other: `pipe.scheduler = pipe.scheduler.using(solver=Restart(...))`.
         """
-        made = copy.copy(self)
-        if solver is not None:
-            own = replace(solver, place=self._placed) if getattr(solver, "place", self) is None else solver  # type: ignore
-            made._solver = partial(fixed, own, self.step_options)
-        if grid is not None:
-            made._grid = lambda *args, **options: grid(self._grid(*args, **options))
-        made.num_inference_steps = made._begin = None
-        made._forget(None)
-        return made
-
-    def _placed(self, level: Level) -> Level:
-        """Return the level of this scheduler's own sigmas at the noise of `level`, if it takes them as they are."""
-        try:
-            own = type(self)._grid(self, None, None, (self._sigma(level), 0.0))[0]
-        except InputError:
-            return level
-        return own if math.isclose(own.ratio, level.ratio, rel_tol=1e-6) else level
+        return changed(self, solver, grid)
 
     def _current(self) -> Grid:
         """Return the grid that is set, or the training table."""
@@ -385,15 +368,6 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
         """Write `scheduler_config.json` into `save_directory`."""
         self.save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
-    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """The same as `save_pretrained`; a scheduler made by `using` raises ConfigError."""
-        if {"_solver", "_grid"} & vars(self).keys():
-            raise ConfigError(
-                "A scheduler made by `using` cannot be saved: a configuration names no solver and no grid function. "
-                "Save the scheduler that it was made from, and call `using` after loading."
-            )
-        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
-
     @property
     def compatibles(self) -> list[type[SchedulerMixin]]:
         """The scheduler classes that read this one's configuration, itself included."""
@@ -424,13 +398,6 @@ class DrawingScheduler(SchedulerMixin):
     ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
         """Return the sample at which the network is to be asked next; noise is drawn from `generator`."""
         return self._step(model_output, timestep, sample, return_dict=return_dict, generator=generator)
-
-
-def fixed(solver: Solver, defaults: Mapping[str, Any], **options: Any) -> Solver:
-    """Return `solver`; raise ConfigError for options of `step` that were meant for another one."""
-    if lost := [name for name, value in options.items() if value != defaults[name]]:
-        raise ConfigError(f"{', '.join(lost)}: no option of the solver set by `using`; give it to {type(solver).__name__}.")
-    return solver
 
 
 @cache

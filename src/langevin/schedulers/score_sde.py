@@ -90,7 +90,8 @@ class ScoreSdeVeScheduler(ScoreScheduler):
 
     def plan(self, num_inference_steps: int | None = None, **options: Any) -> Plan:
         """Return the table of a whole run, `correct_steps` (by default the configuration's) corrections included."""
-        return super().plan(num_inference_steps, **{"correct_steps": self.config.correct_steps, **options})
+        corrected = {} if "_solver" in vars(self) else {"correct_steps": self.config.correct_steps}
+        return super().plan(num_inference_steps, **{**corrected, **options})
 
     def set_timesteps(  # type: ignore[override]
         self, num_inference_steps: int | None = None, sampling_eps: float | None = None,

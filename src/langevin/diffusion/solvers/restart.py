@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ...core.errors import ConfigError, InputError
@@ -66,7 +66,7 @@ class Restart:
 
     inner: Solver
     intervals: tuple[tuple[float, float, int, int], ...]
-    place: Place | None = None
+    place: Place | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for interval in self.intervals:
@@ -120,7 +120,7 @@ class Churned:
 
     inner: Solver
     churn: Churn
-    place: Place | None = None
+    place: Place | None = field(default=None, repr=False, compare=False)
 
     @property
     def wants(self) -> Literal["x0", "eps"]:
