@@ -45,24 +45,16 @@ def call_of(row: Row) -> Callable | None:
 
 
 @pytest.mark.parametrize("row", PIPELINES, ids=lambda row: row.name)
-def test_every_argument_of_a_pipeline_is_in_the_glossary(row) -> None:
+def test_every_argument_of_a_pipeline_is_explained_in_its_help(row) -> None:
     call = call_of(row)
     if call is not None:
         assert [name for name in parameters(call) if name not in GLOSSARY] == []
-        assert "Args:" in (call.__doc__ or ""), "decorate the call with pipelines.inputs.documented"
+        assert describe(call) in (call.__doc__ or ""), "decorate the call with pipelines.inputs.documented"
 
 
 def test_the_glossary_explains_no_argument_that_no_pipeline_has() -> None:
     used = {name for row in PIPELINES if (call := call_of(row)) for name in parameters(call)}
     assert sorted(set(GLOSSARY) - used) == []
-
-
-def test_an_undocumented_argument_is_rejected() -> None:
-    def call(self, prompt, colour_of_the_frame=None):
-        """Draw."""
-
-    with pytest.raises(Exception, match="colour_of_the_frame"):
-        describe(call)
 
 
 def is_public(function: Function) -> bool:

@@ -9,8 +9,7 @@ import torch
 import langevin
 from langevin.core.errors import ConfigError, InputError, NonFiniteError
 from langevin.families.sd import expand_words, tokenize
-from langevin.pipelines.inputs import GLOSSARY, describe, documented, parameters
-from langevin.registry import PIPELINES
+from langevin.pipelines.inputs import describe, documented
 from tests.pipelines import tiny
 
 EMBEDS = torch.zeros(1, 77, tiny.WIDTH)
@@ -184,17 +183,6 @@ def test_eta_without_effect_is_reported(pipe, caplog_ours) -> None:
     pipe.scheduler = tiny.scheduler(langevin, "EulerDiscreteScheduler")
     pipe("a", eta=0.5, num_inference_steps=1)
     assert "eta=0.5 has no effect" in caplog_ours.text
-
-
-def calls() -> list[type]:
-    classes = [getattr(langevin, row.name) for row in PIPELINES]
-    return [cls for cls in classes if "__call__" in vars(cls)]
-
-
-@pytest.mark.parametrize("cls", calls(), ids=lambda cls: cls.__name__)
-def test_every_parameter_is_explained(cls) -> None:
-    for name in parameters(cls.__call__):
-        assert f"    {name}: {GLOSSARY[name][:20]}" in cls.__call__.__doc__
 
 
 def test_an_unexplained_parameter_is_rejected() -> None:
