@@ -8,6 +8,7 @@ import torch
 from ..core.config import register_to_config
 from ..core.errors import InputError, check_choice
 from ..core.rng import Generators
+from ..diffusion import grid as grids
 from ..diffusion.process import Time
 from ..diffusion.solvers import Posterior
 from .base import SchedulerOutput, number
@@ -33,7 +34,7 @@ class UnCLIPScheduler(TrainedScheduler):
         return Posterior("learned_range" if self.config.variance_type == "learned_range" else "fixed_small")
 
     def _spaced(self, count: int) -> np.ndarray:
-        return np.linspace(len(self) - 1, 0, count)
+        return grids.linspace(count, len(self) - 1) if count > 1 else np.array([len(self) - 1])
 
     def step(
         self, model_output: torch.Tensor, timestep: Time | torch.Tensor, sample: torch.Tensor,

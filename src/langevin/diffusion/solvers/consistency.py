@@ -65,4 +65,5 @@ class Trajectory:
 
     def past(self, level: Level) -> Level:
         """Return the level from which noise leads up to `level`; the end of a run is its own."""
-        return self.level(math.floor((1.0 - self.gamma) * level.t)) if self.gamma and level.t > 0 else level
+        past = math.floor((1.0 - self.gamma) * level.t + 1e-6)
+        return self.level(past) if self.gamma and level.t > 0 else level
