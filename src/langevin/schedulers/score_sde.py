@@ -1,22 +1,23 @@
-"""Score-based models: Song et al. 2021 (2011.13456)."""
+"""Score-based models: Song et al. 2021 (2011.13456), and Karras et al. 2022 (2206.00364), algorithm 2."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..core.config import register_to_config
+from ..core.errors import InputError
 from ..core.outputs import BaseOutput
 from ..core.rng import Generators
 from ..diffusion import grid as grids
 from ..diffusion.grid import Grid
 from ..diffusion.prediction import Prediction
-from ..diffusion.process import Time
+from ..diffusion.process import Level, Time
 from ..diffusion.score_sde import CLEAN, ExplodingSDE, PreservingSDE, langevin
-from ..diffusion.solvers import EulerMaruyama, ReverseDiffusion
+from ..diffusion.solvers import Churn, Churned, EulerMaruyama, Heun, ReverseDiffusion, rise
 from ..diffusion.table import Plan, widen
 from .base import DrawingScheduler, SchedulerOutput
 
@@ -29,12 +30,25 @@ class SdeVeOutput(BaseOutput):
     prev_sample_mean: torch.Tensor
 
 
+@dataclass
+class KarrasVeOutput(BaseOutput):
+    """Result of `step` and `step_correct`: the sample at the next level, the slope there, the estimate of the data."""
+
+    prev_sample: torch.Tensor
+    derivative: torch.Tensor
+    pred_original_sample: torch.Tensor | None = None
+
+
 class ScoreScheduler(DrawingScheduler):
-    """Base of the two: their timesteps are times from 1 to `sampling_eps`."""
+    """Base of schedulers in continuous time: their timesteps are times from 1 to `sampling_eps`."""
 
     whole_timesteps = False
     grid_options = ("sampling_eps",)
+    prediction = Prediction()
     _compatibles = ()
+
+    def _prediction(self) -> Prediction:
+        return self.prediction
 
     def _process(self, **ends: float | None) -> ExplodingSDE | PreservingSDE:
         raise NotImplementedError
@@ -47,8 +61,7 @@ class ScoreScheduler(DrawingScheduler):
         if timesteps is not None:
             return (*map(process.level, grids.check_descending("timesteps", timesteps, low=1e-9, high=1.0)), CLEAN)
         if sigmas is not None:
-            levels = grids.check_descending("sigmas", sigmas, low=0)
-            return tuple(process.at(sigma) if sigma else CLEAN for sigma in levels)
+            return tuple(process.at(v) if v else CLEAN for v in grids.check_descending("sigmas", sigmas, low=0))
         count = len(self) if count is None else count
         grids.check_count(count)
         return process.grid(count, self.config.sampling_eps if sampling_eps is None else sampling_eps)
@@ -57,6 +70,18 @@ class ScoreScheduler(DrawingScheduler):
         """Return the sample after the step and the same before noise was added."""
         after = self._step(*args, generator=generator, return_dict=False)[0]
         return after, self._run.mean.to(after.dtype)  # type: ignore[union-attr]
+
+    def _ascending(self) -> torch.Tensor:
+        """Return the alphas and sigmas of the schedule from its clean end, float32 on the CPU, shape (2, steps)."""
+        return torch.tensor([(v.alpha, v.sigma) for v in self._current()[-2::-1]], dtype=torch.float32, device="cpu").T
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor | None, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the samples noised to the levels number `timesteps`, shape (batch,), from the schedule's clean end."""
+        table = self._ascending().to(original_samples)[:, timesteps.to(original_samples.device)]
+        alpha, sigma = table.reshape(2, -1, *(1 for _ in original_samples.shape[1:]))
+        return alpha * original_samples + sigma * self._drawing(original_samples, original_samples, None, noise)()
 
 
 class ScoreSdeVeScheduler(ScoreScheduler):
@@ -67,6 +92,7 @@ class ScoreSdeVeScheduler(ScoreScheduler):
 
     step_options = {"correct_steps": 0}
     grid_options = ("sampling_eps", "sigma_min", "sigma_max")
+    prediction = Prediction("score")
 
     @register_to_config
     def __init__(
@@ -82,9 +108,6 @@ class ScoreSdeVeScheduler(ScoreScheduler):
     def _solver(self, correct_steps: int) -> ReverseDiffusion:
         return ReverseDiffusion(correct_steps, self.config.snr)
 
-    def _prediction(self) -> Prediction:
-        return Prediction("score")
-
     def _init_sigma(self, grid: Grid) -> float:
         return grid[0].sigma
 
@@ -99,7 +122,7 @@ class ScoreSdeVeScheduler(ScoreScheduler):
     ) -> None:  # fmt: skip
         """Choose the schedule of the next run, with the noise levels of `set_sigmas`; see `plan` for `schedule`."""
         shape = {"sampling_eps": sampling_eps, **self._ends} if num_inference_steps is not None else {}
-        super().set_timesteps(num_inference_steps, device, correct_steps=0, **shape, **schedule)
+        super().set_timesteps(num_inference_steps, device, **self.step_options, **shape, **schedule)
 
     def set_sigmas(
         self, num_inference_steps: int, sigma_min: float | None = None, sigma_max: float | None = None,
@@ -112,12 +135,12 @@ class ScoreSdeVeScheduler(ScoreScheduler):
     @property
     def sigmas(self) -> torch.Tensor:
         """The noise levels that the network is told, one per timestep."""
-        return super().sigmas[:-1]
+        return self.discrete_sigmas.flip(0)
 
     @property
     def discrete_sigmas(self) -> torch.Tensor:
         """The noise levels of the schedule, ascending."""
-        return self.sigmas.flip(0)
+        return self._ascending()[1]
 
     def step_pred(
         self, model_output: torch.Tensor, timestep: Time | torch.Tensor, sample: torch.Tensor,
@@ -135,14 +158,6 @@ class ScoreSdeVeScheduler(ScoreScheduler):
         corrected = langevin(*map(widen, (sample, model_output, noise)), self.config.snr).to(sample.dtype)
         return SchedulerOutput(corrected) if return_dict else (corrected,)
 
-    def add_noise(
-        self, original_samples: torch.Tensor, noise: torch.Tensor | None, timesteps: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the samples noised to `discrete_sigmas` at integer `timesteps`, shape (batch,)."""
-        noise = self._drawing(original_samples, original_samples, None, noise)()
-        sigmas = self.discrete_sigmas.to(original_samples)[timesteps.to(original_samples.device)]
-        return original_samples + sigmas.reshape(-1, *(1 for _ in original_samples.shape[1:])) * noise
-
 
 class ScoreSdeVpScheduler(ScoreScheduler):
     """Euler-Maruyama steps on preserving levels, `step_pred`; networks of this family predict the noise."""
@@ -159,15 +174,95 @@ class ScoreSdeVpScheduler(ScoreScheduler):
     def _solver(self) -> EulerMaruyama:
         return EulerMaruyama(self._process())
 
-    def _prediction(self) -> Prediction:
-        return Prediction("epsilon")
-
     def step_pred(
         self, score: torch.Tensor, x: torch.Tensor, t: Time | torch.Tensor, generator: Generators = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the sample after the step at time `t`, and the same before noise was added.
-
-        Args:
-            score: the network's output; it is the noise, and the score follows from it.
-        """
+        """Return the sample after the step at time `t` and its mean; `score` is the output as it is, the noise."""
         return self._predicted(score, t, x, generator=generator)
+
+
+class KarrasVeScheduler(ScoreScheduler):
+    """Heun's method with noise raised before each step; the networks of this family predict minus the noise.
+
+    The loop is the caller's: for each timestep t, `add_noise_to_input` at schedule[t], then `step` to schedule[t - 1],
+    then `step_correct` unless that is 0. `plan` holds the same run, with the network asked at the raised levels.
+    """
+
+    order = 2
+    grid_options = ()
+    prediction = Prediction("scaled_score")
+
+    @register_to_config
+    def __init__(
+        self, sigma_min: float = 0.02, sigma_max: float = 100, s_noise: float = 1.007, s_churn: float = 80,
+        s_min: float = 0.05, s_max: float = 50,
+    ) -> None:  # fmt: skip
+        self._churn = Churn(s_churn, s_min, s_max, s_noise)
+        self._setup()
+
+    def __len__(self) -> int:
+        return self.num_inference_steps or 0
+
+    def _plan(self, grid: Grid, options: Mapping[str, Any]) -> Plan:
+        return replace(super()._plan(grid, options), train_steps=len(grid) - 1)
+
+    def _grid(
+        self, count: int | None, timesteps: Sequence[Time] | None = None, sigmas: Sequence[float] | None = None
+    ) -> Grid:
+        if sigmas is None:
+            if timesteps is not None or count is None:
+                raise InputError("The timesteps of KarrasVeScheduler only count its steps; set num_inference_steps.")
+            grids.check_count(count)
+            sigmas = [*grids.exponential(count, self.config.sigma_max, self.config.sigma_min), 0.0]
+        levels = grids.check_descending("sigmas", sigmas, low=0)
+        return tuple(Level(len(levels) - 2 - k, 1.0, sigma) for k, sigma in enumerate(levels))
+
+    def _solver(self) -> Churned:
+        return Churned(Heun(), self._churn)
+
+    def _init_sigma(self, grid: Grid) -> float:
+        return grid[0].sigma
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """The highest noise level."""
+        return self.config.sigma_max
+
+    @property
+    def timesteps(self) -> torch.Tensor:
+        """The numbers of the steps, from the last down to 0."""
+        return torch.arange(len(self) - 1, -1, -1, device=self._device)
+
+    @property
+    def schedule(self) -> torch.Tensor:
+        """The noise level of each timestep, ascending, float32 on the CPU."""
+        return self._ascending()[1]
+
+    def add_noise_to_input(
+        self, sample: torch.Tensor, sigma: float | torch.Tensor, generator: Generators = None
+    ) -> tuple[torch.Tensor, float]:
+        """Return the sample with its noise raised from `sigma`, and the raised level; always draws."""
+        low = Level(0, 1.0, float(sigma))
+        high, noise = self._churn.raised(low, len(self)), self._drawing(sample, sample, generator, None)()
+        return torch.add(sample, noise, alpha=self._churn.noise * rise(low, high)[1]), high.sigma
+
+    def step(  # type: ignore[override]
+        self, model_output: torch.Tensor, sigma_hat: float | torch.Tensor, sigma_prev: float | torch.Tensor,
+        sample_hat: torch.Tensor, return_dict: bool = True,
+    ) -> KarrasVeOutput | tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """Return the sample after an Euler step from `sigma_hat` to `sigma_prev`."""
+        a, b = (Level(0, 1.0, float(sigma)) for sigma in (sigma_hat, sigma_prev))
+        run, slope = Plan((a, b), Heun(), self.prediction).begin(), self.prediction.noise(sample_hat, model_output, a)
+        previous = run.apply(Heun().single(a, b), sample_hat, model_output)
+        return KarrasVeOutput(previous, slope, run.x0) if return_dict else (previous, slope)
+
+    def step_correct(
+        self, model_output: torch.Tensor, sigma_hat: float | torch.Tensor, sigma_prev: float | torch.Tensor,
+        sample_hat: torch.Tensor, sample_prev: torch.Tensor, derivative: torch.Tensor, return_dict: bool = True,
+    ) -> KarrasVeOutput | tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """Return the sample of `step`, corrected by the output there; `derivative` is what `step` returned."""
+        a, b = (Level(0, 1.0, float(sigma)) for sigma in (sigma_hat, sigma_prev))
+        run = Plan((a, b), Heun(), self.prediction).begin()
+        run.saved, run.history = sample_hat, (torch.add(sample_hat, derivative, alpha=-a.sigma),)
+        previous = run.apply(Heun().step(a, b)[1], sample_prev, model_output)
+        return KarrasVeOutput(previous, derivative, run.x0) if return_dict else (previous, derivative)

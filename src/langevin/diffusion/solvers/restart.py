@@ -131,6 +131,8 @@ class Churned:
 
     def legs(self, grid: Grid) -> list[Leg]:
         """Return the descents of a run over `grid`: each goes to the next level that is raised."""
+        if grid[0].ratio <= grid[-1].ratio:
+            raise InputError("Churn goes with runs from noise to data, but the levels of this grid rise.")
         legs: list[Leg] = []
         start, first, count = grid[0], 0, len(grid) - 1
         for k in range(1, count):
