@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from langevin.diffusion.known import keep_known
 from langevin.diffusion.parallel import step_each
 from langevin.diffusion.prediction import Boundary
 from langevin.diffusion.process import TableProcess, betas, preserving
-from langevin.diffusion.solvers import FirstOrder, Renoising, Resampling, Trajectory, calls, climb, jumps, rise
+from langevin.diffusion.solvers import FirstOrder, Renoising, Resampling, Trajectory, climb, climbing, jumps, rise
 from tests.schedulers.oracle import first_noise, network, protocol, seeded
 
 DATA = torch.full((1, 2, 4, 4), 0.3, dtype=torch.float64)
@@ -102,7 +103,11 @@ def marginal(row) -> tuple[float, float]:
 
 def test_rows_keep_the_marginals() -> None:
     grid = (*(TABLE.level(t) for t in (999, 700, 400, 100)), TABLE.level(0))
-    solvers = [Renoising(), *(Trajectory(TABLE.level, g) for g in (0.0, 0.3, 1.0)), Resampling(FirstOrder(0.4, split=True))]
+    solvers = [
+        Renoising(),
+        *(Trajectory(TABLE.level, g) for g in (0.0, 0.3, 1.0)),
+        Resampling(FirstOrder(0.4, split=True)),
+    ]
     climbing = (*(TABLE.level(t) for t in (999, 700, 400, 999, 700, 400, 100)), TABLE.level(0))
     for solver in solvers:
         for row in solver.rows(climbing if isinstance(solver, Resampling) else grid):
@@ -128,7 +133,7 @@ def test_the_next_step_follows_the_output() -> None:
     assert [row.noise is None for row in Renoising().rows(grid)] == [False, False, True]
     assert Renoising(draw_last=True).rows(grid)[-1].noise == 0.0
     assert Renoising(draw_last=True).rows(grid[2:])[-1].noise is None
-    assert math.isclose(Renoising(low=0.5, scale=2.0).rows(grid)[1].noise, 2 * math.sqrt(grid[2].sigma**2 - 0.25))
+    assert math.isclose(Renoising(low=0.5, scale=2.0).rows(grid)[1].noise, 2 * math.sqrt(grid[2].sigma ** 2 - 0.25))
 
 
 def test_a_climb_is_a_step_and_its_rises() -> None:
@@ -149,9 +154,10 @@ def test_walks_with_jumps() -> None:
     for count, length, samples in ((12, 3, 2), (30, 10, 10), (5, 10, 3), (9, 1, 2), (25, 4, 1)):
         walk = jumps(count, length, samples)
         assert set(walk) == set(range(count)) and walk[0] == count - 1 and walk[-1] == 0
-        assert all(abs(a - b) == 1 for a, b in zip(walk[:-1], walk[1:], strict=True))
+        assert all(abs(a - b) == 1 for a, b in pairwise(walk))
         points = len(range(0, count - length, length))
-        assert len(calls(walk)) == count + points * (samples - 1) * length
+        levels = climbing((*(TABLE.level(t) for t in range(count, -1, -1)),), walk)
+        assert len(levels) - 1 == count + points * (samples - 1) * length and levels[-1] == TABLE.level(0)
     for wrong in ((5, 0, 1), (5, 1, 0)):
         with pytest.raises(InputError, match="at least 1"):
             jumps(*wrong)
@@ -163,7 +169,7 @@ def test_a_run_with_jumps_is_one_plan() -> None:
     scheduler.set_timesteps(12, jump_length=3, jump_n_sample=2)
     walk = scheduler.timesteps.tolist()
     plan = scheduler.plan(12, jump_length=3, jump_n_sample=2)
-    asked = [walk[0], *(t for p, t in zip(walk[:-1], walk[1:], strict=True) if t < p)]
+    asked = [walk[0], *(t for p, t in pairwise(walk) if t < p)]
     assert [step.timestep for step in plan.steps] == asked
     assert all(a.after == b.level for a, b in zip(plan.steps[:-1], plan.steps[1:], strict=True))
     down = scheduler.plan(12, jump_length=3, jump_n_sample=2, resample=False)

@@ -67,7 +67,9 @@ def test_unclip_weights_of_the_first_and_the_last_step() -> None:
     The first weight of the sample is sqrt(alpha) = 1e-4, which is 0 in the peer: 1 - (1 - alpha).
     """
     data, x = torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, 1, 2, 2)
-    ends = [float(s.step(data, 0, x).prev_sample.mean()) / 0.5 for s in pair("UnCLIPScheduler", prediction_type="sample")]
+    ends = [
+        float(s.step(data, 0, x).prev_sample.mean()) / 0.5 for s in pair("UnCLIPScheduler", prediction_type="sample")
+    ]
     assert abs(ends[0] - 1) < 1e-7 < 4e-4 < abs(ends[1] - 1)
     gaps = []
     for scheduler in pair("UnCLIPScheduler", prediction_type="sample"):
@@ -111,7 +113,9 @@ def test_a_jump_ends_at_the_level_of_its_timestep() -> None:
         data = torch.ones(1, 1, 2, 2)
         for t, before in ((200, 180), (20, 0), (0, -1)):
             low = float(scheduler.alphas_cumprod[before]) if before >= 0 else 1.0
-            kept = float(scheduler.undo_step(data, t, seeded()).mean() - scheduler.undo_step(0 * data, t, seeded()).mean())
+            kept = float(
+                scheduler.undo_step(data, t, seeded()).mean() - scheduler.undo_step(0 * data, t, seeded()).mean()
+            )
             gaps.append(abs(kept**2 * low / float(scheduler.alphas_cumprod[t]) - 1))
     assert max(gaps[:3]) < 1e-5 < 1e-3 < min(gaps[3:])
     ours, theirs = pair("RePaintScheduler", num_train_timesteps=50)  # every training step is made: the same

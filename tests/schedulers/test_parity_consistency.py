@@ -71,7 +71,7 @@ def plain(scheduler, k, x, generator):
 
 def test_ddim_inverse() -> None:
     cases = joined(
-        [{"prediction_type": k, "set_alpha_to_one": one} for k in KINDS for one in (True, False) if k != "sample" or not one],
+        [{"prediction_type": k, "set_alpha_to_one": o} for k in KINDS for o in (True, False) if k != "sample" or not o],
         [{"steps_offset": n} for n in (0, 1)],
         [{"rescale_betas_zero_snr": z} for z in (False, True)],
         BOUNDS[:2],
@@ -83,7 +83,9 @@ def test_ddim_inverse() -> None:
 
 
 def test_ddim_parallel() -> None:
-    cases = joined(BOUNDS, [{"prediction_type": k} for k in KINDS], [{"set_alpha_to_one": one} for one in (True, False)])
+    cases = joined(
+        BOUNDS, [{"prediction_type": k} for k in KINDS], [{"set_alpha_to_one": one} for one in (True, False)]
+    )
     turns = (
         (n, c, {"eta": eta, "use_clipped_model_output": clipped, "stochastic": True})
         for c, (eta, clipped, n) in zip(cases, itertools.cycle(itertools.product((0.0, 0.6), (False, True), (4, 25))))
@@ -127,7 +129,9 @@ def test_lcm() -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_tcd(eta: float) -> None:
-    cases = joined(BOUNDS, [{"prediction_type": k} for k in KINDS], [{"set_alpha_to_one": one} for one in (True, False)])
+    cases = joined(
+        BOUNDS, [{"prediction_type": k} for k in KINDS], [{"set_alpha_to_one": one} for one in (True, False)]
+    )
     assert failures("TCDScheduler", counted(cases, stochastic=True, eta=eta)) == []
     zero = joined([{"rescale_betas_zero_snr": True}], [{"prediction_type": k} for k in KINDS[1:]])
     assert failures("TCDScheduler", counted(zero, stochastic=True, eta=eta)) == []
@@ -169,9 +173,7 @@ def test_second_results() -> None:
         assert max(map(difference, *results)) < 1e-5
         t = ours.timesteps[0]
         both = ours.step(network(x, t), t, x, generator=seeded(), return_dict=False)
-        assert isinstance(both, tuple) and torch.equal(
-            both[1], ours.step(network(x, t), t, x, generator=seeded())[1]
-        )
+        assert isinstance(both, tuple) and torch.equal(both[1], ours.step(network(x, t), t, x, generator=seeded())[1])
 
 
 # ---- consistency models ----------------------------------------------------------------------------------------------
@@ -210,7 +212,10 @@ def test_unclip(variance: str) -> None:
         return scheduler.step(output, t, x, prev_timestep=after, generator=generator).prev_sample
 
     cases = product(
-        prediction_type=KINDS[:2], clip_sample=[True, False], clip_sample_range=[1.0, 5.0], num_train_timesteps=[1000, 100]
+        prediction_type=KINDS[:2],
+        clip_sample=[True, False],
+        clip_sample_range=[1.0, 5.0],
+        num_train_timesteps=[1000, 100],
     )
     for config, steps in itertools.islice(zip(cases, itertools.cycle((4, 11, 25, 50))), 0, None, EVERY):
         both = pair("UnCLIPScheduler", variance_type=variance, **config)
@@ -264,7 +269,9 @@ def inpaint(scheduler, schedule):
 
 
 def test_repaint_without_jumps() -> None:
-    cases = product(eta=[0.0, 0.5, 1.0], clip_sample=[True, False], beta_schedule=["linear", "scaled_linear", "sigmoid"])
+    cases = product(
+        eta=[0.0, 0.5, 1.0], clip_sample=[True, False], beta_schedule=["linear", "scaled_linear", "sigmoid"]
+    )
     for config, steps in itertools.islice(zip(cases, itertools.cycle(COUNTS)), 0, None, EVERY):
         schedule = {"num_inference_steps": steps, "jump_n_sample": 1}
         (mine, state), (reference, other) = (inpaint(s, schedule) for s in pair("RePaintScheduler", **config))
@@ -273,7 +280,9 @@ def test_repaint_without_jumps() -> None:
 
 def test_repaint_with_jumps() -> None:
     """Where every training step is made, so that a jump is over whole steps of the table; otherwise see deviations."""
-    for config in itertools.islice(product(eta=[0.0, 0.7], clip_sample=[True, False], jump=[(3, 2), (5, 4)]), 0, None, EVERY):
+    for config in itertools.islice(
+        product(eta=[0.0, 0.7], clip_sample=[True, False], jump=[(3, 2), (5, 4)]), 0, None, EVERY
+    ):
         length, samples = config.pop("jump")
         schedule = {"num_inference_steps": 25, "jump_length": length, "jump_n_sample": samples}
         both = pair("RePaintScheduler", num_train_timesteps=25, beta_end=0.2, **config)

@@ -249,6 +249,21 @@ def spaced(spacing: str, count: int, steps: int, *, offset: int = 0) -> np.ndarr
     return leading(count, steps, offset) if spacing == "leading" else trailing(count, steps)
 
 
+def check_strength(strength: float) -> None:
+    """Raise InputError unless `strength` is in (0, 1]."""
+    if not 0.0 < strength <= 1.0:
+        raise InputError(f"strength is {strength}; it must be above 0 and at most 1.")
+
+
+def distillation(count: int, steps: int, strength: float = 1.0) -> np.ndarray:
+    """Return the ascending times of a distillation of `count` steps, of the least noisy part `strength` of the table.
+
+    Times stand at the upper ends of equal parts of the table: Luo et al. 2023 (2310.04378), section 4.3.
+    """
+    check_count(count, steps)
+    return np.arange(1, int(count * strength) + 1) * (steps // count) - 1
+
+
 def distilled(count: int, origin: np.ndarray) -> np.ndarray:
     """Return `count` of the ascending times `origin` of a distillation, evenly from the noisiest down.
 

@@ -15,7 +15,7 @@ import torch
 
 from ..core.errors import InputError
 from ..core.rng import normal, seeded
-from .grid import Grid
+from .grid import Grid, check_strength
 from .prediction import Prediction
 from .process import Level, Time
 from .score_sde import langevin
@@ -166,8 +166,7 @@ class Plan:
         Raises:
             InputError: when `strength` is outside (0, 1].
         """
-        if not 0.0 < strength <= 1.0:
-            raise InputError(f"strength is {strength}; it must be above 0 and at most 1.")
+        check_strength(strength)
         if self.first or self.end is not None:
             raise InputError("`tail` counts the steps of a whole run; take it before `slice` or `part`.")
         steps = len(self.grid) - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .adams_bashforth import AdamsBashforth, PseudoNumerical
-from .climb import Resampling, calls, climb, jumps, rise
+from .climb import Resampling, climb, climbing, jumps, rise
 from .consistency import Renoising, Trajectory
 from .dpm_multistep import ALGORITHMS, DPMMultistep
 from .dpm_singlestep import DPMSinglestep
@@ -37,8 +37,8 @@ __all__ = [
     "SASolver",
     "Trajectory",
     "UniPC",
-    "calls",
     "climb",
+    "climbing",
     "jumps",
     "rise",
 ]

@@ -57,7 +57,9 @@ class Resampling:
         rows = (self.base.row(a, below[a], len(grid) - 1) for a in grid[begin:-1])
         if not self.resample:
             return tuple(rows)
-        return tuple(climb(row, b) if b.ratio > row.after.ratio else row for row, b in zip(rows, grid[begin + 1 :], strict=True))
+        return tuple(
+            climb(row, b) if b.ratio > row.after.ratio else row for row, b in zip(rows, grid[begin + 1 :], strict=True)
+        )
 
 
 def jumps(count: int, length: int, samples: int) -> list[int]:
@@ -77,6 +79,7 @@ def jumps(count: int, length: int, samples: int) -> list[int]:
     return walk
 
 
-def calls(walk: Sequence[int]) -> list[int]:
-    """Return the positions of a walk at which the network is asked."""
-    return [*walk[:1], *(after for before, after in pairwise(walk) if after < before)]
+def climbing(grid: Grid, walk: Sequence[int]) -> Grid:
+    """Return the levels of `grid` at which a walk asks the network, in its order, and the end; 0 is the step to it."""
+    calls = [walk[0], *(after for before, after in pairwise(walk) if after < before)]
+    return (*(grid[-2 - k] for k in calls), grid[-1])
