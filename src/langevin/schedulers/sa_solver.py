@@ -46,3 +46,8 @@ class SASolverScheduler(DrawingScheduler, LogSNRScheduler):
         wants = "x0" if self.config.algorithm_type == "data_prediction" else "eps"
         predictor, corrector = self.config.predictor_order, self.config.corrector_order
         return SASolver(predictor, corrector, wants, self.tau_func, lower_order_final=self.config.lower_order_final)
+
+    def _end_ratio(self) -> float:
+        """As in the base, but a sigma schedule ends at its last level: the last call corrects the sample there."""
+        flow = self.config.use_flow_sigmas
+        return self.process.ratio(0) if self._sigma_schedule() and not flow else super()._end_ratio()

@@ -73,10 +73,12 @@ def exponential(
     """Return the coefficients of x, of the predictions at `points` and of noise of the step a -> b.
 
     `tau` is the strength of the SDE: 0 is the ODE, 1 the reversed noising process. Points at pure noise have no finite
-    lambda and no weight; a noise prediction goes to clean data with the weight of the first point alone, without noise.
+    lambda and no weight; steps without length are of order 1; and a noise prediction goes to clean data with the weight
+    of the first point alone, without noise.
     """
     h = b.lam - a.lam
-    places = [(p.lam - a.lam) / h for p in points if h and math.isfinite(p.lam) and math.isfinite(h)] or [0.0]
+    known = [p.lam - a.lam for p in points if 1e-9 < abs(h) < math.inf and math.isfinite(p.lam)]
+    places = [distance / h for distance in known] or [0.0]
     rest = (0.0,) * (len(points) - len(places))
     power = 1.0 + tau * tau
     if wants == "x0":
