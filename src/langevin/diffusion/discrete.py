@@ -77,7 +77,10 @@ class MaskAndReplace:
 
     def logarithms(self, stay: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Return the logarithms of (a, b, c) for given a and c."""
-        replace = np.maximum(1.0 - stay - mask, 0.0) / (self.classes - 1)
+        rest = 1.0 - stay - mask
+        if np.min(rest) < -1e-9:
+            raise ConfigError(f"alpha {self.alpha} and gamma {self.gamma} are more than the whole at some step.")
+        replace = np.maximum(rest, 0.0) / (self.classes - 1)
         with np.errstate(divide="ignore"):
             return np.log(np.stack([stay, replace, mask]))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .grid import Grid, exponential
+from .grid import Grid
 from .process import Level, preserving
 
 CLEAN = Level(0.0, 1.0, 0.0)
@@ -34,8 +34,8 @@ class ExplodingSDE:
         return Level(t, 1.0, self.low * (self.high / self.low) ** t)
 
     def grid(self, count: int, last: float) -> Grid:
-        """Return `count` levels evenly spaced in log sigma from end to end, and clean data; times run from 1 to `last`."""
-        levels = zip(np.linspace(1.0, last, count), exponential(count, self.high, self.low), strict=True)
+        """Return `count` levels evenly spaced in log sigma, at times from 1 to `last`, and clean data."""
+        levels = zip(np.linspace(1.0, last, count), np.geomspace(self.high, self.low, count), strict=True)
         return (*(Level(float(t), 1.0, float(sigma)) for t, sigma in levels), CLEAN)
 
     def at(self, ratio: float) -> Level:
