@@ -61,7 +61,10 @@ def find(name: str, options: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
     cls, config = source(name)
     own = set(inspect.signature(cls.__init__).parameters) - {"self", "args", "kwargs"}
     building = {key: value for key, value in given.items() if key in own}
-    scheduler = cls(**building) if config is None else cls.from_config(config, **building)
+    try:
+        scheduler = cls(**building) if config is None else cls.from_config(config, **building)  # type: ignore[attr-defined]
+    except TypeError as error:
+        raise InputError(f"{cls.__name__} cannot be built ({error}); give it what it needs with --option.") from error
     rest = {key: value for key, value in given.items() if key not in building}
     taken = {*own, *getattr(cls, "step_options", ()), *getattr(cls, "grid_options", ())}
     for call in (getattr(cls, "set_timesteps", None), getattr(cls, "step", None)):

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.errors import NonFiniteError
 from ..core.rng import seeded
 from ..diffusion.process import Level
 from ..diffusion.table import Plan
 from .analytic import Gaussian, Known, Mixture
-from .driving import SPACES, Bench, network, run_plan
+from .driving import SPACES, Bench, Unreadable, network, run_plan
 
 SMOOTH = (20, 40, 80, 160)
 """Numbers of steps on the smooth levels."""
@@ -111,7 +112,11 @@ def smooth_errors(plan: Plan, data: Gaussian, *, distilled: bool = False) -> flo
 
 
 def moments(plan: Plan, data: Gaussian, *, distilled: bool = False) -> tuple[float, float]:
-    """Return the exact mean and standard deviation at the end of a run whose first samples are distributed exactly."""
+    """Return the exact mean and standard deviation at the end of a run whose first samples are distributed exactly.
+
+    Raises:
+        Unreadable: when the steps are not affine, as Langevin corrections of adaptive size are.
+    """
     model, level, draws = network(data, plan.prediction, distilled=distilled), plan.steps[0].level, 0
     centre, deviation = level.alpha * float(data.mean), math.sqrt(data.variance(level))
 
@@ -120,12 +125,22 @@ def moments(plan: Plan, data: Gaussian, *, distilled: bool = False) -> tuple[flo
         draws += 1
         return torch.zeros(1, 1, 1, 1, dtype=torch.float64)
 
-    run_plan(plan, model, torch.full((1, 1, 1, 1), centre, dtype=torch.float64), noise=count)
-    x = torch.full((draws + 2, 1, 1, 1), centre, dtype=torch.float64)
-    x[1] += deviation
-    impulses = iter(torch.eye(draws + 2, dtype=torch.float64)[2:].reshape(draws, -1, 1, 1, 1))
-    end = run_plan(plan, model, x, noise=lambda: next(impulses)).flatten()
-    return float(end[0]), float((end[1:] - end[0]).norm())
+    start = torch.full((1, 1, 1, 1), centre, dtype=torch.float64)
+    try:
+        run_plan(plan, model, start, noise=count)
+    except NonFiniteError as error:
+        raise Unreadable("without draws its steps are not finite, so mean and deviation cannot be followed") from error
+
+    def moved(size: float) -> Tensor:
+        x = start.repeat(draws + 2, 1, 1, 1)
+        x[1] += size * deviation
+        impulses = iter(size * torch.eye(draws + 2, dtype=torch.float64)[2:].reshape(draws, -1, 1, 1, 1))
+        return run_plan(plan, model, x, noise=lambda: next(impulses)).flatten()
+
+    one, half = moved(1.0), moved(0.5)
+    if float((one + one[0] - 2 * half).abs().max()) > 1e-6 * max(1.0, float(one.abs().max())):
+        raise Unreadable("its steps are not affine, so mean and deviation do not follow from the table")
+    return float(one[0]), float((one[1:] - one[0]).norm())
 
 
 def weak_error(found: tuple[float, float], data: Gaussian, end: Level) -> float:
@@ -150,14 +165,23 @@ class Sampled:
 
 
 def sampled(bench: Bench, data: Gaussian, steps: int, *, count: int, seed: int, distilled: bool = False) -> Sampled:
-    """Draw at least `count` numbers by hand, through the scheduler's own `step`."""
+    """Draw at least `count` numbers, through the scheduler's own `step` where the documented loop drives it."""
     schedule, generator = bench.schedule(steps), seeded(seed)
     side = max(2, math.ceil(math.sqrt(count / 16)))
     x = data.noised((16, 1, side, side), schedule.calls[0].level, generator)
     model = network(data, schedule.prediction, distilled=distilled)
-    end = bench.by_hand(steps, model, x, generator=generator).double()
+    end = (bench.by_hand if hands(bench, steps) else bench.run)(steps, model, x, generator=generator).double()
     size, deviation = end.numel(), float(end.std())
     return Sampled(float(end.mean()), deviation, deviation / math.sqrt(size), deviation / math.sqrt(2 * size))
+
+
+def hands(bench: Bench, steps: int) -> bool:
+    """Tell whether the documented loop drives the scheduler."""
+    try:
+        bench.check_by_hand(bench.ready(steps), steps)
+    except Unreadable:
+        return False
+    return True
 
 
 def shares(bench: Bench, data: Mixture, steps: int, *, count: int, seed: int) -> tuple[float, float]:

@@ -124,6 +124,7 @@ class Bench:
         self.shape = {k: v for k, v in options.items() if k in shaping}
         self.options = {k: v for k, v in options.items() if k not in shaping}
         self.takes_generator = "generator" in stepping
+        self.extra = extra_arguments(scheduler.step)
         self._schedules: dict[int, Schedule] = {}
 
     @property
@@ -230,6 +231,7 @@ class Bench:
             scheduler: the object to use, with its schedule set; a fresh copy if None.
         """
         scheduler = self.ready(steps) if scheduler is None else scheduler
+        self.check_by_hand(scheduler, steps)
         if first and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
         scale = getattr(scheduler, "scale_model_input", None)
@@ -240,6 +242,14 @@ class Bench:
             if watch:
                 watch(x)
         return x
+
+    def check_by_hand(self, scheduler: Any, steps: int) -> None:
+        """Raise Unreadable unless the documented loop drives this scheduler."""
+        calls, times = len(self.schedule(steps).calls), len(scheduler.timesteps)
+        if self.extra:
+            raise Unreadable(f"a step of {self.name} takes more than output, timestep and sample: {', '.join(self.extra)}.")
+        if calls != times:
+            raise Unreadable(f"a run of {self.name} has {calls} calls, and `timesteps` has {times}.")
 
     def by_table(
         self,
@@ -256,7 +266,7 @@ class Bench:
         return run_plan(plan.part(first) if first else plan, model, x, generator=generator, watch=watch)
 
     def run(self, steps: int, model: Network, x: Tensor, **options: Any) -> Tensor:
-        """Run by the table where there is one, else by hand."""
+        """Run by the table where there is one, else by hand; see `by_hand`."""
         return (self.by_table if self.has_table else self.by_hand)(steps, model, x, **options)
 
 
@@ -275,6 +285,14 @@ def run_plan(
     calls = [Call(s.timestep, s.level, s.in_scale, r.spread) for s, r in zip(plan.steps, plan.rows, strict=True)]
     see = (lambda step, after: watch(after)) if watch else None
     return sample(lambda now, step: model(now, calls[step.index]), x, plan, noise=draw, on_step=see)
+
+
+def extra_arguments(step: Callable[..., Any]) -> list[str]:
+    """Return the arguments without default that a `step` takes instead of, or beside, the three documented ones."""
+    names = list(inspect.signature(step).parameters.values())
+    return [p.name for p in names if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD][3:] or [
+        p.name for p in names[:3] if p.name not in ("model_output", "timestep", "sample", "t", "x", "output")
+    ]
 
 
 def number(value: Any) -> Time:

@@ -52,6 +52,7 @@ def plot(benches: Sequence[Bench], path: Path, *, steps: int = 20, ladder: Seque
             draw_levels(axes, bench, steps, look)
             draw_errors(axes["errors"], bench, ladder, look)
         dress(axes, steps)
+        figure.legend(handles=axes["levels"].get_lines(), loc="outside lower center", ncols=min(len(benches), 4))
         with atomic_file(path) as partial:
             figure.savefig(partial, format="png", dpi=130)
     return path
@@ -66,7 +67,7 @@ def labels(benches: Sequence[Bench]) -> list[str]:
 def draw_levels(axes: dict[str, Any], bench: Bench, steps: int, look: dict[str, Any]) -> None:
     """Draw where the network is asked; infinite ends have no place on the axes and are left out."""
     calls = bench.schedule(steps).calls
-    points = [(k / bench.order, c.level) for k, c in enumerate(calls) if c.level.alpha > 0 and c.level.sigma > 0]
+    points = [(k, c.level) for k, c in enumerate(calls) if c.level.alpha > 0 and c.level.sigma > 0]
     where, levels = zip(*points, strict=True)
     axes["levels"].semilogy(where, [level.ratio for level in levels], **look)
     axes["lambdas"].plot(where, [level.lam for level in levels], **look)
@@ -92,12 +93,12 @@ def draw_errors(axis: Any, bench: Bench, ladder: Sequence[int], look: dict[str, 
 
 def dress(axes: dict[str, Any], steps: int) -> None:
     """Write titles, labels, reference slopes and the legend."""
-    axes["levels"].set(title=f"Noise levels at {steps} steps", xlabel="step", ylabel="sigma / alpha")
-    axes["lambdas"].set(title="The same as log signal-to-noise", xlabel="step", ylabel="lambda = log(alpha / sigma)")
+    axes["levels"].set(title=f"Noise levels at {steps} steps", xlabel="network call", ylabel="sigma / alpha")
+    axes["lambdas"].set(title="The same as log signal-to-noise", xlabel="network call", ylabel="lambda = log(alpha / sigma)")
     axis = axes["errors"]
     axis.set(
-        title="Error at the end, Gaussian data, against the exact solution (dashed: of mean and deviation, noise drawn)",
-        xlabel="network calls", ylabel="error",
+        title="Error at the end against the exact solution", xlabel="network calls",
+        ylabel="of samples; dashed: of mean and deviation",
     )  # fmt: skip
     lines = axis.get_lines()
     reference_slopes(axis)
@@ -105,16 +106,15 @@ def dress(axes: dict[str, Any], steps: int) -> None:
     ticks = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if numbers and numbers[0] <= n <= numbers[-1] * 1.1]
     axis.set_xticks(ticks, [str(n) for n in ticks])
     axis.minorticks_off()
-    axis.legend(handles=axes["levels"].get_lines(), loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def reference_slopes(axis: Any) -> None:
-    """Draw what first and second order look like, from the corner of the curves."""
+    """Draw what first and second order look like, from above the first point on."""
     points = [(x, y) for line in axis.get_lines() for x, y in zip(*line.get_data(), strict=True)]
     if len(points) < 2:
         return
     left, right = min(x for x, _ in points), max(x for x, _ in points)
-    top = max(y for _, y in points)
+    top = 1.6 * max(y for _, y in points)
     for order in (1, 2):
         low = top * (left / right) ** order
         axis.loglog([left, right], [top, low], color="#9aa5b4", linewidth=1.1, linestyle=":", zorder=1)

@@ -27,6 +27,7 @@ from .convergence import (
     SMOOTH,
     distance,
     errors,
+    hands,
     labelling,
     moments,
     sampled,
@@ -302,6 +303,11 @@ def look_at_exactness(lab: Lab) -> Iterator[Finding]:
         found = {steps: gaps for steps, gaps in cases.items() if gaps}
         tried = ", ".join(map(str, found))
         worst = max(found, key=lambda steps: found[steps][0])
+        slow = found[worst][0] > limit and in_the_limit(lab, found[lab.steps][0])
+        if slow:
+            yield Finding("exactness", f"exact noise, {lab.steps} steps: distance to the data", found[lab.steps][0],
+                          f"<= {limit:g}", "note", "The run ends at the data only in the limit of many steps.")  # fmt: skip
+            return
         yield judged(
             "exactness", f"exact noise, {tried} steps: distance to the data", found[worst][0], limit,
             "With the exact noise the run ends at the data.",
@@ -325,6 +331,14 @@ def look_at_exactness(lab: Lab) -> Iterator[Finding]:
         "Runs that begin inside the schedule end at the data too.",
         f"Runs that begin inside the schedule miss the data; the worst begins at {worst}.",
     )  # fmt: skip
+
+
+def in_the_limit(lab: Lab, gap: float) -> bool:
+    """Tell whether thirty times the steps end much nearer to the data."""
+    if not able(lab.bench, 30 * lab.steps):
+        return False
+    fine = recovered(lab, 30 * lab.steps, 0)
+    return fine is not None and fine[0] < gap / 10
 
 
 def able(bench: Bench, steps: int) -> bool:
@@ -359,7 +373,8 @@ def recovered(lab: Lab, steps: int, first: int) -> tuple[float, float] | None:
     noise = torch.randn(ONE.mean.shape, generator=seeded(lab.seed), dtype=torch.float64)  # type: ignore[union-attr]
     x = noised(ONE.mean, noise, level)  # type: ignore[arg-type]
     model, seen = network(ONE, schedule.prediction), list[Tensor]()
-    lab.bench.by_hand(steps, model, x, generator=seeded(lab.seed), first=first, watch=seen.append)
+    run = lab.bench.by_hand if hands(lab.bench, steps) else lab.bench.run
+    run(steps, model, x, generator=seeded(lab.seed), first=first, watch=seen.append)
     levels = [*(call.level for call in schedule.calls[first + 1 :]), end]
     gaps = [
         distance(x, noised(ONE.mean, noise, level)) / max(level.norm, 1.0)  # type: ignore[arg-type]
@@ -447,10 +462,16 @@ def noising(lab: Lab, what: str) -> Finding:
     if add is None:
         raise Unreadable("it has neither `add_noise` nor `scale_noise`.")
     calls, times = lab.bench.schedule(lab.steps).calls, scheduler.timesteps
+    if len(times) != len(calls):
+        raise Unreadable("`timesteps` does not hold one entry per call.")
     data, noise = ONE.mean.float(), torch.ones(1, 3, 4, 4)  # type: ignore[union-attr]
     worst, where = 0.0, 0
     for k in dict.fromkeys((0, len(calls) // 3, 2 * len(calls) // 3)):
-        result = add(data, times[k : k + 1], noise) if add.__name__ == "scale_noise" else add(data, noise, times[k : k + 1])
+        time = times[k : k + 1]
+        try:
+            result = add(data, time, noise) if add.__name__ == "scale_noise" else add(data, noise, time)
+        except Exception as error:
+            raise Unreadable(f"it does not take the run's own timesteps ({error}).") from error
         gap = distance(result, noised(data, noise, calls[k].level)) / calls[k].level.norm
         if gap > worst:
             worst, where = gap, k
@@ -493,7 +514,7 @@ def flowing(lab: Lab, ladder: list[int]) -> Iterator[Finding | Curve]:
         curve = yield from smoothly(lab, "sample")
     elif curve is None or (end.order or 9.0) > (curve.order or 9.0):
         curve = end
-    yield order_finding(lab, curve or end)
+    yield order_finding(lab, curve or end, end)
     yield end_finding(end)
 
 
@@ -502,30 +523,32 @@ def drawn(lab: Lab, ladder: list[int]) -> Iterator[Finding | Curve]:
     bench, data = lab.bench, Gaussian()
     target = bench.schedule(lab.steps).end
     mean, deviation = target.alpha * float(data.mean), math.sqrt(data.variance(target))
-    by_table = None
-    if bench.has_table:
+    by_table, refused = None, None
+    try:
+        by_table = moments(bench.plan(lab.steps), data, distilled=lab.distilled)
+    except Unreadable as error:
+        refused = error
+    if by_table is not None:
         plans = [bench.plan(steps) for steps in ladder]
         gaps = tuple(weak_error(moments(p, data, distilled=lab.distilled), data, p.grid[-1]) for p in plans)
         calls = tuple(len(p.steps) for p in plans)
         end = Curve("Gaussian data, mean and deviation at the end", tuple(ladder), calls, gaps, lab.floor)
         yield end
-        yield order_finding(lab, (yield from smoothly(lab, "mean and deviation")))
-        yield end_finding(end)
-        by_table = moments(bench.plan(lab.steps), data, distilled=lab.distilled)
+        yield order_finding(lab, (yield from smoothly(lab, "mean and deviation")), end)
     else:
+        yield unchecked("errors", "mean and deviation by the table", refused or Unreadable("there is no table"))
         runs = [sampled(bench, data, n, count=lab.samples, seed=lab.seed, distilled=lab.distilled) for n in ladder]
         gaps = tuple(max(abs(r.mean - mean), abs(r.deviation - deviation)) for r in runs)
-        end = Curve(
-            "Gaussian data, mean and deviation of samples at the end", tuple(ladder),
-            tuple(len(bench.schedule(n).calls) for n in ladder), gaps, 3 * max(r.mean_error for r in runs),
-        )  # fmt: skip
+        calls = tuple(len(bench.schedule(n).calls) for n in ladder)
+        floor = 3 * max(r.mean_error for r in runs)
+        end = Curve("Gaussian data, mean and deviation of samples at the end", tuple(ladder), calls, gaps, floor)
         yield end
-        yield end_finding(end)
+    yield end_finding(end)
     run = sampled(bench, data, lab.steps, count=lab.samples, seed=lab.seed, distilled=lab.distilled)
     says = f"drawn: {run.mean:.4f} ± {run.mean_error:.4f} and {run.deviation:.4f} ± {run.deviation_error:.4f}"
     if by_table:
         yield judged(
-            "errors", "draws through `step` against the table's own mean and deviation, in standard errors",
+            "errors", "draws against the table's own mean and deviation, in standard errors",
             run.sigmas(*by_table), 4.5, f"The draws are distributed as the table says ({says}).",
             f"The draws are not distributed as the table says, {by_table[0]:.4f} and {by_table[1]:.4f} ({says}).",
         )  # fmt: skip
@@ -546,11 +569,12 @@ def drawn(lab: Lab, ladder: list[int]) -> Iterator[Finding | Curve]:
 
 def smoothly(lab: Lab, what: str) -> Iterator[Curve]:
     """Yield and return the errors on levels that are even in lambda."""
-    longest = max(steps for steps in (*lab.ladder, lab.steps) if able(lab.bench, steps))
-    plan, space = lab.bench.plan(longest), lab.bench.schedule(longest).space
+    dense = next(steps for steps in (999, 250, *sorted(lab.ladder, reverse=True)) if able(lab.bench, steps))
+    plan, space = lab.bench.plan(dense), lab.bench.schedule(dense).space
     if space == "other":
         raise Unreadable("its levels are of no known space, so no smooth ones can be made")
-    plans = [smooth(plan, space, count, labelling(plan)) for count in SMOOTH]
+    label = labelling(plan)
+    plans = [smooth(plan, space, count, label) for count in SMOOTH]
     gaps = tuple(smooth_errors(p, Gaussian(), distilled=lab.distilled) for p in plans)
     calls = tuple(len(p.steps) for p in plans)
     curve = Curve(f"Gaussian data, {what}, levels even in lambda", SMOOTH, calls, gaps, lab.floor)
@@ -558,25 +582,36 @@ def smoothly(lab: Lab, what: str) -> Iterator[Curve]:
     return curve
 
 
-def order_finding(lab: Lab, curve: Curve) -> Finding:
-    """Judge the slope of an error curve against the order that the configuration names, or else against 1."""
+def order_finding(lab: Lab, curve: Curve, own: Curve) -> Finding:
+    """Judge the slope of an error curve against the order that the configuration names, or else against 1.
+
+    Args:
+        own: the errors on the scheduler's own levels, which excuse a solver that smooth levels do not suit.
+    """
     named = lab.bench.config("solver_order") if lab.bench.has_table else None
     wanted = int(named) if named is not None else 1
-    what = f"observed order ({curve.what})"
+    what, limit = f"observed order ({curve.what})", f">= {wanted - 0.4:g}"
     if not all(math.isfinite(e) for e in curve.errors):
         return Finding("errors", what, None, "", "fault", "Runs end with NaN or infinity.")
     if curve.order is None:
         return Finding("errors", what, None, "", "ok", "It is exact at every number of steps, up to rounding.")
-    if curve.order < 0.7:
-        return Finding("errors", what, curve.order, f">= {wanted - 0.4:g}", "fault",
-                       "More steps do not lead to the exact solution.")  # fmt: skip
-    short = curve.order < wanted - 0.4
+    if lab.distilled:
+        return judged(
+            "errors", f"largest error ({own.what})", max(own.errors), 0.01,
+            "A network that jumps to the end is followed at every number of steps.",
+            "A network that jumps to the end is not followed.",
+        )  # fmt: skip
     meaning = f"Twice the steps divide the error by {2**curve.order:.1f}."
     if not lab.bench.has_table:
         meaning += " Its own levels and the last jump have a part in that."
+    if curve.order < 0.7:
+        helped = (own.order or 0.0) >= 0.7
+        bad = "More steps hardly lead to the exact solution" + (", but they do on its own levels." if helped else ".")
+        return Finding("errors", what, curve.order, limit, "note" if helped else "fault", bad)
+    short = curve.order < wanted - 0.4
     if short:
         meaning += f" The configuration asks for order {wanted}, of which that is short."
-    return Finding("errors", what, curve.order, f">= {wanted - 0.4:g}", "note" if short else "ok", meaning)
+    return Finding("errors", what, curve.order, limit, "note" if short else "ok", meaning)
 
 
 def end_finding(curve: Curve) -> Finding:

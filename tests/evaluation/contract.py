@@ -1,0 +1,112 @@
+"""What the contract tests share: which public samplers take part, in which configurations, and how they are driven."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import langevin
+from langevin import registry
+from langevin.core.rng import seeded
+from langevin.diffusion import noised
+from langevin.evaluation.analytic import Gaussian
+from langevin.evaluation.driving import Bench, network
+from langevin.evaluation.samplers import ONE
+
+APART = {"VQDiffusionScheduler": "it draws discrete tokens, which have no noise level and a loop of their own"}
+"""Public schedulers that cannot take part, with the reason."""
+
+BY_TABLE = {
+    "KarrasVeScheduler": "a step by hand takes the raised sample, and is told noise levels instead of timesteps",
+    "RePaintScheduler": "a step by hand takes the picture and the mask whose rest is painted",
+    "ScoreSdeVeScheduler": "a loop by hand makes corrections between the timesteps, by a method of their own",
+}
+"""Schedulers that the documented loop does not drive; they take part by their tables."""
+
+IN_THE_LIMIT = {
+    "ScoreSdeVeScheduler": "Langevin corrections add noise at every level and take none of it away",
+    "ScoreSdeVpScheduler": "Euler-Maruyama steps of the reverse equation are exact only in the limit of many",
+}
+"""Schedulers that miss the data with the exact noise, by their definition."""
+
+LIMITS = {"LCMScheduler": 50, "TCDScheduler": 50}
+"""Most steps of samplers that choose from a coarser schedule than the training one."""
+
+CALLS = {
+    "PNDMScheduler": lambda n, c: n + min(n - 1, 1) if c.config.skip_prk_steps else n + 3 * min(n - 1, 3),
+    "ScoreSdeVeScheduler": lambda n, c: n * (1 + c.config.correct_steps),
+}
+"""Network calls of n steps where they are not `order` per step; (n, scheduler) -> calls."""
+
+REPEATS = {"PNDMScheduler": 4, "ScoreSdeVeScheduler": 2}
+"""How often a timestep may be asked in a row where it is not `order` times: the middle of a Runge-Kutta step of one
+training step is its end, and corrections ask where they are."""
+
+NAMES = [r.name for r in registry.SCHEDULERS if r.name.endswith("Scheduler") and r.name not in APART]
+BY_HAND = [name for name in NAMES if name not in BY_TABLE]
+
+
+def configurations(name: str) -> list[dict[str, Any]]:
+    """Return the spacings and sigma schedules of a class, one option at a time."""
+    own = inspect.signature(getattr(langevin, name).__init__).parameters
+    spacings = [{"timestep_spacing": s} for s in ("leading", "trailing", "linspace") if "timestep_spacing" in own]
+    schedules = [{option: True} for option in ("use_karras_sigmas", "use_exponential_sigmas") if option in own]
+    schedules += [{"sigma_schedule": s} for s in ("karras", "exponential") if "sigma_schedule" in own]
+    clean = {"set_alpha_to_one": True} if "set_alpha_to_one" in own else {}
+    return [{**clean, **options} for options in (*spacings, *schedules)] or [clean]
+
+
+def benches(name: str) -> list[tuple[dict[str, Any], Bench]]:
+    return [(options, Bench(getattr(langevin, name)(**options))) for options in configurations(name)]
+
+
+def bench_of(name: str) -> Bench:
+    return Bench(getattr(langevin, name)())
+
+
+def exact_noise(bench: Bench, steps: int, first: int) -> float:
+    """Return how far a run by the table ends from the data when the network returns the exact noise of its sample."""
+    schedule = bench.schedule(steps)
+    draw = torch.randn(ONE.mean.shape, generator=seeded(first), dtype=torch.float64)
+    x = noised(ONE.mean, draw, schedule.calls[first].level)
+    x = bench.by_table(steps, network(ONE, schedule.prediction), x, generator=seeded(steps), first=first)
+    return float((x - noised(ONE.mean, draw, schedule.end)).abs().max())
+
+
+def declared(name: str, bench: Bench, steps: int) -> tuple[int, ...]:
+    """Return the numbers of calls that are as declared for `steps`."""
+    if name in CALLS:
+        return (CALLS[name](steps, bench.scheduler),)
+    return (bench.order * steps, bench.order * (steps - 1) + 1)
+
+
+def some_counts(name: str, options: dict[str, Any]) -> list[int]:
+    """Return numbers of steps from 1 to 1000: the ends, and some that differ from case to case but not from run to run."""
+    draw = random.Random(f"{name} {options}")
+    return sorted({1, 2, draw.randint(3, 99), draw.randint(100, 1000)})
+
+
+def gaussian_run(bench: Bench, rows: list[int], *, by_hand: bool = True, steps: int = 6) -> torch.Tensor:
+    """Run images that have a first sample and a generator each, over Gaussian data."""
+    schedule = bench.schedule(steps)
+    level = schedule.calls[0].level
+    x = torch.cat([Gaussian().noised((1, 3, 4, 4), level, seeded(100 + k)) for k in rows])
+    generator = [seeded(k) for k in rows]
+    run = bench.by_hand if by_hand else bench.by_table
+    return run(steps, network(Gaussian(), schedule.prediction), x, generator=generator)
+
+
+class NoReading(TorchDispatchMode):
+    """Forbids whatever makes the host wait for a device, and float64 tensors."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "item", "equal"), name
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            assert result.dtype != torch.float64, name
+        return result
