@@ -80,6 +80,29 @@ def check_descending(name: str, values: Sequence[float], *, low: float, high: fl
     return numbers
 
 
+def check_levels(sigmas: Sequence[float], *, low: float = 0.0) -> list[float]:
+    """Return own noise levels, the end of the run included; raise InputError unless they are two or more and descend."""
+    levels = check_descending("sigmas", sigmas, low=low)
+    if len(levels) < 2:
+        raise InputError("`sigmas` must hold at least two levels: where the run starts and where it ends.")
+    return levels
+
+
+def check_positions(name: str, values: Sequence[float], count: int) -> list[int]:
+    """Return descending positions in a table of `count`; raise InputError where they do not descend or are not whole."""
+    numbers = check_descending(name, values, low=0, high=count - 1)
+    if any(not v.is_integer() for v in numbers):
+        raise InputError(f"`{name}` are positions in the training table, whole numbers; given: {numbers}.")
+    return [int(v) for v in numbers]
+
+
+def downwards(name: str, values: Sequence[float] | None) -> list[float] | None:
+    """Return ascending `values` in reverse; raise InputError unless they ascend."""
+    if values is not None and [*values] != sorted(values):
+        raise InputError(f"`{name}` must ascend, since the run goes from data to noise; given: {[*values]}.")
+    return None if values is None else [*values][::-1]
+
+
 def whole(times: np.ndarray, quantise: Callable[[np.ndarray], np.ndarray] = np.round) -> list[Time]:
     """Return `times` as whole training steps; those that would coincide keep their fraction, so none is asked twice."""
     steps = quantise(times)

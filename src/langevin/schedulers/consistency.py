@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..core.config import register_to_config
-from ..core.errors import ConfigError, InputError
+from ..core.errors import ConfigError
 from ..core.logging import get_logger
 from ..core.outputs import BaseOutput
 from ..core.rng import Generators
@@ -107,8 +107,6 @@ class TCDScheduler(LCMScheduler):
     output_class = TCDSchedulerOutput
 
     def _solver(self, eta: float) -> Trajectory:
-        if not 0.0 <= eta <= 1.0:
-            raise InputError(f"eta is {eta}; it must be in [0, 1].")
         return Trajectory(self.process.level, eta)
 
     def _prediction(self) -> Prediction:
@@ -165,13 +163,10 @@ class CMStochasticIterativeScheduler(DrawingScheduler):
     ) -> Grid:
         """Own timesteps are descending positions in the training table, of which 0 is the noisiest."""
         low, total = self.config.sigma_min, len(self)
-        if sigmas is None:
+        if sigmas is not None:
+            levels = grids.check_levels(sigmas, low=low)
+        else:
             times = grids.leading(total if count is None else count, total) if timesteps is None else timesteps
-            positions = grids.check_descending("timesteps", times, low=0, high=total - 1)[::-1]
-            if any(p % 1 for p in positions):
-                raise InputError(f"`timesteps` are positions in the training table, whole numbers; given: {times}.")
             table = grids.karras(total, self.config.sigma_max, low, rho=self.config.rho)
-            sigmas = [*table[np.array(positions, dtype=int)].tolist(), low]
-        elif len(grids.check_descending("sigmas", sigmas, low=low)) < 2:
-            raise InputError("`sigmas` must hold at least two levels: where the run starts and where it ends.")
-        return tuple(Level(250.0 * math.log(s), 1.0, float(s)) for s in sigmas)
+            levels = [*table[grids.check_positions("timesteps", times, total)[::-1]].tolist(), low]
+        return tuple(Level(250.0 * math.log(sigma), 1.0, sigma) for sigma in levels)

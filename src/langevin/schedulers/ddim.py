@@ -92,10 +92,7 @@ class DDIMInverseScheduler(TrainedScheduler):
     def _grid(
         self, count: int | None, timesteps: Sequence[Time] | None = None, sigmas: Sequence[float] | None = None
     ) -> Grid:
-        for name, values in (("timesteps", timesteps), ("sigmas", sigmas)):
-            if values is not None and [*values] != sorted(values):
-                raise InputError(f"`{name}` must ascend, since the run goes from data to noise; given: {[*values]}.")
-        times, ratios = (None if values is None else [*values][::-1] for values in (timesteps, sigmas))
+        times, ratios = grids.downwards("timesteps", timesteps), grids.downwards("sigmas", sigmas)
         return grids.upwards(super()._grid(count, times, ratios))
 
 

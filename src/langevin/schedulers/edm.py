@@ -60,8 +60,8 @@ class EDMScheduler(SchedulerMixin):
             karras = self.config.sigma_schedule == "karras"
             levels = grids.karras(count, *ends, rho=self.config.rho) if karras else grids.exponential(count, *ends)
             sigmas = [*levels, self.config.sigma_min if self.config.final_sigmas_type == "sigma_min" else 0.0]
-        elif len(grids.check_descending("sigmas", sigmas, low=0)) < 2:
-            raise InputError("`sigmas` must hold at least two levels: where the run starts and where it ends.")
+        else:
+            sigmas = grids.check_levels(sigmas)
         return tuple(self._level(float(s)) for s in sigmas)
 
     def _prediction(self) -> Prediction:

@@ -154,9 +154,7 @@ class TrainedScheduler(SchedulerMixin):
             times = grids.check_descending("timesteps", timesteps, low=0, high=len(self) - 1)
             return self._at_times(np.array(times))
         if sigmas is not None:
-            *levels, end = grids.check_descending("sigmas", sigmas, low=0)
-            if not levels:
-                raise InputError("`sigmas` must hold at least two levels: where the run starts and where it ends.")
+            *levels, end = grids.check_levels(sigmas)
             return grids.at_ratios(self.process, levels, preserving(-1, end), label=self._told)
         if count is None:
             return grids.at_times(self.process, range(len(self) - 1, -1, -1), self._end())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from ...core.errors import InputError
 from ..grid import Grid
 from ..process import Level, Time
 from ..table import Row
@@ -54,6 +55,10 @@ class Trajectory:
     level: Callable[[Time], Level]
     gamma: float = 0.3
     wants: Literal["x0"] = "x0"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.gamma <= 1.0:
+            raise InputError(f"eta (the paper's gamma) is {self.gamma}; it must be in [0, 1].")
 
     def rows(self, grid: Grid, begin: int = 0) -> tuple[Row, ...]:
         last, step = len(grid) - 2, FirstOrder(split=True)
