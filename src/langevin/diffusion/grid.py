@@ -81,7 +81,7 @@ def check_descending(name: str, values: Sequence[float], *, low: float, high: fl
 
 
 def check_levels(sigmas: Sequence[float], *, low: float = 0.0) -> list[float]:
-    """Return own noise levels, the end of the run included; raise InputError unless they are two or more and descend."""
+    """Return own noise levels, the end of the run included; raise InputError unless two or more descend."""
     levels = check_descending("sigmas", sigmas, low=low)
     if len(levels) < 2:
         raise InputError("`sigmas` must hold at least two levels: where the run starts and where it ends.")
@@ -89,7 +89,7 @@ def check_levels(sigmas: Sequence[float], *, low: float = 0.0) -> list[float]:
 
 
 def check_positions(name: str, values: Sequence[float], count: int) -> list[int]:
-    """Return descending positions in a table of `count`; raise InputError where they do not descend or are not whole."""
+    """Return positions in a table of `count`; raise InputError unless they are whole and descend."""
     numbers = check_descending(name, values, low=0, high=count - 1)
     if any(not v.is_integer() for v in numbers):
         raise InputError(f"`{name}` are positions in the training table, whole numbers; given: {numbers}.")
