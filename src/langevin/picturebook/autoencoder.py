@@ -69,6 +69,10 @@ class AutoencoderStage(Stage):
         self.folder, self.scenes = folder, scenes
         self.model = (model or build()).to(memory_format=torch.channels_last)
 
+    def pictures(self, generator: torch.Generator) -> Tensor:
+        """Draw a batch of pictures, shape (batch, 3, 64, 64)."""
+        return self.scenes.images(torch.randint(len(self.scenes), (self.recipe.batch,), generator=generator))
+
     def reconstruct(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the decoded pictures and the mean Kullback-Leibler divergence per latent number."""
         with torch.autocast(images.device.type, dtype=torch.bfloat16):
@@ -81,9 +85,8 @@ class AutoencoderStage(Stage):
         return made, kl
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.randint(len(self.scenes), (self.recipe.batch,), generator=generator)
-        images = self.scenes.images(rows).to(self.device)
-        noise = torch.randn(len(rows), 4, 16, 16, generator=generator).to(self.device)
+        images = self.pictures(generator).to(self.device)
+        noise = torch.randn(len(images), 4, 16, 16, generator=generator).to(self.device)
         made, kl = self.reconstruct(images, noise)
         pixels, sharp = reconstruction_loss(made, images)
         error = (made.detach() - images).square().mean(dim=(1, 2, 3)) / 4
@@ -99,7 +102,10 @@ class AutoencoderStage(Stage):
 
 
 class DecoderStage(AutoencoderStage):
-    """Goes on with the decoder alone, so that pictures get sharper and the latents stay what the denoiser knows."""
+    """Goes on with the decoder alone, so that pictures get sharper and the latents stay what the denoiser knows.
+
+    Half of the pictures have their colour channels exchanged, so that a thing's shape does not tell its colour.
+    """
 
     name = "decoder"
     recipe = Recipe(lr=5e-4, batch=8, warmup=50, average=0.995, weight_decay=1e-4)
@@ -108,6 +114,13 @@ class DecoderStage(AutoencoderStage):
         super().__init__(folder, scenes, model=whole)
         self.whole = whole
         self.model = nn.ModuleDict({"decoder": whole.decoder, "post_quant_conv": whole.post_quant_conv})
+
+    def pictures(self, generator: torch.Generator) -> Tensor:
+        images = super().pictures(generator)
+        half = len(images) // 2
+        order = torch.rand(half, 3, generator=generator).argsort(dim=1)
+        images[:half] = images[:half].gather(1, order[:, :, None, None].expand_as(images[:half]))
+        return images
 
     def reconstruct(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the pictures decoded from mean latents with a little noise, as a denoiser would leave it, and 0."""

@@ -6,7 +6,7 @@ The parameterisation is v (Salimans and Ho 2022, arXiv 2202.00512) on DDPM's lin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +127,7 @@ class DenoiserStage(Stage):
     """
 
     name = "unet"
-    recipe = Recipe(lr=7e-4, batch=64, warmup=200, average=0.999, betas=(0.9, 0.99))
+    recipe = Recipe(lr=7e-4, batch=64, warmup=200, average=0.999, betas=(0.9, 0.99), orthogonal=True)
 
     def __init__(
         self,
@@ -150,6 +150,11 @@ class DenoiserStage(Stage):
         self.signal, self.noise = alphas.sqrt(), (1 - alphas).sqrt()
         ratio = alphas / (1 - alphas)
         self.weight = (ratio + 1).clamp(max=GAMMA) / (ratio + 1)
+
+    def matrices(self) -> Iterator[nn.Parameter]:
+        for name, weight in self.model.named_parameters():
+            if weight.ndim > 1 and not name.startswith(("conv_in", "conv_out")):
+                yield weight
 
     def predict(self, x: Tensor, t: Tensor, states: Tensor) -> Tensor:
         """Return the UNet's v in float32."""

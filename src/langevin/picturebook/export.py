@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from ..core.files import atomic_folder
+from ..core.files import atomic_file, atomic_folder
+from ..core.weights_io import write_safetensors
 from ..models.autoencoders.autoencoder_kl import AutoencoderKL
 from ..models.unets.unet_2d_condition import UNet2DConditionModel
 from ..pipelines.stable_diffusion import StableDiffusionPipeline
@@ -70,7 +71,8 @@ def image_processor() -> Any:
 def published_names(path: Path) -> None:
     """Give a text encoder's weights the names of published checkpoints (text_model.*), which every version reads."""
     weights = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(path).items()}
-    save_file(weights, path, metadata={"format": "pt"})
+    with atomic_file(path) as partial:
+        write_safetensors(partial, weights, {"format": "pt"})
 
 
 def export(training: Training, folder: Path) -> None:

@@ -39,8 +39,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The optimizer's numbers: AdamW with warm-up, a constant learning rate, and a decay at the end.
+    """The optimizer's numbers: warm-up, a constant learning rate, and a decay at the end.
 
+    AdamW, or with `orthogonal` Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for the matrices and
+    kernels inside the network, scaled to AdamW's step (Liu et al. 2025, arXiv 2502.16982), and AdamW for the rest.
     `average` is the decay of the exponential moving average of the weights; with 0 it is the weights themselves.
     """
 
@@ -51,6 +53,7 @@ class Recipe:
     warmup: int = 100
     clip: float = 1.0
     average: float = 0.0
+    orthogonal: bool = False
     seed: int = 0
 
     def lr_at(self, step: int, progress: float) -> float:
@@ -108,6 +111,10 @@ class Stage:
     def preview(self, step: int) -> None:
         """Write pictures that show how far training is."""
 
+    def matrices(self) -> Iterator[nn.Parameter]:
+        """Yield the contiguous weights that map features to features, for orthogonal updates."""
+        raise NotImplementedError
+
     @property
     def checkpoint(self) -> Path:
         """The file that keeps the state of the stage's training."""
@@ -131,9 +138,16 @@ class State:
         self.step, self.seconds = 0, 0.0
         self.weights = list(stage.model.parameters())
         self.mean = [weight.detach().clone() for weight in self.weights]
-        self.optimizer = torch.optim.AdamW(
-            self.weights, lr=self.recipe.lr, betas=self.recipe.betas, weight_decay=self.recipe.weight_decay, fused=True
-        )
+        self.inner = list(stage.matrices()) if self.recipe.orthogonal else []
+        known = {id(weight) for weight in self.inner}
+        rest = [weight for weight in self.weights if id(weight) not in known]
+        common = {"lr": self.recipe.lr, "weight_decay": self.recipe.weight_decay}
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, betas=self.recipe.betas, fused=True, **common)
+        ]
+        self.flat = [nn.Parameter(weight.detach().flatten(1)) for weight in self.inner]
+        if self.flat:
+            self.optimizers.append(torch.optim.Muon(self.flat, adjust_lr_fn="match_rms_adamw", **common))
 
     def save(self) -> None:
         """Write the checkpoint whole or not at all."""
@@ -141,7 +155,7 @@ class State:
             "step": self.step,
             "seconds": self.seconds,
             "model": self.stage.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.mean,
         }
         with atomic_file(self.stage.checkpoint) as partial:
@@ -154,14 +168,16 @@ class State:
             state = torch.load(self.stage.checkpoint, weights_only=True, map_location="cpu")
             self.step, self.seconds = state["step"], state["seconds"]
             self.stage.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             for mean, saved in zip(self.mean, state["average"], strict=True):
                 mean.copy_(saved)
 
     def update(self, lr: float, begun: float) -> dict[str, Tensor]:
         """Take one step on a fresh batch and return the batch's figures; `begun` is when training would have begun."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
         draw = self.step * self.crew.size + self.crew.rank
         stream = torch.Generator().manual_seed((self.recipe.seed * 1_000_003 + draw) % 2**63)
         figures = self.stage.loss(stream)
@@ -170,8 +186,11 @@ class State:
         self.crew.mean([weight.grad for weight in self.weights if weight.grad is not None] + [seconds])
         self.seconds = float(seconds)
         nn.utils.clip_grad_norm_(self.weights, self.recipe.clip, foreach=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for flat, weight in zip(self.flat, self.inner, strict=True):
+            flat.grad = weight.grad.flatten(1)  # type: ignore[union-attr]
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.stage.model.zero_grad(set_to_none=True)
         self._average()
         self.step += 1
         return figures
