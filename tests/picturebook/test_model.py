@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from langevin.picturebook import evaluate
+from langevin.picturebook import GUIDANCE_SCALE, evaluate
 from langevin.picturebook.checker import check, prompts
 from langevin.picturebook.world import COLOURS, KINDS
 
@@ -47,7 +47,7 @@ def test_the_text_encoder_has_published_names():
 
 def test_pictures_show_what_was_asked(pipe):
     texts = prompts(8, "single") + prompts(8, "pair")
-    pictures = evaluate.generate(pipe, texts, steps=20, guidance_scale=4.0, batch=16)
+    pictures = evaluate.generate(pipe, texts, steps=20, guidance_scale=GUIDANCE_SCALE, batch=16)
     verdicts = check(pictures, texts)
     settings, right = (sum(getattr(v, name) for v in verdicts) for name in ("background_right", "all_right"))
     assert settings >= 12, f"{settings} of {len(texts)} settings were right"
@@ -56,8 +56,8 @@ def test_pictures_show_what_was_asked(pipe):
 
 
 def test_pictures_depend_on_the_seed_not_on_the_batch(pipe):
-    one = evaluate.generate(pipe, ["a red house"] * 2, steps=4, guidance_scale=4.0, batch=1, seed=3)
-    both = evaluate.generate(pipe, ["a red house"] * 2, steps=4, guidance_scale=4.0, batch=2, seed=3)
+    one = evaluate.generate(pipe, ["a red house"] * 2, steps=4, guidance_scale=GUIDANCE_SCALE, batch=1, seed=3)
+    both = evaluate.generate(pipe, ["a red house"] * 2, steps=4, guidance_scale=GUIDANCE_SCALE, batch=2, seed=3)
     for alone, together in zip(one, both, strict=True):
         difference = torch.tensor(list(alone.tobytes())).float() - torch.tensor(list(together.tobytes())).float()
         assert difference.abs().max() <= 2

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__, registry
 from ..core.errors import InputError, check_choice, did_you_mean
-from ..picturebook import model_folder
+from ..picturebook import GUIDANCE_SCALE, STEPS, model_folder
 from .output import stem, write
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 PICTUREBOOK = "picturebook"
-PICTUREBOOK_STEPS = 25
-"""Enough for the shipped model and its scheduler; more changes little."""
+PICTUREBOOK_CALL = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
+"""What the shipped model is called with unless the options say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -154,19 +154,17 @@ def arguments(pipe: DiffusionPipeline, request: Request, size: tuple[int, int] |
     Raises:
         InputError: for an option that this pipeline does not take, or a prompt that it needs and did not get.
     """
-    steps = request.steps
-    if steps is None and request.model == PICTUREBOOK:
-        steps = PICTUREBOOK_STEPS
     asked = {
         "prompt": ("PROMPT", request.prompt),
         "negative_prompt": ("--negative-prompt", request.negative_prompt),
-        "num_inference_steps": ("--steps", steps),
+        "num_inference_steps": ("--steps", request.steps),
         "guidance_scale": ("--guidance-scale", request.guidance_scale),
         "width": ("--size", size and size[0]),
         "height": ("--size", size and size[1]),
     }
     taken = inspect.signature(type(pipe).__call__).parameters
-    call = {name: value for name, (_, value) in asked.items() if value is not None}
+    given = {name: value for name, (_, value) in asked.items() if value is not None}
+    call = (PICTUREBOOK_CALL if request.model == PICTUREBOOK else {}) | given
     for name in call:
         if name not in taken:
             raise InputError(

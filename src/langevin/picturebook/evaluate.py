@@ -20,6 +20,7 @@ import torch
 
 from ..core.files import atomic_write
 from ..core.images import grid
+from . import GUIDANCE_SCALE, STEPS
 from .checker import Verdict, check, prompts
 
 MODEL = Path(__file__).with_name("model")
@@ -68,7 +69,13 @@ def score(kind: str, verdicts: Sequence[Verdict]) -> Score:
 
 
 def evaluate(
-    pipe: Any, *, count: int = 200, steps: int = 25, guidance_scale: float = 4.0, batch: int = 25, seed: int = 0
+    pipe: Any,
+    *,
+    count: int = 200,
+    steps: int = STEPS,
+    guidance_scale: float = GUIDANCE_SCALE,
+    batch: int = 25,
+    seed: int = 0,
 ) -> tuple[list[Score], dict[str, list[tuple[str, Any, Verdict]]]]:
     """Return the scores on `count` prompts of each kind, and the prompts with their pictures and verdicts."""
     scores, made = [], {}
@@ -93,8 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m langevin.picturebook.evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL, help="pipeline folder (default: the one in the package)")
     parser.add_argument("--prompts", type=int, default=200, help="prompts of each kind (default: 200)")
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance-scale", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--guidance-scale", type=float, default=GUIDANCE_SCALE)
     parser.add_argument("--batch", type=int, default=25, help="pictures at a time (default: 25)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -41,7 +41,7 @@ class Budget:
 class Recipe:
     """The optimizer's numbers: warm-up, a constant learning rate, and a decay at the end.
 
-    AdamW, or with `orthogonal` Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the matrices and kernels
+    AdamW, or with `orthogonal` Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for matrices and kernels
     inside the network, scaled to AdamW's step (Liu et al. 2025, arXiv 2502.16982), and AdamW for the rest.
     `average` is the decay of the exponential moving average of the weights; with 0 it is the weights themselves.
     """
