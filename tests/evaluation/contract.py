@@ -69,12 +69,16 @@ def bench_of(name: str) -> Bench:
 
 
 def exact_noise(bench: Bench, steps: int, first: int) -> float:
-    """Return how far a run by the table ends from the data when the network returns the exact noise of its sample."""
+    """Return how far a run by the table ends from the data when the network returns the exact noise of its sample.
+
+    The data are the sample at the last level, or the estimate of the data where a sampler hands that out.
+    """
     schedule = bench.schedule(steps)
     draw = torch.randn(ONE.mean.shape, generator=seeded(first), dtype=torch.float64)
     x = noised(ONE.mean, draw, schedule.calls[first].level)
     x = bench.by_table(steps, network(ONE, schedule.prediction), x, generator=seeded(steps), first=first)
-    return float((x - noised(ONE.mean, draw, schedule.end)).abs().max())
+    ends = (noised(ONE.mean, draw, schedule.end), ONE.mean)
+    return min(float((x - end).abs().max()) for end in ends)
 
 
 def declared(name: str, bench: Bench, steps: int) -> tuple[int, ...]:
