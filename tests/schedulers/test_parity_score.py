@@ -68,14 +68,15 @@ def test_score_sde_ve(corrections: int) -> None:
         assert difference(ours.discrete_sigmas, theirs.discrete_sigmas) < 1e-6
         runs = []
         for scheduler in (ours, theirs):
-            generator, x, samples = seeded(), first(high), []
+            generator, x = seeded(), first(high)
+            samples = [x]
             for sigma, t in zip(ours.sigmas, scheduler.timesteps, strict=True):
                 for _ in range(corrections):
                     x = scheduler.step_correct(score(x, sigma), x, generator=generator).prev_sample
                     samples.append(x)
-                after = scheduler.step_pred(score(x, sigma), t, x, generator=generator)
-                x = after.prev_sample
-                samples.append(after.prev_sample_mean)
+                x, mean = scheduler.step_pred(score(x, sigma), t, x, generator=generator).to_tuple()
+                samples += [mean, x]
+            samples.pop()
             runs.append((samples, generator.get_state()))
         (mine, state), (reference, their_state) = runs
         assert largest(mine, reference) < 2e-5, (config, count)
