@@ -172,7 +172,9 @@ def test_places_of_calls_in_steps() -> None:
 
 
 NAMES = {
-    "DPMSolverSinglestepScheduler": [{"solver_order": o, "solver_type": s} for o in (2, 3) for s in ("midpoint", "heun")],
+    "DPMSolverSinglestepScheduler": [
+        {"solver_order": o, "solver_type": s} for o in (2, 3) for s in ("midpoint", "heun")
+    ],
     "DEISMultistepScheduler": [{"solver_order": 3, "use_karras_sigmas": True}, {"use_exponential_sigmas": True}],
     "UniPCMultistepScheduler": [
         {"timestep_spacing": s, "solver_order": o, "solver_type": b}

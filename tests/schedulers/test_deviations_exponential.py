@@ -93,7 +93,7 @@ def test_flow_runs_end_at_the_data(name: str) -> None:
 
 
 def test_deis_last_step_on_sigma_schedules() -> None:
-    """The peer's last call changes nothing, since levels end twice at the lowest; ours removes the rest of the noise."""
+    """The peer's last call changes nothing, since the lowest level comes twice; ours removes the rest of the noise."""
     ours, theirs = both(DEIS, 6, **STABLE, use_karras_sigmas=True)
     reference = protocol(theirs)
     assert difference(reference[-1], reference[-2]) < 1e-6
@@ -235,7 +235,7 @@ def test_edm_training_table() -> None:
 
 
 def test_edm_reads_two_kinds_of_predictions() -> None:
-    """"sample" is accepted by the peer and fails in `step`."""
+    """ "sample" is accepted by the peer and fails in `step`."""
     theirs = peer("EDMDPMSolverMultistepScheduler")(prediction_type="sample")
     theirs.set_timesteps(3)
     with pytest.raises(ValueError):

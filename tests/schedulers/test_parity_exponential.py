@@ -329,6 +329,8 @@ def test_cosine_dpm_solver(monkeypatch: pytest.MonkeyPatch) -> None:
         theirs.noise_sampler = lambda a, b, stream=stream: torch.randn(1, 3, 4, 4, generator=stream)
         mine = protocol(ours, x=500 * x, generator=seeded())
         reference = protocol(theirs, x=500 * x)
-        stop = -1 if config["final_sigmas_type"] == "sigma_min" else None  # the last step has no length: NaN in the peer
+        stop = (
+            -1 if config["final_sigmas_type"] == "sigma_min" else None
+        )  # the last step has no length: NaN in the peer
         assert max(map(difference, mine[:stop], reference[:stop])) < 2e-5
         assert difference(planned(ours.plan(steps), x=500 * x, generator=seeded()), mine[-1]) < 1e-6

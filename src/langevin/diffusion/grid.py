@@ -103,6 +103,11 @@ def downwards(name: str, values: Sequence[float] | None) -> list[float] | None:
     return None if values is None else [*values][::-1]
 
 
+def floor(times: np.ndarray) -> np.ndarray:
+    """Round down; times that miss a whole one by rounding errors count as whole."""
+    return np.floor(times + 1e-3)
+
+
 def whole(times: np.ndarray, quantise: Callable[[np.ndarray], np.ndarray] = np.round) -> list[Time]:
     """Return `times` as whole training steps; those that would coincide keep their fraction, so none is asked twice."""
     steps = quantise(times)
@@ -270,6 +275,13 @@ def spaced(spacing: str, count: int, steps: int, *, offset: int = 0) -> np.ndarr
     if spacing == "linspace":
         return linspace(count, steps - 1)
     return leading(count, steps, offset) if spacing == "leading" else trailing(count, steps)
+
+
+def spaced_open(spacing: str, count: int, steps: int, *, last: int, offset: int = 0) -> np.ndarray:
+    """Return `count` times below `last` by the named spacing; linspace and leading stay one stride above 0."""
+    if spacing == "linspace":
+        return linspace(count + 1, last - 1)[:-1]
+    return leading_open(count, last, offset) if spacing == "leading" else trailing(count, steps, last)
 
 
 def check_strength(strength: float) -> None:

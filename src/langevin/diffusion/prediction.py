@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -87,10 +87,13 @@ class Preconditioning:
     low: float = 0.0
     sign: float = 1.0
 
+    def data_pair(self, sigma: Any) -> tuple[Any, Any]:
+        """Return c_skip and c_out at `sigma`, a number or a tensor."""
+        above, spread = sigma - self.low, sigma**2 + self.data**2
+        return self.data**2 / (above**2 + self.data**2), self.sign * above * self.data / spread**0.5
+
     def __call__(self, level: Level) -> tuple[Pair, Pair]:
-        above, spread = level.sigma - self.low, level.sigma**2 + self.data**2
-        skip = self.data**2 / (above**2 + self.data**2)
-        out = self.sign * above * self.data / math.sqrt(spread)
+        skip, out = self.data_pair(level.sigma)
         inverse = 1.0 / level.sigma if level.sigma > 0 else float("nan")
         return (skip, out), ((1.0 - skip) * inverse, -out * inverse)
 

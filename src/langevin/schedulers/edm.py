@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -14,9 +14,10 @@ from ..diffusion import grid as grids
 from ..diffusion.grid import Grid
 from ..diffusion.prediction import Preconditioning, Prediction, mix
 from ..diffusion.process import Level, Time
-from ..diffusion.solvers import Churn, DPMMultistep, FirstOrder
+from ..diffusion.solvers import Churn, FirstOrder
 from .base import DrawingScheduler, SchedulerMixin, SchedulerOutput
-from .log_snr import check_types
+from .dpmsolver_multistep import DPMSolverMultistepScheduler
+from .log_snr import check_choices
 from .trained import GridNoising
 
 
@@ -26,27 +27,24 @@ class EDMScheduler(SchedulerMixin):
     whole_timesteps = False
     tuple_holds_data = False
     _compatibles = ()
+    choices = {
+        "sigma_schedule": ("karras", "exponential"),
+        "prediction_type": ("epsilon", "v_prediction"),
+        "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    }
     add_noise = GridNoising.add_noise
 
     def _setup(self) -> None:
-        choices = {
-            "sigma_schedule": ("karras", "exponential"),
-            "prediction_type": ("epsilon", "v_prediction"),
-            "solver_order": (1, 2, 3),
-            "solver_type": ("midpoint", "heun"),
-            "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
-            "final_sigmas_type": ("zero", "sigma_min"),
-        }
-        check_types(self, choices)
+        check_choices(self)
         self.scales_input = self.config.sigma_data
         super()._setup()
 
-    def _label(self, sigma: float) -> float:
-        """Return what the network is told of a noise level."""
-        return 0.25 * math.log(sigma)
+    def _label(self, sigma: torch.Tensor) -> torch.Tensor:
+        """Return what the network is told of noise levels."""
+        return 0.25 * sigma.log()
 
     def _level(self, sigma: float) -> Level:
-        return Level(self._label(sigma) if sigma > 0 else -1.0, 1.0, sigma)
+        return Level(float(self._label(torch.tensor(sigma, dtype=torch.float64))) if sigma > 0 else -1.0, 1.0, sigma)
 
     def _grid(
         self, count: int | None, timesteps: Sequence[Time] | None = None, sigmas: Sequence[float] | None = None
@@ -68,9 +66,11 @@ class EDMScheduler(SchedulerMixin):
         threshold = None
         if self._own("thresholding"):
             threshold = (self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
+        return Prediction(self.config.prediction_type, threshold=threshold, scaling=self._scaling())
+
+    def _scaling(self) -> Preconditioning:
         sign = -1.0 if self.config.prediction_type == "v_prediction" else 1.0
-        scaling = Preconditioning(self.config.sigma_data, sign=sign)
-        return Prediction(self.config.prediction_type, threshold=threshold, scaling=scaling)
+        return Preconditioning(self.config.sigma_data, sign=sign)
 
     def _init_sigma(self, grid: Grid) -> float:
         return math.hypot(self.config.sigma_max, 1.0)
@@ -82,28 +82,19 @@ class EDMScheduler(SchedulerMixin):
         """Choose the schedule of the next run: a number of steps, or noise levels, the end of the run included."""
         super().set_timesteps(num_inference_steps, device, timesteps, sigmas)
 
-    # ---- training ----------------------------------------------------------------------------------------------------
-
-    def _at(self, sigma: float | torch.Tensor, value: Callable[[Level], float]) -> torch.Tensor:
-        """Return `value` of the level of every noise level, in the shape of `sigma`."""
-        sigma = torch.as_tensor(sigma)
-        values = [value(self._level(s)) for s in sigma.reshape(-1).tolist()]
-        return torch.tensor(values, dtype=torch.float32, device=sigma.device).reshape(sigma.shape)
-
     def precondition_inputs(self, sample: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
         """Return the sample at noise level `sigma` (broadcast against it) brought to unit variance."""
-        return sample * self._at(sigma, lambda level: 1.0 / level.spread(self.config.sigma_data))
+        return sample * torch.as_tensor(sigma).square().add(self.config.sigma_data**2).rsqrt()
 
     def precondition_noise(self, sigma: float | torch.Tensor) -> torch.Tensor:
         """Return what the network is told of `sigma`."""
-        return self._at(sigma, lambda level: level.t)
+        return self._label(torch.as_tensor(sigma))
 
     def precondition_outputs(
         self, sample: torch.Tensor, model_output: torch.Tensor, sigma: float | torch.Tensor
     ) -> torch.Tensor:
         """Return the estimate of the data at noise level `sigma`, free of bounds."""
-        pairs = self._prediction().pairs
-        skip, out = (self._at(sigma, lambda level, k=k: pairs(level)[0][k]) for k in (0, 1))
+        skip, out = self._scaling().data_pair(sigma)
         return skip * sample + out * model_output
 
 
@@ -115,9 +106,9 @@ class EDMEulerScheduler(EDMScheduler):
 
     @register_to_config
     def __init__(
-        self, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5, sigma_schedule: str = "karras",
-        num_train_timesteps: int = 1000, prediction_type: str = "epsilon", rho: float = 7.0,
-        final_sigmas_type: str = "zero",
+        self, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5,
+        sigma_schedule: str = "karras", num_train_timesteps: int = 1000, prediction_type: str = "epsilon",
+        rho: float = 7.0, final_sigmas_type: str = "zero",
     ) -> None:  # fmt: skip
         self._setup()
 
@@ -148,22 +139,16 @@ class EDMDPMSolverMultistepScheduler(DrawingScheduler, EDMScheduler):
 
     @register_to_config
     def __init__(
-        self, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5, sigma_schedule: str = "karras",
-        num_train_timesteps: int = 1000, prediction_type: str = "epsilon", rho: float = 7.0, solver_order: int = 2,
+        self, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5,
+        sigma_schedule: str = "karras", num_train_timesteps: int = 1000, prediction_type: str = "epsilon",
+        rho: float = 7.0, solver_order: int = 2,
         thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0,
         algorithm_type: str = "dpmsolver++", solver_type: str = "midpoint", lower_order_final: bool = True,
         euler_at_final: bool = False, final_sigmas_type: str = "zero",
     ) -> None:  # fmt: skip
         self._setup()
 
-    def _solver(self) -> DPMMultistep:
-        return DPMMultistep(
-            order=self.config.solver_order,
-            algorithm=self._own("algorithm_type", "sde-dpmsolver++"),
-            midpoint=self.config.solver_type == "midpoint",
-            lower_order_final=self.config.lower_order_final,
-            euler_at_final=self.config.euler_at_final,
-        )
+    _solver = DPMSolverMultistepScheduler._solver
 
 
 class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
@@ -178,5 +163,5 @@ class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
     ) -> None:  # fmt: skip
         self._setup()
 
-    def _label(self, sigma: float) -> float:
-        return math.atan(sigma) * 2 / math.pi
+    def _label(self, sigma: torch.Tensor) -> torch.Tensor:
+        return sigma.atan() * 2 / math.pi

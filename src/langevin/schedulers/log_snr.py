@@ -22,13 +22,20 @@ RELATED = {
     "algorithm_type": ("deis", "dpmsolver", "dpmsolver++"),
     "solver_type": ("logrho", "midpoint", "heun", "bh1", "bh2"),
 }
-"""Types of related samplers; where a class lacks one, its own default replaces it when a configuration is carried over."""
+"""Types of related samplers; where a class lacks one, its own default replaces it in a configuration carried over."""
+COMMON = {
+    "solver_order": (1, 2, 3),
+    "solver_type": ("midpoint", "heun"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "time_shift_type": ("exponential",),
+}
+"""The valid values of the options that most classes share."""
 
 
-def check_types(scheduler: Any, choices: Mapping[str, Sequence]) -> None:
-    """Check the options in `choices` and replace the types of related samplers."""
+def check_choices(scheduler: Any) -> None:
+    """Check the options that the class and `COMMON` list, and replace the types of related samplers."""
     parameters = inspect.signature(type(scheduler).__init__).parameters
-    for name, valid in choices.items():
+    for name, valid in {**COMMON, **scheduler.choices}.items():
         value = scheduler._own(name)
         if value in RELATED.get(name, ()) and value not in valid:
             logger.info("%s=%r is taken as %r.", name, value, parameters[name].default)
@@ -37,16 +44,11 @@ def check_types(scheduler: Any, choices: Mapping[str, Sequence]) -> None:
             check_choice(name, value, valid)
 
 
-def floor(times: np.ndarray) -> np.ndarray:
-    """Round down; times that miss a whole one by rounding errors count as whole."""
-    return np.floor(times + 1e-3)
-
-
 class LogSNRScheduler(GridNoising):
     """Base of schedulers on trained or flow noise levels whose timesteps stay above the end of the table.
 
     Attributes:
-        choices: the valid values of options.
+        choices: the valid values of options, beside `COMMON`.
     """
 
     grid_options = ("mu",)
@@ -55,13 +57,7 @@ class LogSNRScheduler(GridNoising):
     choices: ClassVar[Mapping[str, Sequence]] = {}
 
     def _setup(self) -> None:
-        common = {
-            "solver_order": (1, 2, 3),
-            "solver_type": ("midpoint", "heun"),
-            "final_sigmas_type": ("zero", "sigma_min"),
-            "time_shift_type": ("exponential",),
-        }
-        check_types(self, {**common, **self.choices})
+        check_choices(self)
         if self._own("algorithm_type") in ("dpmsolver", "sde-dpmsolver") and self._own("final_sigmas_type") == "zero":
             raise ConfigError(
                 f"algorithm_type={self.config.algorithm_type!r} predicts noise and cannot step to sigma = 0; "
@@ -71,24 +67,17 @@ class LogSNRScheduler(GridNoising):
             raise ConfigError("prediction_type='flow_prediction' needs use_flow_sigmas=True.")
         super()._setup()
 
-    # ---- grid --------------------------------------------------------------------------------------------------------
-
     def _last(self) -> int:
         """Return the number of training steps whose lambda is not below `lambda_min_clipped`."""
         return int((-np.log(self.process.ratios) >= self._own("lambda_min_clipped", -math.inf)).sum())
 
     def _spaced(self, count: int) -> np.ndarray:
-        """Return `count` times; linspace and leading stay one stride above 0, the last step's end."""
-        spacing, last = self._own("timestep_spacing", "linspace"), self._last()
-        if spacing == "linspace":
-            return grids.linspace(count + 1, last - 1)[:-1]
-        if spacing == "leading":
-            return grids.leading_open(count, last, self.config.steps_offset)
-        return grids.trailing(count, len(self), last)
+        spacing, offset = self._own("timestep_spacing", "linspace"), self._own("steps_offset", 0)
+        return grids.spaced_open(spacing, count, len(self), last=self._last(), offset=offset)
 
     def _label(self, times: np.ndarray) -> Sequence[Time]:
         """Whole timesteps: rounded down on exponential and beta levels, else to the nearest."""
-        return grids.whole(times, floor if self._sigma_schedule() in ("exponential", "beta") else np.round)
+        return grids.whole(times, grids.floor if self._sigma_schedule() in ("exponential", "beta") else np.round)
 
     def _end_ratio(self) -> float:
         """Return sigma / alpha at the end: 0, or that of the first training step by `final_sigmas_type`.
@@ -110,18 +99,10 @@ class LogSNRScheduler(GridNoising):
             return ratios / (1 + ratios)
         return grids.shifted(np.linspace(1 - 1 / len(self), 0, count + 1)[:-1], shift)
 
-    def _shift(self, mu: float | None) -> float:
-        """Return the shift of flow noise levels."""
-        return self.config.flow_shift if mu is None else math.exp(mu)
-
     def _grid(
-        self,
-        count: int | None,
-        timesteps: Sequence[Time] | None = None,
-        sigmas: Sequence[float] | None = None,
-        *,
+        self, count: int | None, timesteps: Sequence[Time] | None = None, sigmas: Sequence[float] | None = None, *,
         mu: float | None = None,
-    ) -> Grid:
+    ) -> Grid:  # fmt: skip
         if mu is not None and not self._own("use_dynamic_shifting"):
             raise InputError("`mu` sets the shift of dynamic shifting; it needs use_dynamic_shifting=True.")
         if not self.config.use_flow_sigmas:
@@ -130,7 +111,8 @@ class LogSNRScheduler(GridNoising):
             raise InputError("Flow sigmas follow from num_inference_steps; custom timesteps or sigmas cannot be given.")
         if count is not None:
             grids.check_count(count)
-        return grids.at_flow(self._flow_sigmas(count or len(self), self._shift(mu)), len(self), self._end())
+        shift = self.config.flow_shift if mu is None else math.exp(mu)
+        return grids.at_flow(self._flow_sigmas(count or len(self), shift), len(self), self._end())
 
     def _sigma(self, level: Level) -> float:
         return level.sigma if self.config.use_flow_sigmas else level.ratio

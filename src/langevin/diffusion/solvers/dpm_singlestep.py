@@ -56,9 +56,7 @@ class DPMSinglestep:
 
     def rows(self, grid: Grid, begin: int = 0) -> tuple[Row, ...]:
         """Return one row per level; a run that begins inside a step makes the rest of it a step of lower order."""
-        order = places(
-            len(grid) - 1, self.order, lower_order_final=self.lower_order_final, clean=grid[-1].sigma == 0
-        )
+        order = places(len(grid) - 1, self.order, lower_order_final=self.lower_order_final, clean=grid[-1].sigma == 0)
         return tuple(self.row(grid, k, min(order[k], k - begin + 1)) for k in range(begin, len(grid) - 1))
 
     def row(self, grid: Grid, k: int, call: int) -> Row:
