@@ -37,6 +37,20 @@ def test_atomic_folder_replaces_and_carries_over(tmp_path):
     assert (target / "a").read_text() == "2" and os.listdir(tmp_path) == ["model"]
 
 
+def test_saved_files_have_the_permissions_of_the_umask(tmp_path):
+    mask = os.umask(0o027)
+    try:
+        with files.atomic_folder(tmp_path / "model") as partial:
+            (partial / "sub").mkdir()
+            (partial / "sub" / "private").write_text("a writer may leave it so")
+            (partial / "sub" / "private").chmod(0o600)
+        files.atomic_write(tmp_path / "a.txt", "1")
+    finally:
+        os.umask(mask)
+    saved = (tmp_path / "model", tmp_path / "model" / "sub" / "private", tmp_path / "a.txt")
+    assert [oct(path.stat().st_mode & 0o777) for path in saved] == ["0o750", "0o640", "0o640"]
+
+
 def test_a_killed_folder_save_leaves_old_or_new(tmp_path):
     """SIGKILL at random moments: what can be read is one whole generation."""
     script = (

@@ -107,6 +107,13 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _umask() -> int:
+    """Return the permissions that this process withholds from new files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 @contextmanager
 def atomic_file(path: PathLike) -> Iterator[Path]:
     """Give a temporary path beside `path`; on leaving without an error it is flushed and takes the final name.
@@ -120,9 +127,7 @@ def atomic_file(path: PathLike) -> Iterator[Path]:
     partial = Path(name)
     try:
         yield partial
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o666 & ~mask)
+        partial.chmod(0o666 & ~_umask())
         _sync(partial)
         os.replace(partial, path)
         _sync(path.parent)
@@ -141,9 +146,9 @@ def atomic_folder(path: PathLike, *, drop: Callable[[str], bool] | None = None) 
     """Give an empty folder beside `path`; on leaving without an error it takes the place of `path`.
 
     Files that an existing `path` holds and the new folder does not are carried over, so a save never loses what it did
-    not write, except those whose name `drop` tells to leave behind. A process killed at any moment leaves the old
-    folder or the new one. Where the system cannot exchange two folders in one step, the old one lies beside `path` as
-    `.NAME.previous` for an instant, and the next call puts it back.
+    not write, except those whose name `drop` tells to leave behind. New files get the permissions that the umask gives.
+    A process killed at any moment leaves the old folder or the new one. Where the system cannot exchange two folders in
+    one step, the old one lies beside `path` as `.NAME.previous` for an instant, and the next call puts it back.
     """
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,13 +158,16 @@ def atomic_folder(path: PathLike, *, drop: Callable[[str], bool] | None = None) 
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         yield partial
+        mask = _umask()
+        for file in partial.rglob("*"):
+            # Some writers, that of safetensors among them, leave files that only their owner can read.
+            if file.is_file() and not file.is_symlink():
+                file.chmod(file.stat().st_mode | (0o666 & ~mask))
         if path.is_dir():
             _carry_over(path, partial, drop or (lambda name: False))
         for file in partial.rglob("*"):
             if file.is_file():
                 _sync(file)
-        mask = os.umask(0)
-        os.umask(mask)
         partial.chmod(0o777 & ~mask)
         shutil.rmtree(previous, ignore_errors=True)
         if not (path.exists() and _exchange(partial, path)):
