@@ -27,6 +27,7 @@ NAMES = (
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
     "DPMSolverMultistepScheduler",
+    "LMSDiscreteScheduler",
 )
 
 

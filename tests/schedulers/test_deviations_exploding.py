@@ -189,7 +189,7 @@ def test_flow_shift_of_no_effect() -> None:
     theirs.set_timesteps(4, mu=0.5)
     with pytest.raises(InputError, match="use_dynamic_shifting"):
         ours.set_timesteps(4, mu=0.5)
-    with pytest.raises(InputError, match="`mu`"):
+    with pytest.raises(InputError, match="needed there"):
         type(ours)(use_dynamic_shifting=True).set_timesteps(4)
     with pytest.raises(InputError, match="above 0"):
         ours.set_shift(0.0)

@@ -264,6 +264,16 @@ def between(grid: Grid, ratio: float) -> Level:
     return Level(round(t) if whole_times else t, made.alpha, made.sigma)
 
 
+def reshaped(
+    sigmas: np.ndarray, shift: float, *, terminal: float | None = None, schedule: str | None = None
+) -> np.ndarray:
+    """Return flow noise levels shifted, stretched to end at `terminal`, and respaced between their ends."""
+    sigmas = shifted(sigmas, shift)
+    if terminal:
+        sigmas = stretched(sigmas, terminal)
+    return SCHEDULES[schedule](len(sigmas), float(sigmas[0]), float(sigmas[-1])) if schedule else sigmas
+
+
 def exploding(grid: Grid) -> Grid:
     """Return the same grid in the space where samples are divided by alpha."""
     return tuple(level.exploding() for level in grid)

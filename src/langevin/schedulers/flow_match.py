@@ -27,6 +27,7 @@ class FlowMatchScheduler(SchedulerMixin):
         shift: factor of the odds sigma / (1 - sigma), unless shifting is dynamic.
     """
 
+    grid_options = ("mu",)
     whole_timesteps = False
     tuple_holds_data = False
     noise_dtype = torch.float32
@@ -34,6 +35,10 @@ class FlowMatchScheduler(SchedulerMixin):
 
     def _setup(self) -> None:
         self.set_shift(self.config.shift)
+        check_choice("time_shift_type", self._own("time_shift_type", "linear"), ("exponential", "linear"))
+        if len(chosen := [name for name in SIGMA_OPTIONS if self._own(name)]) > 1:
+            raise ConfigError(f"{' and '.join(chosen)} exclude each other; switch on one of them.")
+        self._schedule = SIGMA_OPTIONS[chosen[0]] if chosen else None
         super()._setup()
 
     def set_shift(self, shift: float) -> None:
@@ -43,41 +48,49 @@ class FlowMatchScheduler(SchedulerMixin):
         self.shift = float(shift)
 
     def _prediction(self) -> Prediction:
-        return Prediction("flow_prediction")
-
-    def _shaped(self, levels: np.ndarray, mu: float | None) -> np.ndarray:
-        """Return the levels shifted by the current shift; `mu` is for those that shift otherwise."""
-        return grids.shifted(levels, self.shift)
-
-    def _low(self) -> float:
-        """Return the lowest level of a run before it is shaped: that of the training table."""
-        return float(grids.shifted(np.array(1 / len(self)), self.config.shift))
+        return Prediction("flow_prediction", scaling=reversed_flow if self._own("invert_sigmas") else None)
 
     def _level(self, sigma: float) -> Level:
-        return flow(len(self) * sigma, sigma)
-
-    def _grid(
-        self,
-        count: int | None,
-        timesteps: Sequence[Time] | None = None,
-        sigmas: Sequence[float] | None = None,
-        *,
-        mu: float | None = None,
-    ) -> Grid:
-        if timesteps is not None:
-            levels = np.asarray(timesteps, dtype=np.float64) / len(self)
-        elif sigmas is not None:
-            levels = self._shaped(np.asarray(sigmas if sigmas[-1] > 0 else sigmas[:-1], dtype=np.float64), mu)
-        elif count is not None:
-            grids.check_count(count)
-            levels = self._shaped(np.linspace(1.0, self._low(), count), mu)
-        else:
-            levels = grids.shifted(np.linspace(1.0, 1 / len(self), len(self)), self.shift)
-        checked = grids.check_descending("timesteps" if timesteps is not None else "sigmas", levels, low=0, high=1)
-        return (*(self._level(s) for s in checked), flow(-1, 0.0))
+        return flow(len(self) * (1 - sigma if self._own("invert_sigmas") else sigma), sigma)
 
     def _sigma(self, level: Level) -> float:
-        return level.sigma
+        return level.alpha if self._own("invert_sigmas") else level.sigma
+
+    def _grid(
+        self, count: int | None, timesteps: Sequence[Time] | None = None, sigmas: Sequence[float] | None = None, *,
+        mu: float | None = None,
+    ) -> Grid:  # fmt: skip
+        steps, dynamic, shift = len(self), bool(self._own("use_dynamic_shifting")), self.shift
+        if (mu is not None) != (dynamic and (count is not None or sigmas is not None)):
+            raise InputError(
+                "`mu`, the shift for the size of the picture, belongs to use_dynamic_shifting=True with a number of "
+                "steps or sigmas: it is needed there and has no effect elsewhere."
+            )
+        if mu is not None:
+            shift = math.exp(mu) if self.config.time_shift_type == "exponential" else mu
+        shape = {"terminal": self._own("shift_terminal"), "schedule": self._schedule}
+        if timesteps is not None:
+            timesteps = [steps - t for t in timesteps] if self._own("invert_sigmas") else timesteps
+            levels = np.array(grids.check_descending("timesteps", timesteps, low=0, high=steps)) / steps
+        elif sigmas is not None:
+            own = grids.check_descending("sigmas", sigmas, low=0, high=1)
+            levels = grids.reshaped(np.array(own if own[-1] > 0 else own[:-1]), shift, **shape)
+        elif count is not None:
+            grids.check_count(count)
+            low = grids.shifted(np.array(1 / steps), 1.0 if dynamic else self.config.shift)
+            levels = grids.reshaped(np.linspace(1.0, low, count), shift, **shape)
+        else:
+            levels = grids.shifted(np.linspace(1.0, 1 / steps, steps), shift)
+        if not len(levels) or not levels[-1] > 0:
+            raise InputError("The network cannot be asked at sigma = 0, the end of every run; leave it out.")
+        return (*map(self._level, levels.tolist()), flow(-1, 0.0))
+
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: torch.device | str | None = None,
+        sigmas: Sequence[float] | None = None, mu: float | None = None, timesteps: Sequence[Time] | None = None,
+    ) -> None:  # fmt: skip
+        """Choose the schedule of the next run; `sigmas` are the levels of the steps, `mu` the dynamic shift."""
+        super().set_timesteps(num_inference_steps, device, timesteps=timesteps, sigmas=sigmas, mu=mu)
 
     def scale_noise(
         self, sample: torch.Tensor, timestep: Time | torch.Tensor, noise: torch.Tensor | None = None
@@ -92,11 +105,7 @@ class FlowMatchScheduler(SchedulerMixin):
         s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0, generator: Generators = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """Return the sample at which the network is to be asked next.
-
-        Raises:
-            InputError: for `s_churn` above 0; noise on top of a sample leaves the straight path.
-        """
+        """Return the sample at which the network is to be asked next; churn would leave the path and is an error."""
         if s_churn:
             raise InputError(
                 f"s_churn is {s_churn}, but added noise would leave the straight path from data to noise; use "
@@ -114,8 +123,6 @@ class FlowMatchEulerDiscreteScheduler(FlowMatchScheduler):
     the direction from noise to data, and `sigmas` are counted from the noise.
     """
 
-    grid_options = ("mu",)
-
     @register_to_config
     def __init__(
         self, num_train_timesteps: int = 1000, shift: float = 1.0, use_dynamic_shifting: bool = False,
@@ -124,66 +131,14 @@ class FlowMatchEulerDiscreteScheduler(FlowMatchScheduler):
         use_karras_sigmas: bool | None = False, use_exponential_sigmas: bool | None = False,
         use_beta_sigmas: bool | None = False, time_shift_type: str = "exponential", stochastic_sampling: bool = False,
     ) -> None:  # fmt: skip
-        check_choice("time_shift_type", time_shift_type, ("exponential", "linear"))
-        self._respacing = [SIGMA_OPTIONS[name] for name in SIGMA_OPTIONS if self._own(name)]
-        if len(self._respacing) > 1:
-            raise ConfigError(f"{' and '.join(self._respacing)} sigmas exclude each other; switch on one of them.")
         self._setup()
 
     def _solver(self) -> FirstOrder | Renoising:
         return Renoising(draw_last=True) if self.config.stochastic_sampling else FirstOrder()
 
-    def _prediction(self) -> Prediction:
-        return Prediction("flow_prediction", scaling=reversed_flow if self.config.invert_sigmas else None)
-
-    def _low(self) -> float:
-        return 1 / len(self) if self.config.use_dynamic_shifting else super()._low()
-
-    def _shaped(self, levels: np.ndarray, mu: float | None) -> np.ndarray:
-        levels = grids.shifted(levels, self.shift if mu is None else self._factor(mu))
-        if self.config.shift_terminal:
-            levels = self.stretch_shift_to_terminal(levels)
-        for name in self._respacing:
-            levels = grids.SCHEDULES[name](len(levels), float(levels[0]), float(levels[-1]))
-        return levels
-
-    def _factor(self, mu: float) -> float:
-        return math.exp(mu) if self.config.time_shift_type == "exponential" else mu
-
     def stretch_shift_to_terminal(self, t: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
         """Return the levels stretched so that the last is `shift_terminal`."""
         return grids.stretched(t, self.config.shift_terminal)
-
-    def _level(self, sigma: float) -> Level:
-        return flow(len(self) * (1 - sigma if self.config.invert_sigmas else sigma), sigma)
-
-    def _sigma(self, level: Level) -> float:
-        return level.alpha if self.config.invert_sigmas else level.sigma
-
-    def _grid(
-        self,
-        count: int | None,
-        timesteps: Sequence[Time] | None = None,
-        sigmas: Sequence[float] | None = None,
-        *,
-        mu: float | None = None,
-    ) -> Grid:
-        shifts = self.config.use_dynamic_shifting and (count is not None or sigmas is not None)
-        if shifts and mu is None:
-            raise InputError("use_dynamic_shifting=True needs `mu`, the shift for the size of the picture.")
-        if mu is not None and not shifts:
-            raise InputError("`mu` shifts the levels of use_dynamic_shifting=True, and not timesteps of your own.")
-        if timesteps is not None and self.config.invert_sigmas:
-            timesteps = [len(self) - t for t in timesteps]
-        return super()._grid(count, timesteps, sigmas, mu=mu)
-
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, device: torch.device | str | None = None,
-        sigmas: Sequence[float] | None = None, mu: float | None = None, timesteps: Sequence[Time] | None = None,
-    ) -> None:  # fmt: skip
-        """Choose the schedule of the next run; `sigmas` are the levels of the steps, `mu` the dynamic shift."""
-        options = {} if mu is None else {"mu": mu}
-        super().set_timesteps(num_inference_steps, device, timesteps=timesteps, sigmas=sigmas, **options)
 
 
 class FlowMatchHeunDiscreteScheduler(FlowMatchScheduler):

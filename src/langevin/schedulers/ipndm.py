@@ -40,24 +40,20 @@ class IPNDMScheduler(SchedulerMixin):
     def _grid(
         self, count: int | None, timesteps: Sequence[Time] | None = None, sigmas: Sequence[float] | None = None
     ) -> Grid:
+        own = self.config.trained_betas if sigmas is None else sigmas
         if timesteps is not None:
             times = grids.check_descending("timesteps", timesteps, low=0, high=1)
             levels = [*(math.sin(t * math.pi / 2) for t in times), 0.0]
-        elif sigmas is not None:
-            levels = grids.check_descending("sigmas", sigmas, low=0, high=1)
-        elif self.config.trained_betas is not None:
-            levels = grids.check_descending("trained_betas", self.config.trained_betas, low=0, high=1)
-            if count not in (None, len(levels) - 1):
-                raise InputError(
-                    f"num_inference_steps is {count}, but trained_betas name {len(levels) - 1} steps; pass `sigmas`."
-                )
+        elif own is not None:
+            levels = grids.check_descending("trained_betas" if sigmas is None else "sigmas", own, low=0, high=1)
         else:
-            count = len(self) if count is None else count
-            grids.check_count(count)
-            levels = grids.squared_sine(count + 1).tolist()
+            grids.check_count(len(self) if count is None else count)
+            levels = grids.squared_sine((len(self) if count is None else count) + 1).tolist()
+        if count not in (None, len(levels) - 1):
+            raise InputError(f"num_inference_steps is {count}, but trained_betas name {len(levels) - 1} steps.")
         if len(levels) < 2 or not levels[-2] > 0:
             raise InputError("A run needs a noise level above 0 to start from and another one to end at.")
-        return tuple(angular(sigma) for sigma in levels)
+        return tuple(map(angular, levels))
 
     def _sigma(self, level: Level) -> float:
         return level.sigma
