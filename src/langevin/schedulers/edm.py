@@ -148,7 +148,7 @@ class EDMDPMSolverMultistepScheduler(DrawingScheduler, EDMScheduler):
     ) -> None:  # fmt: skip
         self._setup()
 
-    _solver = DPMSolverMultistepScheduler._solver
+    _solver = DPMSolverMultistepScheduler._solver  # type: ignore[assignment]
 
 
 class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
