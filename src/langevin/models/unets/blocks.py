@@ -38,6 +38,10 @@ class Kind:
         """Whether blocks of this kind need an encoder's output."""
         return self.attention in ("transformer", "added")
 
+    def resampling(self, option: str | None) -> str:
+        """Return how the resolution changes, given the model's own choice."""
+        return option or "conv" if self.resample == "option" else self.resample
+
 
 DOWN_KINDS: dict[str, Kind] = {
     "DownBlock2D": Kind(),
@@ -48,15 +52,8 @@ DOWN_KINDS: dict[str, Kind] = {
     "SkipDownBlock2D": Kind(None, "resnet", skip=True),
     "AttnSkipDownBlock2D": Kind("tokens", "resnet", skip=True),
 }
-UP_KINDS: dict[str, Kind] = {
-    "UpBlock2D": Kind(),
-    "AttnUpBlock2D": Kind("tokens", "option"),
-    "CrossAttnUpBlock2D": Kind("transformer"),
-    "ResnetUpsampleBlock2D": Kind(None, "resnet"),
-    "SimpleCrossAttnUpBlock2D": Kind("added", "resnet"),
-    "SkipUpBlock2D": Kind(None, "resnet", skip=True),
-    "AttnSkipUpBlock2D": Kind("tokens", "resnet", skip=True),
-}
+UP_KINDS = {name.replace("Down", "Up"): kind for name, kind in DOWN_KINDS.items()}
+"""The mirror images, named alike: "UpBlock2D", "CrossAttnUpBlock2D", "ResnetUpsampleBlock2D", ..."""
 MID_KINDS: dict[str, Kind] = {
     "UNetMidBlock2D": Kind("tokens"),
     "UNetMidBlock2DCrossAttn": Kind("transformer"),
@@ -96,6 +93,12 @@ class Common:
             "time_embedding_norm": self.time_scale_shift,
         }
         return ResnetBlock(channels_in, channels_out, **{**options, **overrides})
+
+    def extras(self, kind: Kind) -> dict[str, Any]:
+        """Return the options of residual blocks that only kinds which resample by residual blocks honour."""
+        if kind.resample != "resnet":
+            return {}
+        return {"output_scale_factor": self.out_scale_factor, "skip_time_act": self.skip_time_act}
 
 
 @dataclass(frozen=True)
@@ -209,20 +212,18 @@ class DownBlock(Block):
         super().__init__()
         kind = DOWN_KINDS[level.name]
         self.attention = kind.attention
-        by_resnet = kind.resample == "resnet"
-        options = {"output_scale_factor": common.out_scale_factor, "skip_time_act": common.skip_time_act}
-        options = options if by_resnet else {}
+        options = common.extras(kind)
         width = level.channels_out
         self.resnets = nn.ModuleList(
             common.resnet(width if i else level.channels_in, width, **options) for i in range(level.layers)
         )
         if kind.attention is not None:
             self.attentions = nn.ModuleList(level.attention(kind.attention, i, common) for i in range(level.layers))
-        how = common.downsample_type or "conv" if kind.resample == "option" else kind.resample
+        how = kind.resampling(common.downsample_type)
         self.downsamplers = None
         if level.resample and how == "resnet":
             self.downsamplers = nn.ModuleList([common.resnet(width, width, down=True, **options)])
-        elif level.resample and how is not None:
+        elif level.resample:
             self.downsamplers = nn.ModuleList([Downsample(width, use_conv=True, padding=common.downsample_padding)])
 
     def forward(
@@ -277,9 +278,7 @@ class UpBlock(Block):
         super().__init__()
         kind = UP_KINDS[level.name]
         self.attention = kind.attention
-        by_resnet = kind.resample == "resnet"
-        options = {"output_scale_factor": common.out_scale_factor, "skip_time_act": common.skip_time_act}
-        options = options if by_resnet else {}
+        options = common.extras(kind)
         width, last = level.channels_out, level.layers - 1
         self.resnets = nn.ModuleList()
         for i in range(level.layers):
@@ -287,11 +286,11 @@ class UpBlock(Block):
             self.resnets.append(common.resnet(own + skip, width, **options))
         if kind.attention is not None:
             self.attentions = nn.ModuleList(level.attention(kind.attention, i, common) for i in range(level.layers))
-        how = common.upsample_type or "conv" if kind.resample == "option" else kind.resample
+        how = kind.resampling(common.upsample_type)
         self.upsamplers = None
         if level.resample and how == "resnet":
             self.upsamplers = nn.ModuleList([common.resnet(width, width, up=True, **options)])
-        elif level.resample and how is not None:
+        elif level.resample:
             self.upsamplers = nn.ModuleList([Upsample(width, use_conv=True)])
 
     def forward(
