@@ -128,7 +128,7 @@ class AttentionPooling(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(embed_dim, embed_dim) for _ in range(3))
-        self.positional_embedding = nn.Parameter(torch.normal(0.0, embed_dim**-0.5, (1, embed_dim)))
+        self.positional_embedding = nn.Parameter(embed_dim**-0.5 * torch.randn(1, embed_dim))
 
     def forward(self, x: Tensor) -> Tensor:
         query = x.mean(dim=1) + self.positional_embedding.to(x.dtype)
