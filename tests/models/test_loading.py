@@ -496,26 +496,60 @@ def test_every_type_and_shape_goes_through_and_agrees_with_the_safetensors_packa
             assert torch.equal(theirs[name], tensor)
             view = file.view(name)
             assert view is None or torch.equal(view, tensor)
-            for use_map in (True, False):
-                target = torch.empty(tensor.shape, dtype=tensor.dtype)
-                file.read_into(name, target, use_map=use_map)
-                assert torch.equal(target, tensor), name
+        targets = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors.items()}
+        file.read(targets)
+        for kept in (file.blocks(tensors, use_map=False), file.blocks(tensors, keep=True)):
+            assert sum(part.count for _, parts in kept for part in parts) == sum(t.numel() for t in tensors.values())
+        assert all(torch.equal(targets[name], tensor) for name, tensor in tensors.items())
     with pytest.raises(WeightsError, match="meta device"):
         write_safetensors(path, {"x": torch.empty(2, device="meta")}, {})
     with pytest.raises(WeightsError, match="sparse"):
         write_safetensors(path, {"x": torch.eye(2).to_sparse()}, {})
 
 
-def test_large_tensors_are_read_in_pieces(tmp_path: Path) -> None:
-    big = torch.randn(3, 1 << 20)
-    write_safetensors(tmp_path / "x.safetensors", {"big": big, "small": torch.ones(3)}, {})
+def test_large_tensors_are_read_in_blocks_and_small_ones_share_them(tmp_path: Path) -> None:
+    tensors = {"big": torch.randn(3, 1 << 20), "one": torch.randn(5), "two": torch.randn(2, 2), "half": torch.ones(3)}
+    tensors["half"] = tensors["half"].half()
+    write_safetensors(tmp_path / "x.safetensors", tensors, {})
     with SafetensorsFile(tmp_path / "x.safetensors") as file:
         for use_map in (True, False):
-            pieces: list[torch.Tensor] = []
-            target = torch.empty(big.shape, dtype=torch.float16)
-            file.read_into("big", target, pieces.append, use_map=use_map)
-            assert torch.equal(target, big.half()) and torch.equal(torch.cat(pieces), target.view(-1))
-            assert len(pieces) == 3
+            targets = {name: torch.empty(tensor.shape, dtype=torch.float16) for name, tensor in tensors.items()}
+            seen: list[list[str]] = []
+            file.read(targets, lambda block, parts, seen=seen: seen.append([p.name for p in parts]), use_map=use_map)
+            assert all(torch.equal(targets[name], tensor.half()) for name, tensor in tensors.items())
+            assert len(seen) > 6 and set(map(tuple, seen)) == {("big",), ("one",), ("two",), ("half",)}
+        runs = [[part.name for part in parts] for _, parts in file.blocks(tensors)]
+        assert runs[-2:] == [["one", "two"], ["half"]] and set(map(tuple, runs[:-2])) == {("big",)}
+
+
+def test_a_large_sum_is_no_damage_and_a_damaged_neighbour_is_not_blamed(folder: Path) -> None:
+    def fill(value: float) -> Callable[[dict], None]:
+        return lambda state: state["decoder.conv_out.bias"].fill_(value)
+
+    rewrite(folder, fill(65515.0))
+    assert AutoencoderKL.from_pretrained(folder, dtype="float16").decoder.conv_out.bias.max() == 65504.0
+    rewrite(folder, fill(3.0e38))
+    assert AutoencoderKL.from_pretrained(folder).decoder.conv_out.bias.isfinite().all()
+    for value in (65520.0, float("inf")):
+        rewrite(folder, fill(value))
+        with pytest.raises(WeightsError, match=r"'decoder.conv_out.bias' holds infinity in torch.float16"):
+            AutoencoderKL.from_pretrained(folder, dtype="float16")
+    with pytest.raises(WeightsError, match=r"'decoder.conv_out.bias' holds infinity in torch.float32"):
+        AutoencoderKL.from_pretrained(folder)
+
+
+def test_initial_values_are_computed_only_where_they_are_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[torch.Size] = []
+
+    def draw(tensor: torch.Tensor, *arguments: float, **options: object) -> torch.Tensor:
+        drawn.append(tensor.shape)
+        return tensor
+
+    monkeypatch.setattr(torch.nn.init, "_no_grad_uniform_", draw)
+    AutoencoderKL.from_pretrained(folder)
+    assert drawn == []
+    AutoencoderKL(**TINY)
+    assert drawn
 
 
 def test_descriptions(tmp_path: Path) -> None:

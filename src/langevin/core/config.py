@@ -74,6 +74,7 @@ def to_json(values: Mapping[str, Any]) -> str:
     return json.dumps(_plain(values), indent=2, sort_keys=True)
 
 
+@functools.lru_cache(maxsize=512)
 def _options(cls: type[Any]) -> dict[str, inspect.Parameter]:
     """Return the parameters of the class's `__init__` by name, without self."""
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]

@@ -2,7 +2,7 @@
 
 The safetensors format is eight bytes (length of the header), a JSON header (name -> dtype, shape, byte range) and the
 raw tensors. Files are read here directly, and not through the safetensors package, because a cast then needs no memory
-beyond the result's, and because a tensor can be checked while it is in the processor's cache.
+beyond the result's, and because values can be checked while they are in the processor's cache.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ DTYPES: dict[str, torch.dtype] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000
-CHUNK = 1 << 22
+CHUNK = 1 << 20
+"""Bytes that are read, cast and checked at a time: few enough to stay in the processor's cache."""
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 SIGNATURES: tuple[tuple[bytes, str], ...] = (
@@ -54,6 +55,14 @@ SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x80\x02", "a Python pickle (torch writes old .bin and .ckpt files so)"),
     (b"\x80\x04", "a Python pickle"),
 )
+
+
+class Part(NamedTuple):
+    """A piece of a tensor: elements `first` to `first + count` of `name`, counted in the flattened tensor."""
+
+    name: str
+    first: int
+    count: int
 
 
 class Entry(NamedTuple):
@@ -164,37 +173,76 @@ class SafetensorsFile:
             return None
         if entry.start == entry.stop:
             return torch.empty(entry.shape, dtype=entry.dtype)
+        count = (entry.stop - entry.start) // entry.dtype.itemsize
+        return torch.frombuffer(self._mapped(), dtype=entry.dtype, count=count, offset=entry.start).view(entry.shape)
+
+    def _mapped(self) -> mmap.mmap:
         if self._map is None:
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
-        self._advise("MADV_WILLNEED", entry.start // mmap.PAGESIZE * mmap.PAGESIZE, entry.stop)
-        count = (entry.stop - entry.start) // entry.dtype.itemsize
-        return torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=entry.start).view(entry.shape)
+        return self._map
 
-    def read_into(
-        self, name: str, target: Tensor, each: Callable[[Tensor], None] | None = None, *, use_map: bool = True
-    ) -> None:
-        """Read and cast the tensor into a contiguous `target` of its shape on any device, in pieces of a few MB.
+    def _runs(self, names: Iterable[str]) -> Iterator[tuple[torch.dtype, int, list[Part]]]:
+        """Yield type, position and parts of runs of adjacent tensors, each run of one type and at most CHUNK bytes."""
+        parts: list[Part] = []
+        kind, start, stop = torch.uint8, 0, 0
+        for name in sorted(names, key=lambda name: self.entries[name].start):
+            entry = self.entries[name]
+            position, size = entry.start, entry.dtype.itemsize
+            while position < entry.stop:
+                if parts and (kind != entry.dtype or position != stop or stop - start >= CHUNK):
+                    yield kind, start, parts
+                    parts = []
+                if not parts:
+                    kind, start = entry.dtype, position
+                stop = min(entry.stop, start + CHUNK)
+                parts.append(Part(name, (position - entry.start) // size, (stop - position) // size))
+                position = stop
+        if parts:
+            yield kind, start, parts
 
-        `each` is called with every finished piece of `target`, while it is still in the processor's cache. Pages of the
-        file are given back as soon as they are read. use_map=False reads without mapping the file.
+    def blocks(
+        self, names: Iterable[str], *, use_map: bool = True, keep: bool = False
+    ) -> Iterator[tuple[Tensor, list[Part]]]:
+        """Yield all values of tensors, flat, in blocks that may hold many tensors, and the parts each consists of.
+
+        A block is valid until the next one. `keep` leaves the pages of the mapped file in this process's memory.
         """
-        entry = self.entries[name]
-        source = self.view(name) if use_map else None
-        flat = target.view(-1)
-        step = CHUNK // entry.dtype.itemsize
-        buffer = torch.empty(0 if source is not None else min(step, flat.numel()), dtype=entry.dtype)
-        for first in range(0, flat.numel(), step):
-            piece = flat[first : first + step]
-            offset = entry.start + first * entry.dtype.itemsize
-            if source is None:
-                landing = buffer[: piece.numel()]
-                self._read_at(offset, bytes_of(landing))
-                piece.copy_(landing)
+        buffer: Tensor | None = None
+        ahead = 0
+        for kind, start, parts in self._runs(names):
+            count = sum(part.count for part in parts)
+            stop = start + count * kind.itemsize
+            if use_map and start % kind.itemsize == 0:
+                if stop > ahead:
+                    ahead = start + 8 * CHUNK
+                    self._advise("MADV_WILLNEED", start, ahead)
+                yield torch.frombuffer(self._mapped(), dtype=kind, count=count, offset=start), parts
+                if not keep:
+                    self._advise("MADV_DONTNEED", start, stop)
             else:
-                piece.copy_(source.view(-1)[first : first + step])
-                self._release(offset, offset + piece.numel() * entry.dtype.itemsize)
-            if each is not None:
-                each(piece)
+                buffer = torch.empty(CHUNK, dtype=torch.uint8) if buffer is None else buffer
+                self._read_at(start, bytes_of(buffer[: stop - start]))
+                yield buffer[: stop - start].view(kind), parts
+
+    def read(
+        self,
+        targets: Mapping[str, Tensor],
+        each: Callable[[Tensor, list[Part]], None] | None = None,
+        *,
+        use_map: bool = True,
+    ) -> None:
+        """Read and cast tensors into contiguous targets of their shapes on any device, block by block.
+
+        `each` is called with every finished piece of a target, flat, and with its part. use_map=False reads without
+        mapping the file.
+        """
+        flat = {name: target.view(-1) for name, target in targets.items()}
+        for block, parts in self.blocks(targets, use_map=use_map):
+            for part, values in zip(parts, block.split([part.count for part in parts]), strict=True):
+                piece = flat[part.name][part.first : part.first + part.count]
+                piece.copy_(values)
+                if each is not None:
+                    each(piece, [part])
 
     def _read_at(self, offset: int, data: memoryview) -> None:
         self._file.seek(offset)
@@ -204,15 +252,12 @@ class SafetensorsFile:
                 raise WeightsError(f"{self.path} became shorter while it was read")
             data = data[done:]
 
-    def _release(self, start: int, stop: int) -> None:
-        """Tell the system that the whole pages between two positions need not stay in this process's memory."""
-        size = mmap.PAGESIZE
-        self._advise("MADV_DONTNEED", -(-start // size) * size, stop // size * size)
-
     def _advise(self, advice: str, start: int, stop: int) -> None:
-        """Tell the system what is planned with part of the mapped file, where it listens."""
-        if self._map is not None and start < stop and hasattr(mmap, advice):
-            self._map.madvise(getattr(mmap, advice), start, stop - start)
+        """Tell the system what is planned with the whole pages in part of the mapped file, where it listens."""
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = min(stop, len(self._mapped())) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last and hasattr(mmap, advice):
+            self._mapped().madvise(getattr(mmap, advice), first, last - first)
 
 
 def count_bytes(shape: Iterable[int], dtype: torch.dtype) -> int:

@@ -15,6 +15,7 @@ from ..core.errors import ConfigError, check_known
 from ..core.push import PushToHubMixin
 from ..nn import processors
 from . import loading
+from .hollow import Hollow
 
 
 class ModelMixin(nn.Module, PushToHubMixin, ConfigMixin):
@@ -85,7 +86,8 @@ class ModelMixin(nn.Module, PushToHubMixin, ConfigMixin):
             ConfigError: an unknown keyword, or a configuration that cannot be read.
             InputError: the folder or repository does not exist.
         """
-        check_known(f"{cls.__name__}.from_pretrained", overrides, _keywords(cls))
+        if overrides:
+            check_known(f"{cls.__name__}.from_pretrained", overrides, _keywords(cls))
         hub = {
             "revision": revision,
             "cache_dir": cache_dir,
@@ -106,7 +108,7 @@ class ModelMixin(nn.Module, PushToHubMixin, ConfigMixin):
             use_safetensors=use_safetensors,
             **hub,
         )
-        with torch.device("meta"):
+        with Hollow():
             model = cls.from_config(values, **overrides)
         report = loading.load_into(
             model,

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..core.errors import ConfigError, InputError, WeightsError, did_you_mean, n
 from ..core.files import atomic_folder, resolve_folder, safe_join
 from ..core.logging import get_logger
 from ..core.weights_io import (
+    Part,
     SafetensorsFile,
     WeightFiles,
     parse_size,
@@ -240,45 +241,73 @@ class Checkpoint:
             self.shapes[name] = shapes[stored]
             self._place[name] = (source, stored)
 
-    def load(self, name: str, *, dtype: torch.dtype | None, device: torch.device, check_finite: bool) -> Tensor:
-        """Return the tensor, floating-point ones cast to `dtype`, on `device`.
+    def load(
+        self, names: Iterable[str], *, dtype: torch.dtype | None, device: torch.device, check_finite: bool
+    ) -> dict[str, Tensor]:
+        """Return tensors on `device`, floating-point ones cast to `dtype`; those that fit as they are map the file.
 
-        Raises WeightsError when `check_finite` and the result holds NaN or infinity.
+        Raises WeightsError when `check_finite` and a result holds NaN or infinity.
         """
-        source, stored = self._place[name]
-        check = FiniteCheck(name) if check_finite else None
-        if isinstance(source, dict):
-            result = source.pop(stored)
-            result = result.to(device=device, dtype=dtype if result.is_floating_point() else None)
-        else:
+        check = FiniteCheck() if check_finite else None
+        loaded: dict[str, Tensor] = {}
+        views: dict[SafetensorsFile, dict[str, str]] = {}
+        casts: dict[SafetensorsFile, dict[str, str]] = {}
+        for name in names:
+            source, stored = self._place[name]
+            if isinstance(source, dict):
+                value = source.pop(stored)
+                loaded[name] = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+                if check is not None:
+                    check(loaded[name], [Part(name, 0, value.numel())])
+                continue
             held = source.entries[stored].dtype
             wanted = dtype if dtype is not None and held.is_floating_point else held
             mapped = self.use_map and wanted == held and device.type == "cpu"
             view = source.view(stored) if mapped else None
-            if view is None:
-                result = torch.empty(self.shapes[name], dtype=wanted, device=device)
-                source.read_into(stored, result, check, use_map=self.use_map)
-                return result
-            result = view
+            loaded[name] = torch.empty(self.shapes[name], dtype=wanted, device=device) if view is None else view
+            (casts if view is None else views).setdefault(source, {})[stored] = name
+        for source, present in casts.items():
+            targets = {stored: loaded[name] for stored, name in present.items()}
+            source.read(targets, check and check.named(present), use_map=self.use_map)
+        for source, present in views.items() if check is not None else ():
+            look = check.named(present)
+            for block, parts in source.blocks(present, keep=True):
+                look(block, parts)
         if check is not None:
-            check(result)
-        return result
+            check.settle(loaded)
+        return loaded
 
 
 class FiniteCheck:
-    """Called with pieces of one tensor; raises WeightsError at NaN or infinity. Minimum and maximum carry both."""
+    """Finds weights that hold NaN or infinity.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    Called with pieces of tensors in the type they are loaded in, it only looks at their sum, which is the fastest thing
+    that carries both, and remembers the names of doubtful tensors; `settle` looks at these one by one.
+    """
 
-    def __call__(self, piece: Tensor) -> None:
-        if not piece.is_floating_point() or piece.dtype.itemsize < 2 or piece.numel() == 0:
-            return
-        least, greatest = (value.item() for value in piece.aminmax())
-        if not (math.isfinite(least) and math.isfinite(greatest)):
-            what = "NaN" if math.isnan(least) else "infinity"
+    def __init__(self) -> None:
+        self.doubtful: dict[str, None] = {}
+
+    def __call__(self, values: Tensor, parts: Sequence[Part]) -> None:
+        """Take note of the tensors that `parts` of `values` belong to, unless all values are finite."""
+        if values.is_floating_point() and values.dtype.itemsize > 1 and not math.isfinite(values.sum().item()):
+            self.doubtful |= dict.fromkeys(part.name for part in parts)
+
+    def named(self, present: Mapping[str, str]) -> Callable[[Tensor, Sequence[Part]], None]:
+        """Return the check for a file that calls its tensors otherwise: stored name -> present name."""
+        if all(stored == name for stored, name in present.items()):
+            return self
+        return lambda block, parts: self(block, [part._replace(name=present[part.name]) for part in parts])
+
+    def settle(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise WeightsError for the first doubtful tensor that holds NaN or infinity."""
+        for name in self.doubtful:
+            least, greatest = (value.item() for value in tensors[name].aminmax())
+            if math.isfinite(least) and math.isfinite(greatest):
+                continue
+            what = f"{'NaN' if math.isnan(least) else 'infinity'} in {tensors[name].dtype}"
             raise WeightsError(
-                f"the weight {self.name!r} holds {what} in {piece.dtype}: the file is damaged, its training diverged, "
+                f"the weight {name!r} holds {what}: the file is damaged, its training diverged, "
                 f"or the values need a wider type (torch.bfloat16 or torch.float32); check_finite=False loads it anyway"
             )
 
@@ -308,37 +337,60 @@ def load_into(
     check_finite: bool = True,
     use_map: bool = True,
 ) -> LoadReport:
-    """Give a model built on the meta device the tensors of `files`, cast one at a time.
+    """Give a model built without values the tensors of `files`.
 
     what: name of the load for messages. rebuild: builds the model with initial values, for weights that are allowed to
     be missing. ignored: patterns of names that may be in the files and are not wanted. Peak memory is that of the
     result and a few MB. Raises WeightsError as LoadReport.check and Checkpoint.load do.
     """
     device = device or torch.device("cpu")
-    expected = model.state_dict(keep_vars=True)
+    places = tensor_places(model)
+    expected = {name: holder[leaf] for name, (holder, leaf) in places.items()}
     with Checkpoint(files, known=expected, renames=renames, use_map=use_map) as checkpoint:
         report = compare(expected, checkpoint.shapes, ignored)
         report.renamed = checkpoint.renamed
         report.check(what, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
-        fresh_names = {*report.missing_keys, *(name for name, _, _ in report.mismatched_keys)}
-        fresh = rebuild().state_dict() if fresh_names else {}
-        placed: dict[int, Tensor] = {}
+        fresh = {*report.missing_keys, *(name for name, _, _ in report.mismatched_keys)}
+        chosen: dict[int, str] = {}
         for name, old in expected.items():
-            twin = placed.get(id(old))
-            if twin is not None:
-                new = twin
-            elif name in fresh_names:
-                value = fresh[name]
-                new = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
-            elif name in checkpoint.shapes:
-                new = checkpoint.load(name, dtype=dtype, device=device, check_finite=check_finite)
-            else:
-                continue  # tied to a tensor that comes later
-            placed[id(old)] = new if isinstance(new, nn.Parameter) else as_parameter(new, old)
-        for name, old in expected.items():
-            set_tensor(model, name, placed[id(old)])
-    check_materialised(model)
+            # Of tied tensors the first one that is there counts.
+            if id(old) not in chosen and (name in fresh or name in checkpoint.shapes):
+                chosen[id(old)] = name
+        stored = [name for name in chosen.values() if name not in fresh]
+        loaded = checkpoint.load(stored, dtype=dtype, device=device, check_finite=check_finite)
+    initial = rebuild().state_dict() if fresh else {}
+    for name in fresh & set(chosen.values()):
+        value = initial[name]
+        loaded[name] = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+    new = {key: as_parameter(loaded[name], expected[name]) for key, name in chosen.items()}
+    for name, (holder, leaf) in places.items():
+        holder[leaf] = new[id(expected[name])]
     return report
+
+
+def tensor_places(model: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
+    """Return where every parameter and saved buffer lives, in the order and under the names of the state dict.
+
+    Raises ConfigError for a buffer that is not saved and that has no values, which no checkpoint would fill.
+    """
+    places: dict[str, tuple[dict[str, Any], str]] = {}
+    hollow = []
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for holder in (module._parameters, module._buffers):
+            for leaf, tensor in holder.items():
+                if tensor is None:
+                    continue
+                if leaf not in module._non_persistent_buffers_set:
+                    places[prefix + leaf] = holder, leaf
+                elif tensor.is_meta:
+                    hollow.append(prefix + leaf)
+    if hollow:
+        raise ConfigError(
+            f"{type(model).__name__} leaves {_some(hollow)} without values when it is built on the meta device; "
+            f"create buffers that are not saved with device='cpu'"
+        )
+    return places
 
 
 def compare(
@@ -364,26 +416,6 @@ def as_parameter(value: Tensor, like: Tensor) -> Tensor:
     if isinstance(like, nn.Parameter):
         return nn.Parameter(value, requires_grad=like.requires_grad and value.is_floating_point())
     return value
-
-
-def set_tensor(model: nn.Module, name: str, value: Tensor) -> None:
-    """Put a parameter or buffer at its dotted name."""
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    if isinstance(value, nn.Parameter):
-        module._parameters[leaf] = value
-    else:
-        module._buffers[leaf] = value
-
-
-def check_materialised(model: nn.Module) -> None:
-    """Raise ConfigError when a tensor of the model has no values: a buffer outside of the checkpoint."""
-    hollow = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
-    if hollow:
-        raise ConfigError(
-            f"{type(model).__name__} leaves {_some(hollow)} without values when it is built on the meta device; "
-            f"create buffers that are not saved with device='cpu'"
-        )
 
 
 # -- arguments ------------------------------------------------------------------------------------------------------
