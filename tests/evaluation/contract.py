@@ -33,14 +33,16 @@ IN_THE_LIMIT = {
 }
 """Schedulers that miss the data with the exact noise, by their definition."""
 
-LIMITS = {"LCMScheduler": 50, "TCDScheduler": 50}
+LIMITS = {"CMStochasticIterativeScheduler": 40, "LCMScheduler": 50, "TCDScheduler": 50}
 """Most steps of samplers that choose from a coarser schedule than the training one."""
 
 CALLS = {
     "PNDMScheduler": lambda n, c: n + min(n - 1, 1) if c.config.skip_prk_steps else n + 3 * min(n - 1, 3),
+    "RePaintScheduler": lambda n, c: n + 9 * 10 * len(range(0, n - 10, 10)),
     "ScoreSdeVeScheduler": lambda n, c: n * (1 + c.config.correct_steps),
 }
-"""Network calls of n steps where they are not `order` per step; (n, scheduler) -> calls."""
+"""Network calls of n steps where they are not `order` per step; (n, scheduler) -> calls. RePaint walks ten steps nine
+times more from every tenth step."""
 
 REPEATS = {"PNDMScheduler": 4, "ScoreSdeVeScheduler": 2}
 """How often a timestep may be asked in a row where it is not `order` times: the middle of a Runge-Kutta step of one

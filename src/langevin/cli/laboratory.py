@@ -195,7 +195,7 @@ def compact(value: float) -> str:
 def legend(plan: Plan) -> Iterator[str]:
     """Yield what the columns mean."""
     reads = {"x0": "x0", "eps": "the noise eps"}[plan.solver.wants]
-    yield f"x' = (c x) x + (c saved) x_saved + sum_j (c mj) mj + noise z; mj are readings of {reads}, newest first."
+    yield f"x' = (c x) x + sum_j (c mj) mj + noise z; mj are readings of {reads}, newest first."
     yield "The network's output is read as " + ("preconditioned." if plan.prediction.scaling else f"{plan.prediction.kind}.")
 
 

@@ -52,19 +52,22 @@ class Known:
         data = self.draw(shape, generator)
         return level.alpha * data + level.sigma * torch.randn(data.shape, generator=generator, dtype=torch.float64)
 
-    def output(self, x: Tensor, level: Level, prediction: Prediction, *, distilled: bool = False) -> Tensor:
+    def output(
+        self, x: Tensor, level: Level, prediction: Prediction, *, jump: tuple[float, float, Level] | None = None
+    ) -> Tensor:
         """Return what a perfect network of the given kind of prediction returns, in the dtype of x.
 
         Args:
-            distilled: the network was distilled to jump to the end of the probability flow, as consistency models are
-                (Song et al. 2023, 2303.01469), instead of predicting the mean.
+            jump: weights of x and of x_0 in the step, and a level: the network was distilled so that the two lead to
+                where the probability flow leads at that level. None: it predicts the mean.
         """
         wide = x.double()
-        if distilled:
-            data = self.transport(wide, level, CLEAN)
-            noise = (wide - level.alpha * data) / level.sigma if level.sigma > 0 else torch.zeros_like(wide)
-        else:
+        if jump is None:
             data, noise = self.estimate(wide, level), self.noise(wide, level)
+        else:
+            of_x, of_data, target = jump
+            data = (self.transport(wide, level, target) - of_x * wide) / of_data
+            noise = (wide - level.alpha * data) / level.sigma if level.sigma > 0 else torch.zeros_like(wide)
         return as_output(wide, data, noise, level, prediction).to(x.dtype)
 
 

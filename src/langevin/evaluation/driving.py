@@ -22,8 +22,8 @@ from ..core.rng import Generators, normal
 from ..diffusion.prediction import KINDS, Preconditioning, Prediction
 from ..diffusion.process import Level, Time, flow, preserving
 from ..diffusion.sampling import sample
-from ..diffusion.table import Plan
-from .analytic import Known
+from ..diffusion.table import Plan, Row
+from .analytic import CLEAN, Known
 
 SPACES: dict[str, Callable[[Time, float], Level]] = {
     "preserving": preserving,
@@ -41,13 +41,15 @@ class Unreadable(InputError):
 class Call:
     """One network call: what the network is told, where the sample lies, the factor on its way into the network.
 
-    `spread` holds the two log variances between which a learned variance interpolates.
+    `spread` holds the two log variances between which a learned variance interpolates. `jump` holds the weights of x and
+    x_0 in the step, and the level that these two lead to before noise is added.
     """
 
     timestep: Time
     level: Level
     in_scale: float = 1.0
     spread: tuple[float, float] | None = None
+    jump: tuple[float, float, Level] = (0.0, 1.0, CLEAN)
 
 
 Network = Callable[[Tensor, Call], Tensor]
@@ -81,11 +83,35 @@ class Schedule:
         return "other"
 
 
+def table_calls(plan: Plan) -> tuple[Call, ...]:
+    """Return the calls of a plan."""
+    return tuple(
+        Call(step.timestep, step.level, step.in_scale, row.spread, jump_of(row))
+        for step, row in zip(plan.steps, plan.rows, strict=True)
+    )
+
+
+def jump_of(row: Row) -> tuple[float, float, Level]:
+    """Return where the step of a row leads before its noise: the next level without the share of that noise.
+
+    A weight of eps = (x - alpha x_0) / sigma is one of x and of x_0.
+    """
+    sigma = math.sqrt(max(row.after.sigma**2 - (row.noise or 0.0) ** 2, 0.0))
+    of_noise = row.direction / row.level.sigma if row.direction else 0.0
+    weights = row.sample + of_noise, row.outputs[0] - of_noise * row.level.alpha
+    return *weights, Level(row.after.t, row.after.alpha, sigma)
+
+
 def network(data: Known, prediction: Prediction, *, distilled: bool = False) -> Network:
-    """Return the perfect network of `data`; a learned variance is the posterior's own, the lower of the two bounds."""
+    """Return the perfect network of `data`; a learned variance is the posterior's own, the lower of the two bounds.
+
+    Args:
+        distilled: the network was distilled to jump along the probability flow (Song et al. 2023, 2303.01469; Zheng et
+            al. 2024, 2402.19159) as far as the step goes, instead of predicting the mean.
+    """
 
     def perfect(x: Tensor, call: Call) -> Tensor:
-        output = data.output(x, call.level, prediction, distilled=distilled)
+        output = data.output(x, call.level, prediction, jump=call.jump if distilled else None)
         if prediction.variance is None:
             return output
         low = math.exp(call.spread[0]) if call.spread else 0.0
@@ -167,11 +193,7 @@ class Bench:
 
     def _planned(self, steps: int) -> Schedule:
         plan = self.plan(steps)
-        calls = tuple(
-            Call(step.timestep, step.level, step.in_scale, row.spread)
-            for step, row in zip(plan.steps, plan.rows, strict=True)
-        )
-        return Schedule(calls, plan.grid[-1], plan.prediction, plan.init_noise_sigma, "plan")
+        return Schedule(table_calls(plan), plan.grid[-1], plan.prediction, plan.init_noise_sigma, "plan")
 
     def _foreign(self, steps: int) -> Schedule:
         scheduler = self.ready(steps)
@@ -282,7 +304,7 @@ def run_plan(
     """Run a plan over a known network; `noise` replaces the draws from `generator`."""
     dtype = plan.noise_dtype or x.dtype
     draw = noise or (lambda: normal(x.shape, generator=generator, dtype=dtype))
-    calls = [Call(s.timestep, s.level, s.in_scale, r.spread) for s, r in zip(plan.steps, plan.rows, strict=True)]
+    calls = table_calls(plan)
     see = (lambda step, after: watch(after)) if watch else None
     return sample(lambda now, step: model(now, calls[step.index]), x, plan, noise=draw, on_step=see)
 

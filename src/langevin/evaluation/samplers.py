@@ -44,7 +44,7 @@ LADDER = (10, 20, 40, 80)
 COUNTS = (1, 2, 3, 7, 50, 99, 333, 999, 1000)
 """Numbers of steps whose schedules are looked at for repeated timesteps."""
 DISTILLED = frozenset({"LCMScheduler", "TCDScheduler", "CMStochasticIterativeScheduler"})
-"""Samplers of networks that jump to the end of the probability flow."""
+"""Samplers of networks that jump along the probability flow."""
 ONE = Gaussian(torch.linspace(-0.6, 0.6, 48, dtype=torch.float64).reshape(1, 3, 4, 4), 0.0)
 """A data set of one picture, whose perfect network returns the exact noise of its sample."""
 
@@ -105,8 +105,7 @@ def check(
         options: keywords of `set_timesteps` and `step`, such as `eta`.
         space: "preserving" (alpha^2 + sigma^2 = 1), "exploding" (alpha = 1) or "flow" (alpha + sigma = 1): where the
             samples of a foreign scheduler live; None reads it off the object.
-        distilled: whether it expects a network that jumps to the end of the probability flow; None knows the public
-            names.
+        distilled: whether it expects a network that jumps along the probability flow; None knows the public names.
         samples: numbers drawn to look at the distribution of a stochastic sampler.
 
     Raises:
@@ -263,18 +262,25 @@ def look_at_ends(lab: Lab) -> Iterator[Finding]:
         "The process never reaches pure noise: trained samples keep this share of their data at the first level, which "
         "a run from pure noise lacks (seen as grey mean brightness; see zero terminal SNR).", verdict="note",
     )  # fmt: skip
-    wanted = first.norm if schedule.init_sigma > 1 or first.alpha < 1 else first.sigma
-    yield judged(
-        "ends", "relative error of `init_noise_sigma`", abs(schedule.init_sigma / wanted - 1), 0.02,
-        "The first sample has the deviation that its level asks for.",
-        f"The first sample has deviation {schedule.init_sigma:.4g}, but its level asks for {wanted:.4g}.",
-    )  # fmt: skip
+    yield initial(bench, first, schedule.init_sigma)
     yield judged(
         "ends", "sigma / alpha at the end", end.ratio, 0.0, "The run ends at clean data.",
         "The run ends before sigma = 0, so this much noise stays in the picture, relative to the data.", verdict="note",
     )  # fmt: skip
     yield Finding("ends", "sigma / alpha at the last call", last.ratio, "", "ok",
                   "The last call jumps from here to the end in one step.")  # fmt: skip
+
+
+def initial(bench: Bench, first: Level, found: float) -> Finding:
+    """Compare the deviation of the first sample with its level, for data of no or of unit variance."""
+    what = "relative error of `init_noise_sigma`"
+    if not hasattr(bench.scheduler, "init_noise_sigma") and not hasattr(bench.ready(1), "init_noise_sigma"):
+        return unchecked("ends", what, Unreadable("it has none, and runs start from whatever they are given."))
+    gap = min(abs(found / wanted - 1) for wanted in (first.sigma, first.norm))
+    return judged(
+        "ends", what, gap, 0.02, "The first sample has the deviation that its level asks for.",
+        f"The first sample has deviation {found:.4g}, but its level asks for {first.norm:.4g}.",
+    )  # fmt: skip
 
 
 def noisiest_ratio(bench: Bench) -> float | None:
@@ -601,8 +607,8 @@ def order_finding(lab: Lab, curve: Curve, own: Curve) -> Finding:
     if lab.distilled:
         return judged(
             "errors", f"largest error ({own.what})", max(own.errors), 0.01,
-            "A network that jumps to the end is followed at every number of steps.",
-            "A network that jumps to the end is not followed.",
+            "A network that jumps along the flow is followed at every number of steps.",
+            "A network that jumps along the flow is not followed.",
         )  # fmt: skip
     meaning = f"Twice the steps divide the error by {2**curve.order:.1f}."
     if not lab.bench.has_table:
