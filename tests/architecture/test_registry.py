@@ -23,6 +23,7 @@ SHARED = {
     "DrawingScheduler": "base of the schedulers whose step takes a generator alone",
     "ExplodingScheduler": "base of the schedulers whose samples keep their scale",
     "EDMScheduler": "base of the schedulers of preconditioned networks, without a training table",
+    "ScoreScheduler": "base of the schedulers in continuous time, from 1 to almost 0",
     "LogSNRScheduler": "base of the schedulers whose solvers step in the log signal-to-noise ratio",
 }
 """Classes that others are built on and nobody loads by name, with what they are for."""

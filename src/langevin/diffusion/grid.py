@@ -144,18 +144,18 @@ def shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
 
 
 ALIGNED = {
-    "sd": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
-    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
-    "svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+    "stable-diffusion-1.5": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "stable-diffusion-xl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "stable-video-diffusion": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
 }
-"""Noise levels optimised for ten steps of Stable Diffusion 1.5, SDXL and Stable Video Diffusion (2404.14507)."""
+"""Noise levels that were optimised for ten steps of three published networks (2404.14507)."""
 
 
 def align_your_steps(model: str, count: int = 10, *, end: float | None = 0.0) -> list[float]:
     """Return the `count` + 1 noise levels of a run, `sigmas=` of every sampler: Sabour et al. 2024 (2404.14507).
 
     Args:
-        model: "sd" (Stable Diffusion 1.5), "sdxl" or "svd" (Stable Video Diffusion).
+        model: the network that they were optimised for, a name in `ALIGNED`.
         count: steps; other numbers than the published ten are interpolated linearly in log sigma.
         end: the level where the run ends; None ends at the last published one.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -156,12 +156,7 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
             noise_dtype=self.noise_dtype,
         )
 
-    def using(self, *, solver: Solver | None = None, grid: Callable[[Grid], Grid] | None = None) -> Any:
-        """Return a copy whose runs use another solver, or the levels that a function makes of the grid; it has no file.
-
-        Pipelines take it as any other: `pipe.scheduler = pipe.scheduler.using(solver=Restart(...))`.
-        """
-        return changed(self, solver, grid)
+    using = changed
 
     def _current(self) -> Grid:
         """Return the grid that is set, or the training table."""

@@ -15,15 +15,23 @@ from ..diffusion.process import Level
 from ..diffusion.table import Solver
 
 
-def changed(scheduler: Any, solver: Any, regrid: Callable[[Grid], Grid] | None) -> Any:
-    """Return a copy of `scheduler` whose plans use `solver` and the grids that `regrid` makes."""
+def changed(scheduler: Any, *, solver: Any = None, grid: Callable[[Grid], Grid] | None = None) -> Any:
+    """Return a copy of the scheduler whose runs use another solver, or the levels that a function makes of its grid.
+
+    Pipelines take it as any other: `pipe.scheduler = pipe.scheduler.using(solver=Restart(...))`. It has no
+    configuration of its own and cannot be saved.
+
+    Args:
+        solver: a `diffusion.table.Solver`; options of `step` that were meant for the scheduler's own are errors.
+        grid: gets the levels that the configuration means, the end included, and returns those to visit.
+    """
     made = copy.copy(scheduler)
     if solver is not None:
         if getattr(solver, "place", made) is None:
             solver = replace(solver, place=partial(placed, scheduler))
         made._solver = partial(fixed, solver, scheduler.step_options)
-    if regrid is not None:
-        made._grid = lambda *args, **options: regrid(scheduler._grid(*args, **options))
+    if grid is not None:
+        made._grid = lambda *args, **options: grid(scheduler._grid(*args, **options))
     made.save_config = made.save_pretrained = refused
     made.num_inference_steps = made._begin = None
     made._forget(None)
