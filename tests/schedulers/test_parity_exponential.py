@@ -195,7 +195,8 @@ def test_unipc(predict_x0: bool) -> None:
 def test_unipc_levels_bounds_and_zero_snr() -> None:
     check_levels(UNIPC, solver_order=[2, 3])
     ranged = product(use_karras_sigmas=[True], sigma_max=[5.0, None], sigma_min=[0.1, None], solver_order=[1, 2, 3])
-    assert failures(UNIPC, counted(c | STABLE for c in ranged), limit=5e-5) == []
+    few = ((min(n, 25), c, r) for n, c, r in counted(c | STABLE for c in ranged))
+    assert failures(UNIPC, few, limit=5e-5) == []
     assert failures(UNIPC, counted(c | STABLE for c in bounded()), limit=5e-5) == []
     zero = product(rescale_betas_zero_snr=[True], prediction_type=KINDS[1:], timestep_spacing=SPACINGS)
     assert failures(UNIPC, counted(zero), limit=5e-5) == []
