@@ -38,6 +38,13 @@ def test_the_weights_are_half_precision_safetensors():
         assert kinds == {"F16"}, file.parent.name
 
 
+def test_the_text_encoder_has_the_names_that_every_version_of_transformers_reads():
+    from safetensors import safe_open
+
+    with safe_open(evaluate.MODEL / "text_encoder" / "model.safetensors", "pt") as weights:
+        assert all(name.startswith("text_model.") for name in weights.keys())  # noqa: SIM118
+
+
 def test_the_text_encoder_has_published_names():
     from safetensors import safe_open
 
