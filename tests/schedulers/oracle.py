@@ -136,17 +136,18 @@ def compare(name: str, steps: int, config: dict[str, Any], **run: Any) -> dict[s
 
 
 def failures(
-    name: str, cases: Any, *, limit: float = 2e-5, labels: float = 1e-6, apart: tuple[str, ...] = ()
+    name: str, cases: Any, *, limit: float = 2e-5, labels: float = 1e-6, plan: float = 1e-6, apart: tuple[str, ...] = ()
 ) -> list[str]:
     """Run `compare` over (steps, config, run options) and return one line per case that differs too much.
 
     Args:
+        limit, labels, plan: bounds of trajectories, of timesteps, and of runs through a plan.
         apart: entries of `compare` that differ on purpose.
     """
     found, count = [], 0
     for steps, config, run in itertools.islice(cases, 0, None, EVERY):
         gaps = compare(name, steps, config, **run)
-        bounds = {"timesteps": labels, "trajectory": limit, "plan": 1e-6}
+        bounds = {"timesteps": labels, "trajectory": limit, "plan": plan}
         bad = {key: gap for key, gap in gaps.items() if key not in apart and not gap <= bounds.get(key, 1e-6)}
         count += 1
         if bad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -66,20 +67,20 @@ def dpmpp_2m(x: torch.Tensor, s: torch.Tensor, draw) -> torch.Tensor:
 
 
 def euler(x: torch.Tensor, s: torch.Tensor, draw) -> torch.Tensor:
-    for a, b in zip(s[:-1], s[1:], strict=True):
+    for a, b in pairwise(s):
         x = x + slope(x, a) * (b - a)
     return x
 
 
 def euler_ancestral(x: torch.Tensor, s: torch.Tensor, draw) -> torch.Tensor:
-    for a, b in zip(s[:-1], s[1:], strict=True):
+    for a, b in pairwise(s):
         down, up = split(a, b)
         x = x + slope(x, a) * (down - a) + draw() * up
     return x
 
 
 def heun(x: torch.Tensor, s: torch.Tensor, draw) -> torch.Tensor:
-    for a, b in zip(s[:-1], s[1:], strict=True):
+    for a, b in pairwise(s):
         first = slope(x, a)
         ahead = x + first * (b - a)
         x = ahead if b == 0 else x + (first + slope(ahead, b)) / 2 * (b - a)
@@ -87,14 +88,14 @@ def heun(x: torch.Tensor, s: torch.Tensor, draw) -> torch.Tensor:
 
 
 def dpm_2(x: torch.Tensor, s: torch.Tensor, draw) -> torch.Tensor:
-    for a, b in zip(s[:-1], s[1:], strict=True):
+    for a, b in pairwise(s):
         middle = (a * b).sqrt()
         x = x + (slope(x, a) if b == 0 else slope(x + slope(x, a) * (middle - a), middle)) * (b - a)
     return x
 
 
 def dpm_2_ancestral(x: torch.Tensor, s: torch.Tensor, draw) -> torch.Tensor:
-    for a, b in zip(s[:-1], s[1:], strict=True):
+    for a, b in pairwise(s):
         down, up = split(a, b)
         if b == 0:
             x = x + slope(x, a) * (b - a)
@@ -157,7 +158,13 @@ def test_karras_and_exponential_levels(name: str, sampler) -> None:
 
 
 def test_levels_of_every_trained_scheduler() -> None:
-    for name in ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"):
+    for name in (
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "PNDMScheduler",
+        "UniPCMultistepScheduler",
+        "DEISMultistepScheduler",
+    ):
         grid = getattr(langevin, name)(**STABLE, timestep_spacing="k_diffusion").plan(7).grid
         assert np.allclose([level.t for level in grid[:7]], np.linspace(999, 0, 7))
         assert np.allclose([level.ratio for level in grid[:7]], plain(7)[:7].numpy(), rtol=1e-6)

@@ -67,7 +67,7 @@ def test_errors_of_flows(name: str) -> None:
     x = first_noise()
     with pytest.raises(InputError, match="descend"):
         scheduler.set_timesteps(sigmas=[1.0, 0.2, 0.5])
-    with pytest.raises(InputError, match="at most|in \\[0, 1\\]"):
+    with pytest.raises(InputError, match=r"in \[0, 1\]"):
         scheduler.set_timesteps(sigmas=[1.5, 0.2])
     with pytest.raises(InputError, match="in \\[0, 1000\\]"):
         scheduler.set_timesteps(timesteps=[1200.0, 10.0])
@@ -77,7 +77,7 @@ def test_errors_of_flows(name: str) -> None:
         scheduler.step(x, 1.5, x)
     with pytest.raises(InputError, match="needs `noise`"):
         scheduler.scale_noise(x, scheduler.timesteps[:1])
-    with pytest.raises(ConfigError, match="stochastic_sampling|shift"):
+    with pytest.raises(ConfigError, match="shift"):
         getattr(langevin, name)(shfit=3.0)
     scheduler.set_timesteps(sigmas=[1.0, 0.5, 0.0])
     assert scheduler.sigmas.tolist()[-1] == 0.0 and scheduler.num_inference_steps == 2

@@ -169,8 +169,8 @@ class Prediction:
             )
         if self.kind == "sample" and level.sigma == 0 and self.scaling is None:
             raise ConfigError(
-                f"At timestep {level.t} the sample is clean data, so a network that predicts the data says nothing about "
-                "the noise; use prediction_type='epsilon' or 'v_prediction', or a noise level above 0."
+                f"At timestep {level.t} the sample is clean data, so a network that predicts the data says nothing "
+                "about the noise; use prediction_type='epsilon' or 'v_prediction', or a noise level above 0."
             )
 
     def split(self, output: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

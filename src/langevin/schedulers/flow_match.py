@@ -119,8 +119,8 @@ class FlowMatchEulerDiscreteScheduler(FlowMatchScheduler):
 
     Levels of `set_timesteps` are shifted (by `shift`, or with `use_dynamic_shifting` by `mu`), then stretched to end at
     `shift_terminal`, then respaced between their ends as Karras, exponential or beta levels. Own timesteps are taken as
-    they are, own sigmas like those of a number of steps. With `invert_sigmas` the network is told 1 - sigma and predicts
-    the direction from noise to data, and `sigmas` are counted from the noise.
+    they are, own sigmas like those of a number of steps. With `invert_sigmas` the network is told 1 - sigma and
+    predicts the direction from noise to data, and `sigmas` are counted from the noise.
     """
 
     @register_to_config

@@ -65,7 +65,7 @@ class KDPM2DiscreteScheduler(TwoStageScheduler):
 
 
 class KDPM2AncestralDiscreteScheduler(DrawingScheduler, KDPM2DiscreteScheduler):
-    """The midpoint method to a lower level than the next one, and fresh noise up to it; the middle is the next level."""
+    """The midpoint method to a lower level than the next one, half way to which that one lies, and noise up to it."""
 
     def _solver(self) -> Midpoint:
         return Midpoint(self._at, eta=1.0)

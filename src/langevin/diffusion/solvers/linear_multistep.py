@@ -1,8 +1,8 @@
 """Linear multistep sampling in sigma / alpha: Adams-Bashforth for steps of unequal length.
 
-In r = sigma / alpha the probability flow of x / alpha is d(x / alpha) = eps dr, so a step adds the integral of eps. It is
-replaced by the integral of the polynomial through the last predictions (Karras et al. 2022, 2206.00364, eq. 1 with
-sigma(t) = t; the same method is rho-AB in Zhang & Chen 2022, 2204.13902).
+In r = sigma / alpha the probability flow of x / alpha is d(x / alpha) = eps dr, so a step adds the integral of eps.
+It is replaced by the integral of the polynomial through the last predictions (Karras et al. 2022, 2206.00364, eq. 1
+with sigma(t) = t; the same method is rho-AB in Zhang & Chen 2022, 2204.13902).
 """
 
 from __future__ import annotations
