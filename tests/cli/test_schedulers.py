@@ -149,7 +149,8 @@ def test_the_commands_of_the_documentation_run(words, capsys, tmp_path, monkeypa
     if words[0] == "plot":
         pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
-    example = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "laboratory.md").read_text(encoding="utf-8"), re.DOTALL)
+    page = (ROOT / "docs" / "laboratory.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "mine.py").write_text(example[1])
     (tmp_path / "model" / "scheduler").mkdir(parents=True)
     langevin.DDIMScheduler().save_pretrained(tmp_path / "model" / "scheduler")

@@ -91,7 +91,7 @@ def declared(name: str, bench: Bench, steps: int) -> tuple[int, ...]:
 
 
 def some_counts(name: str, options: dict[str, Any]) -> list[int]:
-    """Return numbers of steps from 1 to 1000: the ends, and some that differ from case to case but not from run to run."""
+    """Return numbers of steps from 1 to 1000, some of which differ from case to case but not from run to run."""
     draw = random.Random(f"{name} {options}")
     return sorted({1, 2, draw.randint(3, 99), draw.randint(100, 1000)})
 

@@ -206,9 +206,9 @@ def test_reports_are_text_and_json() -> None:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "KDPM2DiscreteScheduler", "FlowMatchEulerDiscreteScheduler"])
+@pytest.mark.parametrize("name", ["EulerDiscrete", "KDPM2Discrete", "FlowMatchEulerDiscrete"])
 def test_the_laboratory_drives_foreign_classes(name: str) -> None:
     diffusers = pytest.importorskip("diffusers")
-    report = check(getattr(diffusers, name)(), **QUICK)
+    report = check(getattr(diffusers, f"{name}Scheduler")(), **QUICK)
     assert report.only("fault") == ()
     assert row(report, "observed order").figure > 0.7

@@ -67,8 +67,8 @@ def find(name: str, options: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
         raise InputError(f"{cls.__name__} cannot be built ({error}); give it what it needs with --option.") from error
     rest = {key: value for key, value in given.items() if key not in building}
     taken = {*own, *getattr(cls, "step_options", ()), *getattr(cls, "grid_options", ())}
-    for call in (getattr(cls, "set_timesteps", None), getattr(cls, "step", None)):
-        taken |= set(inspect.signature(call).parameters) - {"self", "model_output", "timestep", "sample"} if call else set()
+    for call in filter(None, (getattr(cls, "set_timesteps", None), getattr(cls, "step", None))):
+        taken |= set(inspect.signature(call).parameters) - {"self", "model_output", "timestep", "sample"}
     check_known(cls.__name__, rest, taken)
     return scheduler, rest
 
@@ -172,7 +172,7 @@ def table(name: str, steps: int, options: Sequence[str]) -> str:
     plan = bench.plan(steps)
     past = max(len(row.outputs) for row in plan.rows)
     head = ("call", "timestep", "alpha", "sigma", "lambda", "->sigma", "c x", "c saved")
-    head += tuple(f"c m{j}" for j in range(past)) + ("c eps", "noise", "lift")
+    head = (*head, *(f"c m{j}" for j in range(past)), "c eps", "c x0", "noise", "lift")
     cells = [head, *(coefficients(k, row, past) for k, row in enumerate(plan.rows))]
     keep = [k for k in range(len(head)) if k < 7 or any(row[k] not in ("0", "-") for row in cells[1:])]
     lines += aligned([tuple(row[k] for k in keep) for row in cells])
@@ -183,7 +183,8 @@ def coefficients(index: int, row: Row, past: int) -> tuple[str, ...]:
     """Return the cells of one row of a table."""
     level = row.level
     where = (level.t, level.alpha, level.sigma, level.lam, row.after.sigma, row.sample, row.saved)
-    weights = [*row.outputs, *(0.0 for _ in range(past - len(row.outputs))), row.direction, row.noise, row.lift]
+    weights = [*row.outputs, *(0.0 for _ in range(past - len(row.outputs))), row.direction, row.data, row.noise]
+    weights.append(row.lift)
     return (str(index), *(("-" if v is None else compact(v)) for v in (*where, *weights)))
 
 
@@ -196,7 +197,7 @@ def legend(plan: Plan) -> Iterator[str]:
     """Yield what the columns mean."""
     reads = {"x0": "x0", "eps": "the noise eps"}[plan.solver.wants]
     yield f"x' = (c x) x + sum_j (c mj) mj + noise z; mj are readings of {reads}, newest first."
-    yield "The network's output is read as " + ("preconditioned." if plan.prediction.scaling else f"{plan.prediction.kind}.")
+    yield f"The network's output is read as {'preconditioned' if plan.prediction.scaling else plan.prediction.kind}."
 
 
 def examine(name: str, steps: int, options: Sequence[str], *, space: str | None, as_json: bool) -> tuple[str, bool]:

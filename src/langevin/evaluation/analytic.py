@@ -233,7 +233,7 @@ SIXTH: tuple[tuple[float, tuple[float, ...]], ...] = (
     (1, (9 / 44, -9 / 11, 63 / 44, 18 / 11, 0, -16 / 11)),
     (1, (11 / 120, 0, 27 / 40, 27 / 40, -4 / 15, -4 / 15, 11 / 120)),
 )
-"""Runge-Kutta of order 6, Butcher 1964: where and from which slopes each stage after the first is taken, the end last."""
+"""Runge-Kutta of order 6, Butcher 1964: node and weights of every stage after the first; the last is the end."""
 
 
 def runge_kutta(slope: Callable[[Tensor, float], Tensor], u: Tensor, start: float, end: float, count: int) -> Tensor:

@@ -41,8 +41,8 @@ class Unreadable(InputError):
 class Call:
     """One network call: what the network is told, where the sample lies, the factor on its way into the network.
 
-    `spread` holds the two log variances between which a learned variance interpolates. `jump` holds the weights of x and
-    x_0 in the step, and the level that these two lead to before noise is added.
+    `spread` holds the two log variances between which a learned variance interpolates. `jump` holds the weights of x
+    and x_0 in the step, and the level that these two lead to before noise is added.
     """
 
     timestep: Time
@@ -97,8 +97,8 @@ def jump_of(row: Row) -> tuple[float, float, Level]:
     A weight of eps = (x - alpha x_0) / sigma is one of x and of x_0.
     """
     sigma = math.sqrt(max(row.after.sigma**2 - (row.noise or 0.0) ** 2, 0.0))
-    of_noise = row.direction / row.level.sigma if row.direction else 0.0
-    weights = row.sample + of_noise, row.outputs[0] - of_noise * row.level.alpha
+    of_noise = row.direction / row.level.sigma if row.level.sigma > 0 else 0.0
+    weights = row.sample + of_noise, row.outputs[0] + row.data - of_noise * row.level.alpha
     return *weights, Level(row.after.t, row.after.alpha, sigma)
 
 
@@ -269,7 +269,7 @@ class Bench:
         """Raise Unreadable unless the documented loop drives this scheduler."""
         calls, times = len(self.schedule(steps).calls), len(scheduler.timesteps)
         if self.extra:
-            raise Unreadable(f"a step of {self.name} takes more than output, timestep and sample: {', '.join(self.extra)}.")
+            raise Unreadable(f"a step of {self.name} needs other arguments than the documented: {', '.join(self.extra)}.")
         if calls != times:
             raise Unreadable(f"a run of {self.name} has {calls} calls, and `timesteps` has {times}.")
 
@@ -347,8 +347,8 @@ def read_levels(
         make = SPACES[space or "preserving"]
         return [make(t, r) for t, r in zip([*times, -1], ratios, strict=True)], "alphas_cumprod"
     raise Unreadable(
-        f"The noise levels of {type(scheduler).__name__} cannot be read: it has no `plan`, no `alphas_cumprod` that its "
-        f"timesteps point into, and no `sigmas` with one entry per timestep ({len(times)}) or one more."
+        f"The noise levels of {type(scheduler).__name__} cannot be read: it has no `plan`, no `alphas_cumprod` that "
+        f"its timesteps point into, and no `sigmas` with one entry per timestep ({len(times)}) or one more."
     )
 
 

@@ -25,7 +25,8 @@ STYLE = {
     "axes.titlesize": 11.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 10,
     "xtick.color": INK, "ytick.color": INK, "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.8,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "figure.facecolor": PAPER,
-    "legend.frameon": False, "lines.linewidth": 1.8, "lines.markersize": 4.5, "xtick.minor.size": 0, "ytick.minor.size": 0,
+    "legend.frameon": False, "lines.linewidth": 1.8, "lines.markersize": 4.5, "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
 }  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def draw_errors(axis: Any, bench: Bench, ladder: Sequence[int], look: dict[str, 
 def dress(axes: dict[str, Any], steps: int) -> None:
     """Write titles, labels, reference slopes and the legend."""
     axes["levels"].set(title=f"Noise levels at {steps} steps", xlabel="network call", ylabel="sigma / alpha")
-    axes["lambdas"].set(title="The same as log signal-to-noise", xlabel="network call", ylabel="lambda = log(alpha / sigma)")
+    axes["lambdas"].set(title="The same, log signal-to-noise", xlabel="network call", ylabel="lambda = log(alpha / sigma)")
     axis = axes["errors"]
     axis.set(
         title="Error at the end against the exact solution", xlabel="network calls",

@@ -37,7 +37,7 @@ from .convergence import (
     weak_error,
 )
 from .driving import Bench, Call, Network, Unreadable, network
-from .report import Curve, Finding, Line, Report
+from .report import Curve, Finding, Line, Report, Verdict
 
 LADDER = (10, 20, 40, 80)
 """Numbers of steps of the error curves."""
@@ -167,7 +167,7 @@ def look_at_calls(lab: Lab) -> Iterator[Finding]:
     wanted = str(declared[1]) if order == 1 else f"{declared[0]} to {declared[1]}"
     yield Finding(
         "calls", f"network calls for {steps} steps", made, f"declared: {wanted}", "ok" if fits else "note",
-        f"Its order is declared as {order}; " + ("the calls fit it." if fits else "the calls do not fit it, so budget by `len(timesteps)`."),
+        f"Its order is declared as {order}, which the calls {'fit' if fits else 'do not fit: count `len(timesteps)`'}.",
     )  # fmt: skip
     times = [call.timestep for call in bench.schedule(steps).calls]
     runs = max(len(list(group)) for _, group in groupby(times))
@@ -182,7 +182,8 @@ def look_at_calls(lab: Lab) -> Iterator[Finding]:
     idle = [k for k, weight in enumerate(weights) if weight == 0]
     yield judged(
         "calls", "calls whose output changes no later sample", len(idle), 0,
-        "Every network call has an effect.", f"The outputs of calls {idle} are paid for and thrown away.", verdict="note",
+        "Every network call has an effect.", f"The outputs of calls {idle} are paid for and thrown away.",
+        verdict="note",
     )  # fmt: skip
     least = min(weights)
     yield Finding("calls", "least effect of a changed output on a later sample", least, "", "ok",
@@ -204,7 +205,8 @@ def repeated(bench: Bench) -> Finding:
     meaning = "The network is asked the same thing twice at these numbers of steps: " + ", ".join(map(str, bad)) + "."
     if not bad:
         meaning = "No number of steps repeats a timestep beyond the declared order."
-    return Finding("calls", "numbers of steps with repeated timesteps", len(bad), tried, "note" if bad else "ok", meaning)
+    verdict: Verdict = "note" if bad else "ok"
+    return Finding("calls", "numbers of steps with repeated timesteps", len(bad), tried, verdict, meaning)
 
 
 def effects(lab: Lab) -> list[float]:
@@ -240,12 +242,12 @@ def look_at_ends(lab: Lab) -> Iterator[Finding]:
     bench, schedule = lab.bench, lab.bench.schedule(lab.steps)
     first, last, end = schedule.calls[0].level, schedule.calls[-1].level, schedule.end
     if first.lam > end.lam:
-        yield Finding("ends", "direction", None, "", "note", "The run goes from data to noise, so its ends are not judged.")
+        yield Finding("ends", "direction", None, "", "note", "The run goes from data to noise; its ends are not judged.")
         return
     noisiest = noisiest_ratio(bench)
     if noisiest is None:
         yield Finding("ends", "first level against the noisiest", None, "", "note",
-                      "Cannot be checked: the scheduler names no noisiest level (no `alphas_cumprod`, no `sigma_max`).")  # fmt: skip
+                      "Cannot be checked: it names no noisiest level (no `alphas_cumprod`, no `sigma_max`).")  # fmt: skip
     else:
         part = 1.0 if math.isinf(noisiest) and math.isinf(first.ratio) else first.ratio / noisiest
         ok = part >= 0.99
@@ -303,7 +305,7 @@ def look_at_exactness(lab: Lab) -> Iterator[Finding]:
         yield Finding("exactness", "exact noise", None, "", "note", "Cannot be checked: it refuses 1, 2 and 5 steps.")
     elif None in cases.values():
         yield Finding("exactness", "exact noise", None, "", "note",
-                      "Cannot be checked: the run draws noise and ends above sigma = 0, so no sample is the right one.")  # fmt: skip
+                      "Cannot be checked: it draws noise and ends above sigma = 0, so no sample is the right one.")  # fmt: skip
         return
     else:
         found = {steps: gaps for steps, gaps in cases.items() if gaps}
@@ -312,7 +314,7 @@ def look_at_exactness(lab: Lab) -> Iterator[Finding]:
         slow = found[worst][0] > limit and in_the_limit(lab, found[lab.steps][0])
         if slow:
             yield Finding("exactness", f"exact noise, {lab.steps} steps: distance to the data", found[lab.steps][0],
-                          f"<= {limit:g}", "note", "The run ends at the data only in the limit of many steps.")  # fmt: skip
+                          f"<= {limit:g}", "note", "It ends at the data only in the limit of many steps.")  # fmt: skip
             return
         yield judged(
             "exactness", f"exact noise, {tried} steps: distance to the data", found[worst][0], limit,
@@ -414,7 +416,8 @@ def agreement(lab: Lab, what: str) -> Finding:
     """Run by hand and by the table with equal draws."""
     x, model, results = lab.begin(2), lab.model(), []
     for run in (lab.bench.by_table, lab.bench.by_hand):
-        results.append(run(lab.steps, model, x, generator=[seeded(1), seeded(2)] if lab.bench.takes_generator else None))
+        generators = [seeded(1), seeded(2)] if lab.bench.takes_generator else None
+        results.append(run(lab.steps, model, x, generator=generators))
     return judged(
         "protocol", what, distance(*results), 1e-9, "A loop of one's own and the table are the same run.",
         "A loop of one's own and the table end at different samples.",
@@ -500,7 +503,7 @@ def look_at_errors(lab: Lab) -> Iterator[Finding | Curve]:
     if len(ladder) < len(lab.ladder):
         left = [steps for steps in lab.ladder if steps not in ladder]
         yield Finding("errors", "numbers of steps refused", len(left), "", "note",
-                      f"It does not run {', '.join(map(str, left))} steps; they are left out of the curves.")  # fmt: skip
+                      f"It does not run {', '.join(map(str, left))} steps; the curves leave them out.")  # fmt: skip
     if len(ladder) < 2:
         raise Unreadable("fewer than two numbers of steps can be run")
     yield from drawn(lab, ladder) if lab.stochastic else flowing(lab, ladder)
