@@ -27,7 +27,6 @@ NAMES = (
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
     "DPMSolverMultistepScheduler",
-    "LMSDiscreteScheduler",
 )
 
 
