@@ -15,7 +15,7 @@ from langevin.core.rng import seeded
 from langevin.diffusion import noised
 from langevin.evaluation.analytic import Gaussian
 from langevin.evaluation.driving import Bench, network
-from langevin.evaluation.samplers import ONE
+from langevin.evaluation.lab import ONE
 
 APART = {"VQDiffusionScheduler": "it draws discrete tokens, which have no noise level and a loop of their own"}
 """Public schedulers that cannot take part, with the reason."""

@@ -269,7 +269,7 @@ class Bench:
         """Raise Unreadable unless the documented loop drives this scheduler."""
         calls, times = len(self.schedule(steps).calls), len(scheduler.timesteps)
         if self.extra:
-            raise Unreadable(f"a step of {self.name} needs other arguments than the documented: {', '.join(self.extra)}.")
+            raise Unreadable(f"a step of {self.name} needs other arguments: {', '.join(self.extra)}.")
         if calls != times:
             raise Unreadable(f"a run of {self.name} has {calls} calls, and `timesteps` has {times}.")
 
@@ -322,9 +322,7 @@ def number(value: Any) -> Time:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def read_levels(
-    scheduler: Any, times: list[Time], scales: list[float], space: str | None
-) -> tuple[list[Level], str]:
+def read_levels(scheduler: Any, times: list[Time], scales: list[float], space: str | None) -> tuple[list[Level], str]:
     """Return the level of every call and of the end, and where they were read.
 
     Raises:

@@ -13,7 +13,7 @@ from ..core.imports import require
 from .analytic import Gaussian
 from .convergence import errors, moments, weak_error
 from .driving import Bench
-from .samplers import DISTILLED, able
+from .lab import DISTILLED, able
 
 INK, PAPER, RULE = "#1b2330", "#ffffff", "#dfe3ea"
 COLOURS = ("#2b6cb0", "#d9601a", "#2f855a", "#9b3fa0", "#b7791f", "#c53030", "#319795", "#4a5568")
@@ -95,7 +95,7 @@ def draw_errors(axis: Any, bench: Bench, ladder: Sequence[int], look: dict[str, 
 def dress(axes: dict[str, Any], steps: int) -> None:
     """Write titles, labels, reference slopes and the legend."""
     axes["levels"].set(title=f"Noise levels at {steps} steps", xlabel="network call", ylabel="sigma / alpha")
-    axes["lambdas"].set(title="The same, log signal-to-noise", xlabel="network call", ylabel="lambda = log(alpha / sigma)")
+    axes["lambdas"].set(title="The same in lambda", xlabel="network call", ylabel="lambda = log(alpha / sigma)")
     axis = axes["errors"]
     axis.set(
         title="Error at the end against the exact solution", xlabel="network calls",
