@@ -154,7 +154,8 @@ def test_karras_ve() -> None:
                 parts = step.derivative, step.pred_original_sample
             runs.append((samples, generator.get_state(), parts))
         assert largest(runs[0][0], runs[1][0]) < 2e-5, (config, count)
-        assert max(map(difference, runs[0][2], runs[1][2])) < 1e-4
+        # the run starts at 100 in float32, whose rounding the last slope, of about 0.02, still shows
+        assert max(map(difference, runs[0][2], runs[1][2])) < 5e-4
         assert torch.equal(runs[0][1], runs[1][1])
 
 

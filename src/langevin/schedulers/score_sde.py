@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -43,7 +43,7 @@ class ScoreScheduler(DrawingScheduler):
     """Base of schedulers in continuous time: their timesteps are times from 1 to `sampling_eps`."""
 
     whole_timesteps = False
-    grid_options = ("sampling_eps",)
+    grid_options: ClassVar[tuple[str, ...]] = ("sampling_eps",)
     prediction = Prediction()
     _compatibles = ()
 
@@ -116,7 +116,7 @@ class ScoreSdeVeScheduler(ScoreScheduler):
         corrected = {} if "_solver" in vars(self) else {"correct_steps": self.config.correct_steps}
         return super().plan(num_inference_steps, **{**corrected, **options})
 
-    def set_timesteps(  # type: ignore[override]
+    def set_timesteps(
         self, num_inference_steps: int | None = None, sampling_eps: float | None = None,
         device: torch.device | str | None = None, **schedule: Any,
     ) -> None:  # fmt: skip
@@ -155,7 +155,7 @@ class ScoreSdeVeScheduler(ScoreScheduler):
     ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
         """Return the sample after a step of Langevin dynamics at its level; `model_output` is the score."""
         noise = self._drawing(model_output, sample, generator, None)()
-        corrected = langevin(*map(widen, (sample, model_output, noise)), self.config.snr).to(sample.dtype)
+        corrected = langevin(widen(sample), widen(model_output), widen(noise), self.config.snr).to(sample.dtype)
         return SchedulerOutput(corrected) if return_dict else (corrected,)
 
 
@@ -168,7 +168,7 @@ class ScoreSdeVpScheduler(ScoreScheduler):
     ) -> None:
         self._setup()
 
-    def _process(self) -> PreservingSDE:  # type: ignore[override]
+    def _process(self) -> PreservingSDE:
         return PreservingSDE(self.config.beta_min, self.config.beta_max)
 
     def _solver(self) -> EulerMaruyama:
@@ -228,7 +228,7 @@ class KarrasVeScheduler(ScoreScheduler):
         """The highest noise level."""
         return self.config.sigma_max
 
-    @property
+    @property  # type: ignore[misc]
     def timesteps(self) -> torch.Tensor:
         """The numbers of the steps, from the last down to 0."""
         return torch.arange(len(self) - 1, -1, -1, device=self._device)
@@ -246,7 +246,7 @@ class KarrasVeScheduler(ScoreScheduler):
         high, noise = self._churn.raised(low, len(self)), self._drawing(sample, sample, generator, None)()
         return torch.add(sample, noise, alpha=self._churn.noise * rise(low, high)[1]), high.sigma
 
-    def step(  # type: ignore[override]
+    def step(
         self, model_output: torch.Tensor, sigma_hat: float | torch.Tensor, sigma_prev: float | torch.Tensor,
         sample_hat: torch.Tensor, return_dict: bool = True,
     ) -> KarrasVeOutput | tuple[torch.Tensor, torch.Tensor]:  # fmt: skip

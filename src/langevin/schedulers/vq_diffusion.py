@@ -48,7 +48,7 @@ class VQDiffusionScheduler(SchedulerMixin):
     def _grid(self, *args: Any, **options: Any) -> NoReturn:
         raise InputError("VQDiffusionScheduler works on tokens, which have no noise levels; call `step` in a loop.")
 
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:  # type: ignore[override]
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Choose evenly spaced steps of the process, from its noisy end."""
         check_count(num_inference_steps, len(self))
         self._forget(None)
