@@ -40,7 +40,6 @@ class Curve:
     Attributes:
         what: the data, what the error is of, and where.
         steps, calls, errors: one entry per run.
-        order: the slope fitted to the errors above rounding, or None where fewer than two are.
         floor: errors below this are rounding.
     """
 
@@ -52,6 +51,7 @@ class Curve:
 
     @property
     def order(self) -> float | None:
+        """The slope fitted to the errors above rounding; None where fewer than two are."""
         points = [(math.log(n), math.log(e)) for n, e in zip(self.steps, self.errors, strict=True) if e > self.floor]
         if len(points) < 2 or not all(math.isfinite(e) for _, e in points):
             return None
