@@ -74,10 +74,14 @@ def to_json(values: Mapping[str, Any]) -> str:
     return json.dumps(_plain(values), indent=2, sort_keys=True)
 
 
-@functools.lru_cache(maxsize=512)
 def _options(cls: type[Any]) -> dict[str, inspect.Parameter]:
     """Return the parameters of the class's `__init__` by name, without self."""
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    return _parameters(cls.__init__)
+
+
+@functools.lru_cache(maxsize=512)
+def _parameters(init: Callable[..., None]) -> dict[str, inspect.Parameter]:
+    parameters = list(inspect.signature(init).parameters.values())[1:]
     return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 

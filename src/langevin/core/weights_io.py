@@ -58,11 +58,11 @@ SIGNATURES: tuple[tuple[bytes, str], ...] = (
 
 
 class Part(NamedTuple):
-    """A piece of a tensor: elements `first` to `first + count` of `name`, counted in the flattened tensor."""
+    """A piece of a tensor: elements `first` to `first + length` of `name`, counted in the flattened tensor."""
 
     name: str
     first: int
-    count: int
+    length: int
 
 
 class Entry(NamedTuple):
@@ -210,7 +210,7 @@ class SafetensorsFile:
         buffer: Tensor | None = None
         ahead = 0
         for kind, start, parts in self._runs(names):
-            count = sum(part.count for part in parts)
+            count = sum(part.length for part in parts)
             stop = start + count * kind.itemsize
             if use_map and start % kind.itemsize == 0:
                 if stop > ahead:
@@ -238,8 +238,8 @@ class SafetensorsFile:
         """
         flat = {name: target.view(-1) for name, target in targets.items()}
         for block, parts in self.blocks(targets, use_map=use_map):
-            for part, values in zip(parts, block.split([part.count for part in parts]), strict=True):
-                piece = flat[part.name][part.first : part.first + part.count]
+            for part, values in zip(parts, block.split([part.length for part in parts]), strict=True):
+                piece = flat[part.name][part.first : part.first + part.length]
                 piece.copy_(values)
                 if each is not None:
                     each(piece, [part])
