@@ -24,6 +24,9 @@ SHARED = {
     "ExplodingScheduler": "base of the schedulers whose samples keep their scale",
     "EDMScheduler": "base of the schedulers of preconditioned networks, without a training table",
     "ScoreScheduler": "base of the schedulers in continuous time, from 1 to almost 0",
+    "ChurningScheduler": "base of the schedulers whose step may raise the noise first",
+    "FlowMatchScheduler": "base of the schedulers on straight paths",
+    "TwoStageScheduler": "base of the schedulers that ask the network twice per step",
     "LogSNRScheduler": "base of the schedulers whose solvers step in the log signal-to-noise ratio",
 }
 """Classes that others are built on and nobody loads by name, with what they are for."""

@@ -7,8 +7,10 @@ schedules* choose noise levels between two ends and ask the process which timest
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,37 @@ from ..core.imports import require
 from .process import Level, TableProcess, Time, flow, preserving
 
 Grid = tuple[Level, ...]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a run is asked to visit: so many levels, or its own timesteps or noise levels; with none of them all levels.
+
+    Attributes:
+        count: number of steps.
+        timesteps: own timesteps, descending.
+        sigmas: own noise levels, descending, the end of the run included.
+        options: what else shapes the levels.
+
+    Raises:
+        InputError: for more than one of the first three, or a number of steps that is no whole number above 0.
+    """
+
+    count: int | None = None
+    timesteps: Sequence[Time] | None = None
+    sigmas: Sequence[float] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.count, self.timesteps, self.sigmas)) > 1:
+            raise InputError("Pass only one of num_inference_steps, timesteps and sigmas.")
+        if self.count is not None:
+            check_count(self.count)
+
+    @property
+    def open(self) -> bool:
+        """Whether it names neither a number of steps nor levels."""
+        return self.count is None and self.timesteps is None and self.sigmas is None
 
 
 # ---- spacings of timesteps ------------------------------------------------------------------------------------------
@@ -173,6 +206,11 @@ def align_your_steps(model: str, count: int = 10, *, end: float | None = 0.0) ->
 def squared_sine(count: int) -> np.ndarray:
     """Return sin^2 of angles evenly spaced from a right one to 0: `count` levels between 1 and 0, both included."""
     return np.sin(np.linspace(1, 0, count) * math.pi / 2) ** 2
+
+
+def sines(quarter_turns: Sequence[float]) -> list[float]:
+    """Return the noise levels at angles in quarter turns, the times of `process.angular`."""
+    return [math.sin(t * math.pi / 2) for t in quarter_turns]
 
 
 def between_logs(process: TableProcess, times: np.ndarray) -> np.ndarray:

@@ -73,6 +73,15 @@ class PreservingSDE:
         return preserving(t, ratio)
 
 
+def along(x: torch.Tensor, a: float, b: float, *slopes: torch.Tensor) -> torch.Tensor:
+    """Return x moved from noise level a to b along the mean of `slopes`: Karras et al. 2022 (2206.00364), algorithm 2.
+
+    Args:
+        slopes: d x / d sigma, which is eps: that at a for Euler's step, those at a and b for Heun's.
+    """
+    return torch.add(x, torch.stack(slopes).mean(0), alpha=b - a)
+
+
 def langevin_step_size(score: torch.Tensor, noise: torch.Tensor, snr: float) -> torch.Tensor:
     """Return the step size 2 * (snr * |noise| / |score|)^2 of algorithm 4 for each image, shape (batch, 1, ...)."""
     length, wanted = (v.flatten(1).norm(dim=1) for v in (score, noise))

@@ -6,7 +6,7 @@ and shareable between threads. A `Run` is the state of one run of a plan: the pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal, Protocol
@@ -210,6 +210,19 @@ class Plan:
 def noised(source: torch.Tensor, noise: torch.Tensor, level: Level) -> torch.Tensor:
     """Return alpha * source + sigma * noise."""
     return torch.add(source if level.alpha == 1.0 else level.alpha * source, noise, alpha=level.sigma)
+
+
+def noised_each(source: torch.Tensor, noise: torch.Tensor, levels: Sequence[Level]) -> torch.Tensor:
+    """Return row k of the batch noised to `levels[k]`; a single level serves every row."""
+    table = torch.tensor([(level.alpha, level.sigma) for level in levels], dtype=torch.float64).T
+    alpha, sigma = gathered(table, torch.arange(len(levels)), source)
+    return alpha * source + sigma * noise
+
+
+def gathered(table: torch.Tensor, positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return the columns of `table`, shape (n, steps), at `positions`, shaped to broadcast against `like`."""
+    shape = (-1, *(1 for _ in like.shape[1:])) if positions.ndim else ()
+    return table.to(like.dtype).to(like.device)[:, positions.to(like.device).long()].reshape(len(table), *shape)
 
 
 class Run:

@@ -18,7 +18,7 @@ from ..core.images import grid, to_images
 from ..core.progress import progress_bar
 from ..models.autoencoders.autoencoder_kl import AutoencoderKL
 from ..models.unets.unet_2d_condition import UNet2DConditionModel
-from ..schedulers.ddim import DDIMScheduler
+from ..schedulers.preserving import DDIMScheduler
 from .autoencoder import encode
 from .clip import WIDTH, text_states
 from .data import Scenes

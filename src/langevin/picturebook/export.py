@@ -14,7 +14,7 @@ from ..core.weights_io import write_safetensors
 from ..models.autoencoders.autoencoder_kl import AutoencoderKL
 from ..models.unets.unet_2d_condition import UNet2DConditionModel
 from ..pipelines.stable_diffusion import StableDiffusionPipeline
-from ..schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
+from ..schedulers.log_snr import DPMSolverMultistepScheduler
 from . import denoiser, tokenizer
 from .clip import CHANNEL_MEAN, CHANNEL_SPREAD
 from .loop import load_average

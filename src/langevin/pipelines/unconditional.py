@@ -13,8 +13,7 @@ from ..core.images import to_images
 from ..core.rng import Generators, normal
 from ..diffusion.table import Step
 from ..families.common import option, sample_of, timestep_on
-from ..schedulers.ddim import DDIMScheduler
-from ..schedulers.pndm import PNDMScheduler
+from ..schedulers.preserving import DDIMScheduler, PNDMScheduler
 from .base import DiffusionPipeline
 from .inputs import begin, check_count, check_number, check_steps, documented
 from .outputs import ImagePipelineOutput

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -13,20 +13,43 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ..core.config import ConfigMixin
-from ..core.errors import InputError, check_known
-from ..core.hub import HUB_OPTIONS
+from ..core.errors import ConfigError, InputError, check_choice, check_known
+from ..core.logging import get_logger
 from ..core.outputs import BaseOutput
-from ..core.push import PushToHubMixin
+from ..core.pretrained import PretrainedConfig
 from ..core.rng import Generators, normal
-from ..diffusion.grid import Grid
+from ..diffusion.grid import Ask, Grid
 from ..diffusion.prediction import Prediction
 from ..diffusion.process import Level, Time
-from ..diffusion.table import Noise, Plan, Row, Run, Solver
+from ..diffusion.solvers import Churn, FirstOrder
+from ..diffusion.table import Noise, Plan, Row, Run, Solver, noised_each
 from .using import changed
 
+logger = get_logger(__name__)
 SCHEDULER_CONFIG_NAME = "scheduler_config.json"
+CHOICES: Mapping[str, Sequence[Any]] = {
+    "timestep_spacing": ("linspace", "leading", "trailing", "k_diffusion"),
+    "interpolation_type": ("linear", "log_linear"),
+    "timestep_type": ("discrete", "continuous"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "solver_order": (1, 2, 3),
+    "solver_type": ("midpoint", "heun"),
+    "time_shift_type": ("exponential",),
+}
+"""The valid values of options, where a class does not list its own."""
+RELATED: Mapping[str, Sequence[str]] = {
+    "algorithm_type": ("deis", "dpmsolver", "dpmsolver++"),
+    "solver_type": ("logrho", "midpoint", "heun", "bh1", "bh2"),
+}
+"""Types of related samplers; where a class lacks one, its own default replaces it in a configuration carried over."""
+SIGMA_OPTIONS = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+    "use_lu_lambdas": "lu",
+}
 
 KarrasDiffusionSchedulers = Enum(
     "KarrasDiffusionSchedulers",
@@ -44,11 +67,17 @@ KarrasDiffusionSchedulers.__doc__ = "Names of the samplers that read each other'
 class SchedulerOutput(BaseOutput):
     """Result of `step`: the sample after the step, and the estimate of the data that the step was based on."""
 
-    prev_sample: torch.Tensor
-    pred_original_sample: torch.Tensor | None = None
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
 
 
-class SchedulerMixin(PushToHubMixin, ConfigMixin):
+When = Time | Tensor
+"""A timestep, as `timesteps` holds it or as a host number."""
+Stepped = SchedulerOutput | tuple[Tensor, ...]
+"""What `step` returns: with `return_dict=False` a tuple."""
+
+
+class SchedulerMixin(PretrainedConfig):
     """Base of schedulers.
 
     A subclass says which grid, solver and prediction its configuration means (`_grid`, `_solver`, `_prediction`).
@@ -58,6 +87,9 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
 
     Attributes:
         order: network calls per step, as the documentation counts them.
+        solver: what writes the rows, if it depends on no option.
+        predicts: the kind of prediction where the configuration has no `prediction_type`.
+        choices: the valid values of options, beside `CHOICES`.
         step_options: keyword options of `step` that change the rows, with their defaults.
         grid_options: keyword options of `set_timesteps` beyond the common ones.
         scales_input: standard deviation of the data, if samples live at alpha = 1 and are scaled to unit variance on
@@ -70,6 +102,9 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
 
     config_name = SCHEDULER_CONFIG_NAME
     order: int = 1
+    solver: ClassVar[Solver]
+    predicts: ClassVar[str] = "epsilon"
+    choices: ClassVar[Mapping[str, Any]] = {}
     step_options: ClassVar[Mapping[str, Any]] = {}
     grid_options: ClassVar[tuple[str, ...]] = ()
     scales_input: float | None = None
@@ -84,17 +119,25 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
 
     # ---- what a subclass says ----------------------------------------------------------------------------------------
 
-    def _grid(
-        self, count: int | None, timesteps: Sequence[Time] | None, sigmas: Sequence[float] | None, **options: Any
-    ) -> Grid:
-        """Return the grid of `count` steps, or of the given timesteps or sigmas; with none the training table."""
+    def _grid(self, ask: Ask) -> Grid:
+        """Return the grid of the steps, timesteps or sigmas that are asked for; with none the training table."""
         raise NotImplementedError
 
     def _solver(self, **options: Any) -> Solver:
-        raise NotImplementedError
+        """Return what writes the rows under the given options of `step`."""
+        return self.solver
 
     def _prediction(self) -> Prediction:
-        raise NotImplementedError
+        """Return how the network's output is read, by the options of the configuration that this class has."""
+        variance, threshold = self._own("variance_type"), None
+        if self._own("thresholding"):
+            threshold = (self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
+        return Prediction(
+            self._own("prediction_type", self.predicts),
+            clip=self._own("clip_sample_range", 1.0) if self._own("clip_sample") else None,
+            threshold=threshold,
+            variance=variance if variance in ("learned", "learned_range") else None,
+        )
 
     def _init_sigma(self, grid: Grid) -> float:
         return 1.0
@@ -105,6 +148,7 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
 
     def _setup(self) -> None:
         """Check the configuration and start without a schedule; called by every `__init__`."""
+        self._check()
         self._prediction()
         self._solver(**self.step_options)
         self.num_inference_steps = None
@@ -112,16 +156,27 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
         self._begin: int | None = None
         self._forget(None)
 
+    def _check(self) -> None:
+        """Check the values of options, and replace the types of related samplers."""
+        options = own_options(type(self))
+        for name, valid in {**CHOICES, **self.choices}.items():
+            value = self._own(name)
+            if value in RELATED.get(name, ()) and value not in valid:
+                logger.info("%s=%r is taken as %r.", name, value, options[name].default)
+                self.register_to_config(**{name: options[name].default})
+            elif name in options:
+                check_choice(name, value, valid)
+        if len(chosen := [name for name in SIGMA_OPTIONS if self._own(name)]) > 1:
+            raise ConfigError(f"{' and '.join(chosen)} exclude each other; switch on one of them.")
+
+    def _sigma_schedule(self) -> str | None:
+        """Return the name of the configured sigma schedule, if any."""
+        return next((SIGMA_OPTIONS[name] for name in SIGMA_OPTIONS if self._own(name)), None)
+
     # ---- plans -------------------------------------------------------------------------------------------------------
 
-    def plan(
-        self,
-        num_inference_steps: int | None = None,
-        *,
-        timesteps: Sequence[Time] | None = None,
-        sigmas: Sequence[float] | None = None,
-        **options: Any,
-    ) -> Plan:
+    def plan(self, num_inference_steps: int | None = None, *, timesteps: Sequence[Time] | None = None,
+             sigmas: Sequence[float] | None = None, **options: Any) -> Plan:  # fmt: skip
         """Return the table of a whole run; the object's own state is neither read nor changed if a schedule is named.
 
         Args:
@@ -135,12 +190,10 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
         """
         check_known(f"{type(self).__name__}.plan", options, [*self.step_options, *self.grid_options])
         shape = {name: options.pop(name) for name in self.grid_options if name in options}
-        named = [v for v in (num_inference_steps, timesteps, sigmas) if v is not None]
-        if len(named) > 1:
-            raise InputError("Pass only one of num_inference_steps, timesteps and sigmas.")
-        if shape and not named:
+        ask = Ask(num_inference_steps, timesteps, sigmas, shape)
+        if shape and ask.open:
             raise InputError(f"{', '.join(shape)} shape a new schedule; pass num_inference_steps too.")
-        grid = self._grid(num_inference_steps, timesteps, sigmas, **shape) if named else self._current()
+        grid = self._current() if ask.open else self._grid(ask)
         plan = self._plan(grid, options)
         self._prediction().check(plan.steps[0].level)
         return plan
@@ -161,7 +214,7 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
     def _current(self) -> Grid:
         """Return the grid that is set, or the training table."""
         if self._levels is None:
-            self._levels = self._grid(None, None, None)
+            self._levels = self._grid(Ask())
         return self._levels
 
     def _table(self, first: int = 0, options: Mapping[str, Any] | None = None) -> Plan:
@@ -179,21 +232,16 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
         """Take `grid` as the current one and forget every run."""
         self._levels = grid
         self._tables: dict[tuple, Plan] = {}
-        self._times: torch.Tensor | None = None
+        self._times: Tensor | None = None
         self._host: np.ndarray | None = None
         self._run: Run | None = None
         self._first = self._next = 0
 
     # ---- the documented protocol -------------------------------------------------------------------------------------
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: torch.device | str | None = None,
-        timesteps: Sequence[Time] | None = None,
-        sigmas: Sequence[float] | None = None,
-        **options: Any,
-    ) -> None:
+    def set_timesteps(self, num_inference_steps: int | None = None, device: torch.device | str | None = None,
+                      timesteps: Sequence[Time] | None = None, sigmas: Sequence[float] | None = None,
+                      **options: Any) -> None:  # fmt: skip
         """Choose the schedule of the next run and put `timesteps` on `device`; see `plan` for the other arguments."""
         if num_inference_steps is None and timesteps is None and sigmas is None:
             raise InputError("set_timesteps needs num_inference_steps, timesteps or sigmas.")
@@ -209,7 +257,7 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
         self.set_timesteps(*args, **kwargs)
 
     @property
-    def timesteps(self) -> torch.Tensor:
+    def timesteps(self) -> Tensor:
         """The timesteps of the network calls, noisiest first; before `set_timesteps` the training table."""
         if self._times is None:
             times = [step.timestep for step in self._table().steps]
@@ -219,14 +267,14 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
         return self._times
 
     @timesteps.setter
-    def timesteps(self, values: torch.Tensor) -> None:
+    def timesteps(self, values: Tensor) -> None:
         values = torch.as_tensor(values)
         if values.cpu().tolist() != self.timesteps.cpu().tolist():
             self.set_timesteps(timesteps=values.cpu().tolist())
         self._device, self._times = values.device, values
 
     @property
-    def sigmas(self) -> torch.Tensor:
+    def sigmas(self) -> Tensor:
         """The noise levels sigma / alpha of the network calls, and of the end, float32 on the CPU."""
         levels = [*(step.level for step in self._table().steps), self._current()[-1]]
         return torch.tensor([self._sigma(level) for level in levels], dtype=torch.float32, device="cpu")
@@ -260,14 +308,14 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
         """The position of the next step; None before the first one."""
         return None if self._run is None else self._next
 
-    def _position(self, timestep: Time | torch.Tensor) -> int:
+    def _position(self, timestep: When) -> int:
         """Return the position of `timestep`: the expected next one if it can be that, else the last with its value.
 
         An accelerator's tensor is taken at its word while a run lasts, since reading it would wait for the device.
         """
         steps = self._table().steps
         expected = self._next if self._run is not None else self._begin
-        remote = isinstance(timestep, torch.Tensor) and timestep.device.type != "cpu"
+        remote = isinstance(timestep, Tensor) and timestep.device.type != "cpu"
         if expected is not None and expected < len(steps) and (remote or same(timestep, steps[expected].timestep)):
             return expected
         if same(timestep, steps[0].timestep):
@@ -283,11 +331,11 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
             )
         return nearest
 
-    def previous_timestep(self, timestep: Time | torch.Tensor) -> Time:
+    def previous_timestep(self, timestep: When) -> Time:
         """Return the timestep that follows `timestep` towards clean data, -1 after the last."""
         return self._table().rows[self._position(timestep)].after.t
 
-    def scale_model_input(self, sample: torch.Tensor, timestep: Time | torch.Tensor | None = None) -> torch.Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: When | None = None) -> Tensor:
         """Return the sample as the network wants it at `timestep`."""
         if self.scales_input is None:
             return sample
@@ -295,23 +343,12 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
             raise InputError(f"{type(self).__name__}.scale_model_input needs the timestep.")
         return sample * self._table().steps[self._position(timestep)].in_scale
 
-    def step(
-        self, model_output: torch.Tensor, timestep: Time | torch.Tensor, sample: torch.Tensor, return_dict: bool = True
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+    def step(self, model_output: Tensor, timestep: When, sample: Tensor, return_dict: bool = True) -> Stepped:
         """Return the sample at which the network is to be asked next."""
         return self._step(model_output, timestep, sample, return_dict=return_dict)
 
-    def _step(
-        self,
-        model_output: torch.Tensor,
-        timestep: Time | torch.Tensor,
-        sample: torch.Tensor,
-        *,
-        return_dict: bool,
-        generator: Generators = None,
-        noise: torch.Tensor | None = None,
-        **options: Any,
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+    def _step(self, model_output: Tensor, timestep: When, sample: Tensor, *, return_dict: bool,
+              generator: Generators = None, noise: Tensor | None = None, **options: Any) -> Stepped:  # fmt: skip
         """Make the step at `timestep`; `noise` replaces the draw from `generator`."""
         position = self._position(timestep)
         if self._run is None or position != self._next:
@@ -322,9 +359,8 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
         self._next = position + 1
         return result
 
-    def _follow(
-        self, row: Row, run: Run, output: torch.Tensor, sample: torch.Tensor, drawing: Noise, *, return_dict: bool
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+    def _follow(self, row: Row, run: Run, output: Tensor, sample: Tensor, drawing: Noise, *,
+                return_dict: bool) -> Stepped:  # fmt: skip
         """Return the result of `row` in `run`."""
         previous = run.apply(row, sample, output, drawing)
         data = run.x0.to(sample.dtype)  # type: ignore[union-attr]
@@ -332,36 +368,11 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
             return self.output_class(previous, data)
         return (previous, data) if self.tuple_holds_data else (previous,)
 
-    def _drawing(
-        self, output: torch.Tensor, sample: torch.Tensor, generator: Generators, noise: torch.Tensor | None
-    ) -> Noise:
+    def _drawing(self, output: Tensor, sample: Tensor, generator: Generators, noise: Tensor | None) -> Noise:
         if noise is not None:
             return lambda: noise
         dtype = self.noise_dtype or output.dtype
         return lambda: normal(sample.shape, generator=generator, device=output.device, dtype=dtype)
-
-    # ---- files -------------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        subfolder: str | None = None,
-        return_unused_kwargs: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Load a scheduler from the configuration in a folder or hub repository, written by this class or another.
-
-        Args:
-            kwargs: options of the class, which win over the file, and hub options (`revision`, `cache_dir`, ...).
-        """
-        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-        config = cls.load_config(pretrained_model_name_or_path, subfolder=subfolder, **hub)
-        return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
-
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write `scheduler_config.json` into `save_directory`."""
-        self.save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @property
     def compatibles(self) -> list[type[SchedulerMixin]]:
@@ -383,31 +394,60 @@ class SchedulerMixin(PushToHubMixin, ConfigMixin):
 class DrawingScheduler(SchedulerMixin):
     """Base of schedulers that draw noise and have no options of `step` beside its generator."""
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: Time | torch.Tensor,
-        sample: torch.Tensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+    def step(self, model_output: Tensor, timestep: When, sample: Tensor, generator: Generators = None,
+             return_dict: bool = True) -> Stepped:  # fmt: skip
         """Return the sample at which the network is to be asked next; noise is drawn from `generator`."""
         return self._step(model_output, timestep, sample, return_dict=return_dict, generator=generator)
 
 
+class GridNoising(SchedulerMixin):
+    """Base of schedulers whose `add_noise` goes by the levels of the schedule that is set."""
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return the samples noised to the levels of their timesteps in the current schedule.
+
+        Before `set_timesteps` the schedule is the training table.
+        """
+        steps = self._table().steps
+        levels = [steps[self._position(t)].level for t in torch.as_tensor(timesteps).reshape(-1)]
+        return noised_each(original_samples, noise, levels)
+
+
+class ChurningScheduler(SchedulerMixin):
+    """Base of schedulers that take Euler steps and may raise the noise before each of them.
+
+    Attributes:
+        reads_raised: whether the output is read at the raised level instead of the one that the network was told.
+    """
+
+    step_options = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
+    reads_raised: bool = True
+
+    def _solver(self, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> Solver:
+        churn = Churn(s_churn, s_tmin, s_tmax, s_noise, read_raised=self.reads_raised)
+        return FirstOrder(churn=churn if s_churn else None)
+
+    def step(self, model_output: Tensor, timestep: When, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
+             s_tmax: float = math.inf, s_noise: float = 1.0, generator: Generators = None,
+             return_dict: bool = True) -> Stepped:  # fmt: skip
+        """Return the sample one step less noisy; `s_churn` > 0 adds noise where s_tmin <= sigma <= s_tmax."""
+        options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
+        return self._step(model_output, timestep, sample, return_dict=return_dict, generator=generator, **options)
+
+
 @cache
-def own_options(cls: type) -> frozenset[str]:
-    """Return the names of the options that the class's `__init__` takes."""
-    return frozenset(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
+def own_options(cls: type) -> Mapping[str, inspect.Parameter]:
+    """Return the options that the class's `__init__` takes, by name."""
+    return inspect.signature(cls.__init__).parameters  # type: ignore[misc]
 
 
-def number(timestep: Time | torch.Tensor) -> float:
+def number(timestep: When) -> float:
     """Return a timestep as a host number."""
-    if isinstance(timestep, torch.Tensor) and timestep.numel() != 1:
+    if isinstance(timestep, Tensor) and timestep.numel() != 1:
         raise InputError(f"`timestep` must be a single number, but its shape is {tuple(timestep.shape)}.")
     return float(timestep)
 
 
-def same(timestep: Time | torch.Tensor, other: Time) -> bool:
+def same(timestep: When, other: Time) -> bool:
     """Tell whether two timesteps are equal up to float32 rounding."""
     return abs(number(timestep) - other) <= 1e-6 * max(1.0, abs(other))

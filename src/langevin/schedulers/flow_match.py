@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..core.config import register_to_config
-from ..core.errors import ConfigError, InputError, check_choice
+from ..core.errors import InputError
 from ..core.rng import Generators
 from ..diffusion import grid as grids
-from ..diffusion.grid import Grid
+from ..diffusion.grid import Ask, Grid
 from ..diffusion.prediction import Prediction, reversed_flow
 from ..diffusion.process import Level, Time, flow
 from ..diffusion.solvers import FirstOrder, Heun, Renoising
-from .base import SchedulerMixin, SchedulerOutput
-from .trained import SIGMA_OPTIONS, GridNoising
+from .base import GridNoising, SchedulerMixin, Stepped, When
 
 
 class FlowMatchScheduler(SchedulerMixin):
@@ -31,14 +32,12 @@ class FlowMatchScheduler(SchedulerMixin):
     whole_timesteps = False
     tuple_holds_data = False
     noise_dtype = torch.float32
+    predicts = "flow_prediction"
+    choices = {"time_shift_type": ("exponential", "linear")}
     _compatibles = ()
 
     def _setup(self) -> None:
         self.set_shift(self.config.shift)
-        check_choice("time_shift_type", self._own("time_shift_type", "linear"), ("exponential", "linear"))
-        if len(chosen := [name for name in SIGMA_OPTIONS if self._own(name)]) > 1:
-            raise ConfigError(f"{' and '.join(chosen)} exclude each other; switch on one of them.")
-        self._schedule = SIGMA_OPTIONS[chosen[0]] if chosen else None
         super()._setup()
 
     def set_shift(self, shift: float) -> None:
@@ -48,7 +47,7 @@ class FlowMatchScheduler(SchedulerMixin):
         self.shift = float(shift)
 
     def _prediction(self) -> Prediction:
-        return Prediction("flow_prediction", scaling=reversed_flow if self._own("invert_sigmas") else None)
+        return replace(super()._prediction(), scaling=reversed_flow if self._own("invert_sigmas") else None)
 
     def _level(self, sigma: float) -> Level:
         return flow(len(self) * (1 - sigma if self._own("invert_sigmas") else sigma), sigma)
@@ -56,55 +55,47 @@ class FlowMatchScheduler(SchedulerMixin):
     def _sigma(self, level: Level) -> float:
         return level.alpha if self._own("invert_sigmas") else level.sigma
 
-    def _grid(
-        self, count: int | None, timesteps: Sequence[Time] | None = None, sigmas: Sequence[float] | None = None, *,
-        mu: float | None = None,
-    ) -> Grid:  # fmt: skip
-        steps, dynamic, shift = len(self), bool(self._own("use_dynamic_shifting")), self.shift
-        if (mu is not None) != (dynamic and (count is not None or sigmas is not None)):
+    def _grid(self, ask: Ask) -> Grid:
+        steps, dynamic, mu = len(self), bool(self._own("use_dynamic_shifting")), ask.options.get("mu")
+        if (mu is not None) != (dynamic and (ask.count is not None or ask.sigmas is not None)):
             raise InputError(
                 "`mu`, the shift for the size of the picture, belongs to use_dynamic_shifting=True with a number of "
                 "steps or sigmas: it is needed there and has no effect elsewhere."
             )
+        shift = self.shift
         if mu is not None:
             shift = math.exp(mu) if self.config.time_shift_type == "exponential" else mu
-        shape = {"terminal": self._own("shift_terminal"), "schedule": self._schedule}
-        if timesteps is not None:
-            timesteps = [steps - t for t in timesteps] if self._own("invert_sigmas") else timesteps
-            levels = np.array(grids.check_descending("timesteps", timesteps, low=0, high=steps)) / steps
-        elif sigmas is not None:
-            own = grids.check_descending("sigmas", sigmas, low=0, high=1)
+        shape = {"terminal": self._own("shift_terminal"), "schedule": self._sigma_schedule()}
+        if ask.timesteps is not None:
+            times = [steps - t for t in ask.timesteps] if self._own("invert_sigmas") else ask.timesteps
+            levels = np.array(grids.check_descending("timesteps", times, low=0, high=steps)) / steps
+        elif ask.sigmas is not None:
+            own = grids.check_descending("sigmas", ask.sigmas, low=0, high=1)
             levels = grids.reshaped(np.array(own if own[-1] > 0 else own[:-1]), shift, **shape)
-        elif count is not None:
-            grids.check_count(count)
+        elif ask.count is not None:
             low = grids.shifted(np.array(1 / steps), 1.0 if dynamic else self.config.shift)
-            levels = grids.reshaped(np.linspace(1.0, low, count), shift, **shape)
+            levels = grids.reshaped(np.linspace(1.0, low, ask.count), shift, **shape)
         else:
             levels = grids.shifted(np.linspace(1.0, 1 / steps, steps), shift)
         if not len(levels) or not levels[-1] > 0:
             raise InputError("The network cannot be asked at sigma = 0, the end of every run; leave it out.")
         return (*map(self._level, levels.tolist()), flow(-1, 0.0))
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, device: torch.device | str | None = None,
-        sigmas: Sequence[float] | None = None, mu: float | None = None, timesteps: Sequence[Time] | None = None,
-    ) -> None:  # fmt: skip
+    def set_timesteps(self, num_inference_steps: int | None = None, device: torch.device | str | None = None,
+                      sigmas: Sequence[float] | None = None, mu: float | None = None,
+                      timesteps: Sequence[Time] | None = None) -> None:  # fmt: skip
         """Choose the schedule of the next run; `sigmas` are the levels of the steps, `mu` the dynamic shift."""
         super().set_timesteps(num_inference_steps, device, timesteps=timesteps, sigmas=sigmas, mu=mu)
 
-    def scale_noise(
-        self, sample: torch.Tensor, timestep: Time | torch.Tensor, noise: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def scale_noise(self, sample: Tensor, timestep: When, noise: Tensor | None = None) -> Tensor:
         """Return (1 - sigma) * sample + sigma * noise at the levels of their timesteps in the current schedule."""
         if noise is None:
             raise InputError("scale_noise needs `noise`, drawn in the sample's shape.")
         return GridNoising.add_noise(self, sample, noise, timestep)  # type: ignore[arg-type]
 
-    def step(
-        self, model_output: torch.Tensor, timestep: Time | torch.Tensor, sample: torch.Tensor, s_churn: float = 0.0,
-        s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0, generator: Generators = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:  # fmt: skip
+    def step(self, model_output: Tensor, timestep: When, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
+             s_tmax: float = math.inf, s_noise: float = 1.0, generator: Generators = None,
+             return_dict: bool = True) -> Stepped:  # fmt: skip
         """Return the sample at which the network is to be asked next; churn would leave the path and is an error."""
         if s_churn:
             raise InputError(
@@ -124,19 +115,18 @@ class FlowMatchEulerDiscreteScheduler(FlowMatchScheduler):
     """
 
     @register_to_config
-    def __init__(
-        self, num_train_timesteps: int = 1000, shift: float = 1.0, use_dynamic_shifting: bool = False,
-        base_shift: float | None = 0.5, max_shift: float | None = 1.15, base_image_seq_len: int | None = 256,
-        max_image_seq_len: int | None = 4096, invert_sigmas: bool = False, shift_terminal: float | None = None,
-        use_karras_sigmas: bool | None = False, use_exponential_sigmas: bool | None = False,
-        use_beta_sigmas: bool | None = False, time_shift_type: str = "exponential", stochastic_sampling: bool = False,
-    ) -> None:  # fmt: skip
+    def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0, use_dynamic_shifting: bool = False,
+                 base_shift: float | None = 0.5, max_shift: float | None = 1.15, base_image_seq_len: int | None = 256,
+                 max_image_seq_len: int | None = 4096, invert_sigmas: bool = False, shift_terminal: float | None = None,
+                 use_karras_sigmas: bool | None = False, use_exponential_sigmas: bool | None = False,
+                 use_beta_sigmas: bool | None = False, time_shift_type: str = "exponential",
+                 stochastic_sampling: bool = False) -> None:  # fmt: skip
         self._setup()
 
     def _solver(self) -> FirstOrder | Renoising:
         return Renoising(draw_last=True) if self.config.stochastic_sampling else FirstOrder()
 
-    def stretch_shift_to_terminal(self, t: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
+    def stretch_shift_to_terminal(self, t: np.ndarray | Tensor) -> np.ndarray | Tensor:
         """Return the levels stretched so that the last is `shift_terminal`."""
         return grids.stretched(t, self.config.shift_terminal)
 
@@ -145,10 +135,8 @@ class FlowMatchHeunDiscreteScheduler(FlowMatchScheduler):
     """Heun's method along the flow: an Euler step and its correction by the mean of both directions."""
 
     order = 2
+    solver = Heun()
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0) -> None:
         self._setup()
-
-    def _solver(self) -> Heun:
-        return Heun()

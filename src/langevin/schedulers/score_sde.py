@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ..core.config import register_to_config
 from ..core.errors import InputError
 from ..core.outputs import BaseOutput
 from ..core.rng import Generators
 from ..diffusion import grid as grids
-from ..diffusion.grid import Grid
-from ..diffusion.prediction import Prediction
-from ..diffusion.process import Level, Time
-from ..diffusion.score_sde import CLEAN, ExplodingSDE, PreservingSDE, langevin
+from ..diffusion.grid import Ask, Grid
+from ..diffusion.process import Level
+from ..diffusion.score_sde import CLEAN, ExplodingSDE, PreservingSDE, along, langevin
 from ..diffusion.solvers import Churn, Churned, EulerMaruyama, Heun, ReverseDiffusion, rise
 from ..diffusion.table import Plan, widen
-from .base import DrawingScheduler, SchedulerOutput
+from .base import DrawingScheduler, SchedulerOutput, Stepped, When
 
 
 @dataclass
 class SdeVeOutput(BaseOutput):
     """Result of `step_pred`: the sample after the step, and the same before noise was added."""
 
-    prev_sample: torch.Tensor
-    prev_sample_mean: torch.Tensor
+    prev_sample: Tensor
+    prev_sample_mean: Tensor
 
 
 @dataclass
 class KarrasVeOutput(BaseOutput):
     """Result of `step` and `step_correct`: the sample at the next level, the slope there, the estimate of the data."""
 
-    prev_sample: torch.Tensor
-    derivative: torch.Tensor
-    pred_original_sample: torch.Tensor | None = None
+    prev_sample: Tensor
+    derivative: Tensor
+    pred_original_sample: Tensor | None = None
 
 
 class ScoreScheduler(DrawingScheduler):
@@ -44,40 +44,31 @@ class ScoreScheduler(DrawingScheduler):
 
     whole_timesteps = False
     grid_options: ClassVar[tuple[str, ...]] = ("sampling_eps",)
-    prediction = Prediction()
     _compatibles = ()
-
-    def _prediction(self) -> Prediction:
-        return self.prediction
 
     def _process(self, **ends: float | None) -> ExplodingSDE | PreservingSDE:
         raise NotImplementedError
 
-    def _grid(
-        self, count: int | None, timesteps: Sequence[Time] | None = None, sigmas: Sequence[float] | None = None,
-        sampling_eps: float | None = None, **ends: float | None,
-    ) -> Grid:  # fmt: skip
+    def _grid(self, ask: Ask) -> Grid:
+        ends = dict(ask.options)
+        last = ends.pop("sampling_eps", None)
         process = self._process(**ends)
-        if timesteps is not None:
-            return (*map(process.level, grids.check_descending("timesteps", timesteps, low=1e-9, high=1.0)), CLEAN)
-        if sigmas is not None:
-            return tuple(process.at(v) if v else CLEAN for v in grids.check_descending("sigmas", sigmas, low=0))
-        count = len(self) if count is None else count
-        grids.check_count(count)
-        return process.grid(count, self.config.sampling_eps if sampling_eps is None else sampling_eps)
+        if ask.timesteps is not None:
+            return (*map(process.level, grids.check_descending("timesteps", ask.timesteps, low=1e-9, high=1.0)), CLEAN)
+        if ask.sigmas is not None:
+            return tuple(process.at(v) if v else CLEAN for v in grids.check_descending("sigmas", ask.sigmas, low=0))
+        return process.grid(ask.count or len(self), self.config.sampling_eps if last is None else last)
 
-    def _predicted(self, *args: Any, generator: Generators) -> tuple[torch.Tensor, torch.Tensor]:
+    def _predicted(self, *args: Any, generator: Generators) -> tuple[Tensor, Tensor]:
         """Return the sample after the step and the same before noise was added."""
         after = self._step(*args, generator=generator, return_dict=False)[0]
         return after, self._run.mean.to(after.dtype)  # type: ignore[union-attr]
 
-    def _ascending(self) -> torch.Tensor:
+    def _ascending(self) -> Tensor:
         """Return the alphas and sigmas of the schedule from its clean end, float32 on the CPU, shape (2, steps)."""
         return torch.tensor([(v.alpha, v.sigma) for v in self._current()[-2::-1]], dtype=torch.float32, device="cpu").T
 
-    def add_noise(
-        self, original_samples: torch.Tensor, noise: torch.Tensor | None, timesteps: torch.Tensor
-    ) -> torch.Tensor:
+    def add_noise(self, original_samples: Tensor, noise: Tensor | None, timesteps: Tensor) -> Tensor:
         """Return the samples noised to the levels number `timesteps`, shape (batch,), from the schedule's clean end."""
         table = self._ascending().to(original_samples)[:, timesteps.to(original_samples.device)]
         alpha, sigma = table.reshape(2, -1, *(1 for _ in original_samples.shape[1:]))
@@ -92,13 +83,11 @@ class ScoreSdeVeScheduler(ScoreScheduler):
 
     step_options = {"correct_steps": 0}
     grid_options = ("sampling_eps", "sigma_min", "sigma_max")
-    prediction = Prediction("score")
+    predicts = "score"
 
     @register_to_config
-    def __init__(
-        self, num_train_timesteps: int = 2000, snr: float = 0.15, sigma_min: float = 0.01, sigma_max: float = 1348.0,
-        sampling_eps: float = 1e-5, correct_steps: int = 1,
-    ) -> None:  # fmt: skip
+    def __init__(self, num_train_timesteps: int = 2000, snr: float = 0.15, sigma_min: float = 0.01,
+                 sigma_max: float = 1348.0, sampling_eps: float = 1e-5, correct_steps: int = 1) -> None:  # fmt: skip
         self._ends: dict[str, float | None] = {}
         self._setup()
 
@@ -116,43 +105,36 @@ class ScoreSdeVeScheduler(ScoreScheduler):
         corrected = {} if "_solver" in vars(self) else {"correct_steps": self.config.correct_steps}
         return super().plan(num_inference_steps, **{**corrected, **options})
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, sampling_eps: float | None = None,
-        device: torch.device | str | None = None, **schedule: Any,
-    ) -> None:  # fmt: skip
+    def set_timesteps(self, num_inference_steps: int | None = None, sampling_eps: float | None = None,
+                      device: torch.device | str | None = None, **schedule: Any) -> None:  # fmt: skip
         """Choose the schedule of the next run, with the noise levels of `set_sigmas`; see `plan` for `schedule`."""
         shape = {"sampling_eps": sampling_eps, **self._ends} if num_inference_steps is not None else {}
         super().set_timesteps(num_inference_steps, device, **self.step_options, **shape, **schedule)
 
-    def set_sigmas(
-        self, num_inference_steps: int, sigma_min: float | None = None, sigma_max: float | None = None,
-        sampling_eps: float | None = None,
-    ) -> None:  # fmt: skip
+    def set_sigmas(self, num_inference_steps: int, sigma_min: float | None = None, sigma_max: float | None = None,
+                   sampling_eps: float | None = None) -> None:  # fmt: skip
         """Choose the ends of the noise levels and the schedule of the next run."""
         self._ends = {"sigma_min": sigma_min, "sigma_max": sigma_max}
         self.set_timesteps(num_inference_steps, sampling_eps, self._device)
 
     @property
-    def sigmas(self) -> torch.Tensor:
+    def sigmas(self) -> Tensor:
         """The noise levels that the network is told, one per timestep."""
         return self.discrete_sigmas.flip(0)
 
     @property
-    def discrete_sigmas(self) -> torch.Tensor:
+    def discrete_sigmas(self) -> Tensor:
         """The noise levels of the schedule, ascending."""
         return self._ascending()[1]
 
-    def step_pred(
-        self, model_output: torch.Tensor, timestep: Time | torch.Tensor, sample: torch.Tensor,
-        generator: Generators = None, return_dict: bool = True,
-    ) -> SdeVeOutput | tuple[torch.Tensor, ...]:  # fmt: skip
+    def step_pred(self, model_output: Tensor, timestep: When, sample: Tensor, generator: Generators = None,
+                  return_dict: bool = True) -> SdeVeOutput | tuple[Tensor, ...]:  # fmt: skip
         """Return the sample at the next lower level; `model_output` is the score."""
         pair = self._predicted(model_output, timestep, sample, generator=generator)
         return SdeVeOutput(*pair) if return_dict else pair
 
-    def step_correct(
-        self, model_output: torch.Tensor, sample: torch.Tensor, generator: Generators = None, return_dict: bool = True
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+    def step_correct(self, model_output: Tensor, sample: Tensor, generator: Generators = None,
+                     return_dict: bool = True) -> Stepped:  # fmt: skip
         """Return the sample after a step of Langevin dynamics at its level; `model_output` is the score."""
         noise = self._drawing(model_output, sample, generator, None)()
         corrected = langevin(widen(sample), widen(model_output), widen(noise), self.config.snr).to(sample.dtype)
@@ -163,9 +145,8 @@ class ScoreSdeVpScheduler(ScoreScheduler):
     """Euler-Maruyama steps on preserving levels, `step_pred`; networks of this family predict the noise."""
 
     @register_to_config
-    def __init__(
-        self, num_train_timesteps: int = 2000, beta_min: float = 0.1, beta_max: float = 20, sampling_eps: float = 1e-3
-    ) -> None:
+    def __init__(self, num_train_timesteps: int = 2000, beta_min: float = 0.1, beta_max: float = 20,
+                 sampling_eps: float = 1e-3) -> None:  # fmt: skip
         self._setup()
 
     def _process(self) -> PreservingSDE:
@@ -174,9 +155,7 @@ class ScoreSdeVpScheduler(ScoreScheduler):
     def _solver(self) -> EulerMaruyama:
         return EulerMaruyama(self._process())
 
-    def step_pred(
-        self, score: torch.Tensor, x: torch.Tensor, t: Time | torch.Tensor, generator: Generators = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def step_pred(self, score: Tensor, x: Tensor, t: When, generator: Generators = None) -> tuple[Tensor, Tensor]:
         """Return the sample after the step at time `t` and its mean; `score` is the output as it is, the noise."""
         return self._predicted(score, t, x, generator=generator)
 
@@ -190,13 +169,11 @@ class KarrasVeScheduler(ScoreScheduler):
 
     order = 2
     grid_options = ()
-    prediction = Prediction("scaled_score")
+    predicts = "scaled_score"
 
     @register_to_config
-    def __init__(
-        self, sigma_min: float = 0.02, sigma_max: float = 100, s_noise: float = 1.007, s_churn: float = 80,
-        s_min: float = 0.05, s_max: float = 50,
-    ) -> None:  # fmt: skip
+    def __init__(self, sigma_min: float = 0.02, sigma_max: float = 100, s_noise: float = 1.007, s_churn: float = 80,
+                 s_min: float = 0.05, s_max: float = 50) -> None:  # fmt: skip
         self._churn = Churn(s_churn, s_min, s_max, s_noise)
         self._setup()
 
@@ -206,14 +183,12 @@ class KarrasVeScheduler(ScoreScheduler):
     def _plan(self, grid: Grid, options: Mapping[str, Any]) -> Plan:
         return replace(super()._plan(grid, options), train_steps=len(grid) - 1)
 
-    def _grid(
-        self, count: int | None, timesteps: Sequence[Time] | None = None, sigmas: Sequence[float] | None = None
-    ) -> Grid:
+    def _grid(self, ask: Ask) -> Grid:
+        sigmas = ask.sigmas
         if sigmas is None:
-            if timesteps is not None or count is None:
+            if ask.count is None:
                 raise InputError("The timesteps of KarrasVeScheduler only count its steps; set num_inference_steps.")
-            grids.check_count(count)
-            sigmas = [*grids.exponential(count, self.config.sigma_max, self.config.sigma_min), 0.0]
+            sigmas = [*grids.exponential(ask.count, self.config.sigma_max, self.config.sigma_min), 0.0]
         levels = grids.check_descending("sigmas", sigmas, low=0)
         return tuple(Level(len(levels) - 2 - k, 1.0, sigma) for k, sigma in enumerate(levels))
 
@@ -229,40 +204,38 @@ class KarrasVeScheduler(ScoreScheduler):
         return self.config.sigma_max
 
     @property  # type: ignore[misc]
-    def timesteps(self) -> torch.Tensor:
+    def timesteps(self) -> Tensor:
         """The numbers of the steps, from the last down to 0."""
         return torch.arange(len(self) - 1, -1, -1, device=self._device)
 
     @property
-    def schedule(self) -> torch.Tensor:
+    def schedule(self) -> Tensor:
         """The noise level of each timestep, ascending, float32 on the CPU."""
         return self._ascending()[1]
 
-    def add_noise_to_input(
-        self, sample: torch.Tensor, sigma: float | torch.Tensor, generator: Generators = None
-    ) -> tuple[torch.Tensor, float]:
+    def add_noise_to_input(self, sample: Tensor, sigma: float | Tensor,
+                           generator: Generators = None) -> tuple[Tensor, float]:  # fmt: skip
         """Return the sample with its noise raised from `sigma`, and the raised level; always draws."""
         low = Level(0, 1.0, float(sigma))
         high, noise = self._churn.raised(low, len(self)), self._drawing(sample, sample, generator, None)()
         return torch.add(sample, noise, alpha=self._churn.noise * rise(low, high)[1]), high.sigma
 
-    def step(
-        self, model_output: torch.Tensor, sigma_hat: float | torch.Tensor, sigma_prev: float | torch.Tensor,
-        sample_hat: torch.Tensor, return_dict: bool = True,
-    ) -> KarrasVeOutput | tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    def step(self, model_output: Tensor, sigma_hat: float | Tensor, sigma_prev: float | Tensor, sample_hat: Tensor,
+             return_dict: bool = True) -> KarrasVeOutput | tuple[Tensor, Tensor]:  # fmt: skip
         """Return the sample after an Euler step from `sigma_hat` to `sigma_prev`."""
-        a, b = (Level(0, 1.0, float(sigma)) for sigma in (sigma_hat, sigma_prev))
-        run, slope = Plan((a, b), Heun(), self.prediction).begin(), self.prediction.noise(sample_hat, model_output, a)
-        previous = run.apply(Heun().single(a, b), sample_hat, model_output)
-        return KarrasVeOutput(previous, slope, run.x0) if return_dict else (previous, slope)
+        slope, data = self._read(model_output, sample_hat, sigma_hat)
+        previous = along(sample_hat, float(sigma_hat), float(sigma_prev), slope)
+        return KarrasVeOutput(previous, slope, data) if return_dict else (previous, slope)
 
-    def step_correct(
-        self, model_output: torch.Tensor, sigma_hat: float | torch.Tensor, sigma_prev: float | torch.Tensor,
-        sample_hat: torch.Tensor, sample_prev: torch.Tensor, derivative: torch.Tensor, return_dict: bool = True,
-    ) -> KarrasVeOutput | tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    def step_correct(self, model_output: Tensor, sigma_hat: float | Tensor, sigma_prev: float | Tensor,
+                     sample_hat: Tensor, sample_prev: Tensor, derivative: Tensor,
+                     return_dict: bool = True) -> KarrasVeOutput | tuple[Tensor, Tensor]:  # fmt: skip
         """Return the sample of `step`, corrected by the output there; `derivative` is what `step` returned."""
-        a, b = (Level(0, 1.0, float(sigma)) for sigma in (sigma_hat, sigma_prev))
-        run = Plan((a, b), Heun(), self.prediction).begin()
-        run.saved, run.history = sample_hat, (torch.add(sample_hat, derivative, alpha=-a.sigma),)
-        previous = run.apply(Heun().step(a, b)[1], sample_prev, model_output)
-        return KarrasVeOutput(previous, derivative, run.x0) if return_dict else (previous, derivative)
+        slope, data = self._read(model_output, sample_prev, sigma_prev)
+        previous = along(sample_hat, float(sigma_hat), float(sigma_prev), derivative, slope)
+        return KarrasVeOutput(previous, derivative, data) if return_dict else (previous, derivative)
+
+    def _read(self, output: Tensor, sample: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Return the slope and the estimate of the data at a noise level."""
+        prediction, level = self._prediction(), Level(0, 1.0, float(sigma))
+        return prediction.noise(sample, output, level), prediction.data(sample, output, level)

@@ -8,21 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ..core.errors import ConfigError, InputError, check_choice
+from ..core.errors import InputError, check_choice
 from ..diffusion import grid as grids
-from ..diffusion.grid import Grid
-from ..diffusion.prediction import Prediction
+from ..diffusion.grid import Ask, Grid
 from ..diffusion.process import BETAS, Level, TableProcess, Time, betas, preserving
+from ..diffusion.table import gathered
 from .base import SchedulerMixin
-
-SPACINGS = ("linspace", "leading", "trailing", "k_diffusion")
-SIGMA_OPTIONS = {
-    "use_karras_sigmas": "karras",
-    "use_exponential_sigmas": "exponential",
-    "use_beta_sigmas": "beta",
-    "use_lu_lambdas": "lu",
-}
 
 
 class TrainedScheduler(SchedulerMixin):
@@ -41,16 +34,12 @@ class TrainedScheduler(SchedulerMixin):
     def _setup(self) -> None:
         if self._own("trained_betas") is None:
             check_choice("beta_schedule", self.config.beta_schedule, BETAS)
-        check_choice("timestep_spacing", self._own("timestep_spacing", "leading"), SPACINGS)
-        chosen = [name for name in SIGMA_OPTIONS if self._own(name)]
-        if len(chosen) > 1:
-            raise ConfigError(f"{' and '.join(chosen)} exclude each other; switch on one of them.")
         super()._setup()
 
     # ---- the process -------------------------------------------------------------------------------------------------
 
     @cached_property
-    def betas(self) -> torch.Tensor:
+    def betas(self) -> Tensor:
         """The variances added per training step, float32, shape (num_train_timesteps,)."""
         return betas(
             self.config.beta_schedule,
@@ -62,12 +51,12 @@ class TrainedScheduler(SchedulerMixin):
         )
 
     @cached_property
-    def alphas(self) -> torch.Tensor:
+    def alphas(self) -> Tensor:
         """1 - betas."""
         return 1.0 - self.betas
 
     @cached_property
-    def alphas_cumprod(self) -> torch.Tensor:
+    def alphas_cumprod(self) -> Tensor:
         """The cumulative products of the alphas; a table assigned here is used from the next `set_timesteps` on."""
         bars = torch.cumprod(self.alphas, dim=0)
         if self.terminal_alpha_bar is not None and self._own("rescale_betas_zero_snr"):
@@ -75,7 +64,7 @@ class TrainedScheduler(SchedulerMixin):
         return bars
 
     @cached_property
-    def final_alpha_cumprod(self) -> torch.Tensor:
+    def final_alpha_cumprod(self) -> Tensor:
         """alpha_bar at the end of a run."""
         return torch.tensor(self._end().alpha ** 2, dtype=torch.float32, device="cpu")
 
@@ -100,10 +89,8 @@ class TrainedScheduler(SchedulerMixin):
 
     def _spaced(self, count: int) -> np.ndarray:
         """Return `count` times of the training table by the configured spacing."""
-        spacing, steps, offset = self._own("timestep_spacing", "leading"), len(self), self._own("steps_offset", 0)
-        if spacing in ("linspace", "k_diffusion"):
-            return grids.linspace(count, steps - 1)
-        return grids.leading(count, steps, offset) if spacing == "leading" else grids.trailing(count, steps)
+        spacing = "linspace" if self._fractional else self._own("timestep_spacing", "leading")
+        return grids.spaced(spacing, count, len(self), offset=self._own("steps_offset", 0))
 
     def _label(self, times: np.ndarray) -> Sequence[Time]:
         """Return the timesteps that the network is told for the process's times."""
@@ -126,10 +113,6 @@ class TrainedScheduler(SchedulerMixin):
         """Return the deviation of the noise that a run starts from; in k-diffusion it is the first level's own."""
         return grid[0].sigma if self._fractional else 1.0
 
-    def _sigma_schedule(self) -> str | None:
-        """Return the name of the configured sigma schedule, if any."""
-        return next((SIGMA_OPTIONS[name] for name in SIGMA_OPTIONS if self._own(name)), None)
-
     def _table_range(self) -> tuple[float, float]:
         """Return the highest and the lowest noise level of the training table."""
         return float(self.process.ratios[-1]), float(self.process.ratios[0])
@@ -143,25 +126,23 @@ class TrainedScheduler(SchedulerMixin):
         schedule = self._sigma_schedule()
         return grids.SCHEDULES[schedule](count, *self._sigma_range(count)) if schedule else None
 
-    def _grid(
-        self, count: int | None, timesteps: Sequence[Time] | None = None, sigmas: Sequence[float] | None = None
-    ) -> Grid:
-        if timesteps is not None:
+    def _grid(self, ask: Ask) -> Grid:
+        if ask.timesteps is not None:
             if self._sigma_schedule():
                 raise InputError(
                     f"Custom timesteps contradict the configuration's {self._sigma_schedule()} sigmas; pass `sigmas`."
                 )
-            times = grids.check_descending("timesteps", timesteps, low=0, high=len(self) - 1)
+            times = grids.check_descending("timesteps", ask.timesteps, low=0, high=len(self) - 1)
             return self._at_times(np.array(times))
-        if sigmas is not None:
-            *levels, end = grids.check_levels(sigmas)
+        if ask.sigmas is not None:
+            *levels, end = grids.check_levels(ask.sigmas)
             return grids.at_ratios(self.process, levels, preserving(-1, end), label=self._told)
-        if count is None:
+        if ask.count is None:
             return grids.at_times(self.process, range(len(self) - 1, -1, -1), self._end())
-        grids.check_count(count)
-        if (ratios := self._ratios(count)) is not None:
+        if (ratios := self._ratios(ask.count)) is not None:
             return grids.at_ratios(self.process, ratios, self._end(), label=self._told)
-        return self._at_times(np.linspace(self._last() - 1, 0, count) if self._fractional else self._spaced(count))
+        even = np.linspace(self._last() - 1, 0, ask.count)
+        return self._at_times(even if self._fractional else self._spaced(ask.count))
 
     def _at_times(self, times: np.ndarray) -> Grid:
         """Return the grid at the given times of the training table."""
@@ -170,28 +151,17 @@ class TrainedScheduler(SchedulerMixin):
             return grids.at_ratios(self.process, ratios, self._end(), label=self._told)
         return grids.at_times(self.process, self._label(times), self._end())
 
-    def _prediction(self) -> Prediction:
-        clip = self._own("clip_sample_range", 1.0) if self._own("clip_sample") else None
-        threshold = None
-        if self._own("thresholding"):
-            threshold = (self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
-        variance = self._own("variance_type")
-        learned = variance if variance in ("learned", "learned_range") else None
-        return Prediction(self._own("prediction_type", "epsilon"), clip=clip, threshold=threshold, variance=learned)
-
     # ---- training ----------------------------------------------------------------------------------------------------
 
-    def _alpha_sigma(self, timesteps: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _alpha_sigma(self, timesteps: Tensor, like: Tensor) -> Tensor:
         """Return alpha and sigma of the training table at integer timesteps, shaped to broadcast against `like`."""
         timesteps = torch.as_tensor(timesteps, device=like.device)
         if timesteps.device.type == "cpu" and not bool(((timesteps >= 0) & (timesteps < len(self))).all()):
             raise InputError(f"Timesteps must lie in 0 ... {len(self) - 1}; given: {timesteps.tolist()}.")
-        wide = torch.promote_types(like.dtype, torch.float32)
-        bars = self.alphas_cumprod.to(device=like.device, dtype=wide)[timesteps.long()]
-        shape = (-1, *(1 for _ in like.shape[1:])) if timesteps.ndim else ()
-        return bars.sqrt().to(like.dtype).reshape(shape), (1 - bars).sqrt().to(like.dtype).reshape(shape)
+        bars = self.alphas_cumprod.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+        return gathered(torch.stack([bars.sqrt(), (1 - bars).sqrt()]), timesteps, like)
 
-    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return the samples noised to their timesteps of the training table, alpha * x_0 + sigma * eps.
 
         Args:
@@ -201,28 +171,7 @@ class TrainedScheduler(SchedulerMixin):
         alpha, sigma = self._alpha_sigma(timesteps, original_samples)
         return alpha * original_samples + sigma * noise
 
-    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return the target of v-prediction, alpha * eps - sigma * x_0 (Salimans & Ho 2202.00512)."""
         alpha, sigma = self._alpha_sigma(timesteps, sample)
         return alpha * noise - sigma * sample
-
-
-class GridNoising(TrainedScheduler):
-    """A trained scheduler whose `add_noise` goes by the levels of the schedule that is set."""
-
-    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return the samples noised to the levels of their timesteps in the current schedule.
-
-        Before `set_timesteps` the schedule is the training table.
-        """
-        steps = self._table().steps
-        levels = [steps[self._position(t)].level for t in torch.as_tensor(timesteps).reshape(-1)]
-        shape = (-1, *(1 for _ in original_samples.shape[1:]))
-        alpha, sigma = (
-            torch.tensor([getattr(v, name) for v in levels], dtype=torch.float64)
-            .to(original_samples.dtype)
-            .to(original_samples.device)
-            .reshape(shape)
-            for name in ("alpha", "sigma")
-        )
-        return alpha * original_samples + sigma * noise

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from ..core.errors import ConfigError, InputError
-from ..diffusion.grid import Grid
+from ..diffusion.grid import Ask, Grid
 from ..diffusion.process import Level
 from ..diffusion.table import Solver
 
@@ -31,7 +31,7 @@ def changed(scheduler: Any, *, solver: Any = None, grid: Callable[[Grid], Grid] 
             solver = replace(solver, place=partial(placed, scheduler))
         made._solver = partial(fixed, solver, scheduler.step_options)
     if grid is not None:
-        made._grid = lambda *args, **options: grid(scheduler._grid(*args, **options))
+        made._grid = lambda ask: grid(scheduler._grid(ask))
     made.save_config = made.save_pretrained = refused
     made.num_inference_steps = made._begin = None
     made._forget(None)
@@ -41,7 +41,7 @@ def changed(scheduler: Any, *, solver: Any = None, grid: Callable[[Grid], Grid] 
 def placed(scheduler: Any, level: Level) -> Level:
     """Return the level that the scheduler makes of its own sigma for `level`, where it takes sigmas as they are."""
     try:
-        own = type(scheduler)._grid(scheduler, None, None, (scheduler._sigma(level), 0.0))[0]
+        own = type(scheduler)._grid(scheduler, Ask(sigmas=(scheduler._sigma(level), 0.0)))[0]
     except InputError:
         return level
     return own if math.isclose(own.ratio, level.ratio, rel_tol=1e-6) else level

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
+from torch import Tensor
 
 from ..core.config import register_to_config
 from ..core.errors import InputError
 from ..core.outputs import BaseOutput
 from ..core.rng import Generators, uniform
 from ..diffusion.discrete import MaskAndReplace, gumbel_argmax
-from ..diffusion.grid import check_count, trailing
+from ..diffusion.grid import Ask, check_count, trailing
 from .base import SchedulerMixin
 
 
@@ -20,7 +21,7 @@ from .base import SchedulerMixin
 class VQDiffusionSchedulerOutput(BaseOutput):
     """Result of `step`: tokens, int64, shape (batch, positions)."""
 
-    prev_sample: torch.Tensor
+    prev_sample: Tensor
 
 
 class VQDiffusionScheduler(SchedulerMixin):
@@ -32,10 +33,9 @@ class VQDiffusionScheduler(SchedulerMixin):
     _compatibles = ()
 
     @register_to_config
-    def __init__(
-        self, num_vec_classes: int, num_train_timesteps: int = 100, alpha_cum_start: float = 0.99999,
-        alpha_cum_end: float = 0.000009, gamma_cum_start: float = 0.000009, gamma_cum_end: float = 0.99999,
-    ) -> None:  # fmt: skip
+    def __init__(self, num_vec_classes: int, num_train_timesteps: int = 100, alpha_cum_start: float = 0.99999,
+                 alpha_cum_end: float = 0.000009, gamma_cum_start: float = 0.000009,
+                 gamma_cum_end: float = 0.99999) -> None:  # fmt: skip
         shares = (alpha_cum_start, alpha_cum_end), (gamma_cum_start, gamma_cum_end)
         self.process = MaskAndReplace(num_vec_classes, num_train_timesteps, *shares)
         self.num_embed, self.mask_class = num_vec_classes, num_vec_classes - 1
@@ -45,7 +45,7 @@ class VQDiffusionScheduler(SchedulerMixin):
         self.set_timesteps(num_train_timesteps)
         self.num_inference_steps = None
 
-    def _grid(self, *args: Any, **options: Any) -> NoReturn:
+    def _grid(self, ask: Ask) -> NoReturn:
         raise InputError("VQDiffusionScheduler works on tokens, which have no noise levels; call `step` in a loop.")
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
@@ -56,19 +56,15 @@ class VQDiffusionScheduler(SchedulerMixin):
         self._times = torch.tensor(self._schedule, device=device or "cpu")
         self.num_inference_steps = num_inference_steps
 
-    def step(
-        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor,
-        generator: Generators = None, return_dict: bool = True,
-    ) -> VQDiffusionSchedulerOutput | tuple[torch.Tensor]:  # fmt: skip
+    def step(self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, generator: Generators = None,
+             return_dict: bool = True) -> VQDiffusionSchedulerOutput | tuple[Tensor]:  # fmt: skip
         """Return the tokens of the next step, drawn from their posterior.
 
         Args:
             model_output: log probabilities of the clean tokens, shape (batch, classes - 1, positions).
             sample: tokens, int64, shape (batch, positions).
         """
-        remote = (
-            isinstance(timestep, torch.Tensor) and timestep.device.type != "cpu" and self._next < len(self._schedule)
-        )
+        remote = isinstance(timestep, Tensor) and timestep.device.type != "cpu" and self._next < len(self._schedule)
         t = self._schedule[self._next] if remote else int(timestep)
         if t not in self._schedule:
             raise InputError(f"Timestep {t} is not in the schedule; loop over `scheduler.timesteps`.")
@@ -80,6 +76,6 @@ class VQDiffusionScheduler(SchedulerMixin):
         tokens = gumbel_argmax(scores, draw)
         return VQDiffusionSchedulerOutput(tokens) if return_dict else (tokens,)
 
-    def q_posterior(self, log_p_x_0: torch.Tensor, x_t: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
+    def q_posterior(self, log_p_x_0: Tensor, x_t: Tensor, t: int | Tensor) -> Tensor:
         """Return log p(x_{t-1} | x_t), shape (batch, classes, positions)."""
         return self.process.posterior(log_p_x_0, x_t, int(t))

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from ...core.errors import InputError
 from ..grid import Grid
 from ..table import Row
 
@@ -40,6 +41,10 @@ class LinearMultistep:
 
     order: int = 4
     wants: Literal["eps"] = "eps"
+
+    def __post_init__(self) -> None:
+        if self.order < 1:
+            raise InputError(f"order is {self.order}; it must be at least 1, and 4 is usual.")
 
     def rows(self, grid: Grid, begin: int = 0) -> tuple[Row, ...]:
         return tuple(self.row(grid, k, min(self.order, k - begin + 1)) for k in range(begin, len(grid) - 1))
