@@ -9,7 +9,7 @@ from ..core.errors import InputError
 STEPS = 25
 """Steps that are enough for the shipped model and its scheduler; more change little."""
 
-GUIDANCE_SCALE = 2.5
+GUIDANCE_SCALE = 2.0
 """Weight of the prompt at which the shipped model draws best; with more, colours run over."""
 
 
