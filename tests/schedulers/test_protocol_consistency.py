@@ -163,8 +163,8 @@ def test_repaint_by_image() -> None:
 
 
 def test_foreign_timesteps_are_reported(caplog: pytest.LogCaptureFixture) -> None:
-    from langevin.schedulers import consistency
+    from langevin.schedulers import preserving
 
-    consistency.logger.propagate = True
+    preserving.logger.propagate = True
     make("LCMScheduler").set_timesteps(timesteps=[999, 759, 700])
     assert "700" in caplog.text

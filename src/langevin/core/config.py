@@ -86,7 +86,7 @@ def _parameters(init: Callable[..., None]) -> dict[str, inspect.Parameter]:
 
 
 def register_to_config(init: Init) -> Init:
-    """Decorate an `__init__` so that its arguments, defaults included, become `self.config`."""
+    """Decorate an `__init__` so that its arguments, defaults included, become `self.config`; `_setup` follows it."""
     signature = inspect.signature(init)
 
     @functools.wraps(init)
@@ -97,10 +97,12 @@ def register_to_config(init: Init) -> Init:
         bound = signature.bind(self, *args, **kwargs)
         given = set(bound.arguments)
         bound.apply_defaults()
-        values = {k: v for k, v in bound.arguments.items() if k not in ("self", *self.ignore_for_config)}
+        named = [name for name in _parameters(init) if name not in self.ignore_for_config]
+        values = {name: bound.arguments[name] for name in named}
         defaulted = sorted(name for name in values if name not in given)
         self.register_to_config(**{**hidden, **values, "_class_name": type(self).__name__, _DEFAULTED: defaulted})
         init(self, *args, **kwargs)
+        self._setup()
 
     return wrapped  # type: ignore[return-value]
 
@@ -124,6 +126,9 @@ class ConfigMixin:
         """The frozen configuration, unknown keys of the loaded file included."""
         return self.__dict__.get("_internal_config", Config())
 
+    def _setup(self) -> None:
+        """Finish the object by its configuration, after `__init__`."""
+
     def register_to_config(self, **values: Any) -> None:
         """Add `values` to the configuration."""
         self.__dict__["_internal_config"] = Config({**self.config, **values})
@@ -139,7 +144,7 @@ class ConfigMixin:
             return_unused_kwargs: return `(object, unused)` instead of raising for unknown overrides.
 
         Raises:
-            ConfigError: for an unknown override, or when `config` is no mapping.
+            ConfigError: for an unknown override, a required option that is missing, or when `config` is no mapping.
         """
         if not isinstance(config, Mapping):
             raise ConfigError(
@@ -164,7 +169,11 @@ class ConfigMixin:
                 "%s does not use these keys of its configuration file; they are kept: %s",
                 cls.__name__, ", ".join(sorted(hidden)),
             )  # fmt: skip
-        obj = cls(**{**values, **{k: v for k, v in overrides.items() if k not in unused}}, _hidden=hidden)  # type: ignore[call-arg]
+        values |= {k: v for k, v in overrides.items() if k not in unused}
+        absent = [name for name, option in options.items() if option.default is option.empty and name not in values]
+        if absent:
+            raise ConfigError(f"{cls.__name__} needs {', '.join(absent)}, which the configuration does not hold.")
+        obj = cls(**values, _hidden=hidden)  # type: ignore[call-arg]
         return (obj, unused) if return_unused_kwargs else obj
 
     @classmethod

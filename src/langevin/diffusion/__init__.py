@@ -6,16 +6,17 @@ x' = c * x + sum_j c_j * m_j + s * z, over the present and past predictions m_j 
 
 from __future__ import annotations
 
-from .grid import Grid
+from .grid import Ask, Grid
 from .guidance import CFG, Branch, Guidance, guided
 from .prediction import Prediction
-from .process import Level, TableProcess
+from .process import Level, TableProcess, Time
 from .sampling import Stop, sample
 from .table import Plan, Row, Run, Solver, Step, noised
 from .weighting import min_snr_weight, signal_to_noise
 
 __all__ = [
     "CFG",
+    "Ask",
     "Branch",
     "Grid",
     "Guidance",
@@ -28,6 +29,7 @@ __all__ = [
     "Step",
     "Stop",
     "TableProcess",
+    "Time",
     "guided",
     "min_snr_weight",
     "noised",

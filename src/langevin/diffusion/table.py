@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 
 from ..core.errors import InputError
@@ -64,7 +65,10 @@ class Row:
 class Solver(Protocol):
     """A pure function from a grid to rows."""
 
-    wants: Literal["x0", "eps"]
+    @property
+    def wants(self) -> Literal["x0", "eps"]:
+        """Which prediction the rows combine."""
+        ...
 
     def rows(self, grid: Grid, begin: int = 0) -> tuple[Row, ...]:
         """Return the rows of the network calls from number `begin` on, with no history before that."""
@@ -145,6 +149,25 @@ class Plan:
             for k, row in enumerate(self.rows)
         )
 
+    @cached_property
+    def times(self) -> np.ndarray:
+        """What the network is told at each call, float64."""
+        return np.array([row.level.t for row in self.rows], dtype=np.float64)
+
+    def position(self, timestep: float) -> int:
+        """Return the last network call that is told `timestep`, up to float32 rounding.
+
+        Raises:
+            InputError: when there is none.
+        """
+        nearest = len(self.times) - 1 - int(np.abs(self.times - timestep)[::-1].argmin())
+        if not same(timestep, self.times[nearest]):
+            raise InputError(
+                f"Timestep {timestep:g} is not in the schedule; the nearest is {self.times[nearest]:g}. "
+                "Loop over `scheduler.timesteps`."
+            )
+        return nearest
+
     @property
     def stochastic(self) -> bool:
         """Whether any row draws noise."""
@@ -205,6 +228,11 @@ class Plan:
     def begin(self, noise: Noise | None = None) -> Run:
         """Start a run; `noise` returns standard normal draws in the sample's shape and is needed by stochastic rows."""
         return Run(self, noise)
+
+
+def same(timestep: Time, other: Time) -> bool:
+    """Tell whether two timesteps are equal up to float32 rounding."""
+    return abs(timestep - other) <= 1e-6 * max(1.0, abs(other))
 
 
 def noised(source: torch.Tensor, noise: torch.Tensor, level: Level) -> torch.Tensor:

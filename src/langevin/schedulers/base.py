@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
+import copy
 import inspect
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cache
-from typing import Any, ClassVar
+from functools import cache, partial
+from typing import Any, ClassVar, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.config import register_to_config
 from ..core.errors import ConfigError, InputError, check_choice, check_known
 from ..core.logging import get_logger
 from ..core.outputs import BaseOutput
 from ..core.pretrained import PretrainedConfig
 from ..core.rng import Generators, normal
-from ..diffusion.grid import Ask, Grid
-from ..diffusion.prediction import Prediction
-from ..diffusion.process import Level, Time
+from ..diffusion import Ask, Grid, Level, Plan, Prediction, Row, Run, Solver, Time
 from ..diffusion.solvers import Churn, FirstOrder
-from ..diffusion.table import Noise, Plan, Row, Run, Solver, noised_each
-from .using import changed
+from ..diffusion.table import Noise, noised_each, same
 
 logger = get_logger(__name__)
 SCHEDULER_CONFIG_NAME = "scheduler_config.json"
@@ -45,11 +43,9 @@ RELATED: Mapping[str, Sequence[str]] = {
 }
 """Types of related samplers; where a class lacks one, its own default replaces it in a configuration carried over."""
 SIGMA_OPTIONS = {
-    "use_karras_sigmas": "karras",
-    "use_exponential_sigmas": "exponential",
-    "use_beta_sigmas": "beta",
+    "use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta",
     "use_lu_lambdas": "lu",
-}
+}  # fmt: skip
 
 KarrasDiffusionSchedulers = Enum(
     "KarrasDiffusionSchedulers",
@@ -71,14 +67,63 @@ class SchedulerOutput(BaseOutput):
     pred_original_sample: Tensor | None = None
 
 
+Numbers = Sequence[float] | None
+Device = torch.device | str | None
 When = Time | Tensor
 """A timestep, as `timesteps` holds it or as a host number."""
 Stepped = SchedulerOutput | tuple[Tensor, ...]
 """What `step` returns: with `return_dict=False` a tuple."""
 
 
+def changed(scheduler: Any, *, solver: Any = None, grid: Callable[[Grid], Grid] | None = None) -> Any:
+    """Return a copy of the scheduler whose runs use another solver, or the levels that a function makes of its grid.
+
+    Pipelines take it as any other: `pipe.scheduler = pipe.scheduler.using(solver=Restart(...))`. It has no
+    configuration of its own and cannot be saved.
+
+    Args:
+        solver: a `diffusion.table.Solver`; options of `step` that were meant for the scheduler's own are errors.
+        grid: gets the levels that the configuration means, the end included, and returns those to visit.
+    """
+    made = copy.copy(scheduler)
+    if solver is not None:
+        if getattr(solver, "place", made) is None:
+            solver = replace(solver, place=partial(placed, scheduler))
+        made._solver = partial(fixed, solver, scheduler.step_options)
+    if grid is not None:
+        made._grid = lambda ask: grid(scheduler._grid(ask))
+    made.save_config = made.save_pretrained = refused
+    made.num_inference_steps = None
+    made._forget(None)
+    return made
+
+
+def placed(scheduler: Any, level: Level) -> Level:
+    """Return the level that the scheduler makes of its own sigma for `level`, where it takes sigmas as they are."""
+    try:
+        own = type(scheduler)._grid(scheduler, Ask(sigmas=(scheduler._sigma(level), 0.0)))[0]
+    except InputError:
+        return level
+    return own if math.isclose(own.ratio, level.ratio, rel_tol=1e-6) else level
+
+
+def fixed(solver: Solver, defaults: Mapping[str, Any], **options: Any) -> Solver:
+    """Return `solver`; raise ConfigError for options of `step` that were meant for another one."""
+    if lost := [name for name, value in options.items() if value != defaults[name]]:
+        raise ConfigError(f"{', '.join(lost)}: no option of the solver set by `using`; give it to that solver.")
+    return solver
+
+
+def refused(*args: Any, **options: Any) -> NoReturn:
+    """Raise ConfigError in place of saving."""
+    raise ConfigError(
+        "A scheduler made by `using` cannot be saved: a configuration names no solver and no grid function. "
+        "Save the scheduler that it was made from, and call `using` after loading."
+    )
+
+
 class SchedulerMixin(PretrainedConfig):
-    """Base of schedulers.
+    """Base of schedulers; the parameters of a class's `__init__` are its configuration.
 
     A subclass says which grid, solver and prediction its configuration means (`_grid`, `_solver`, `_prediction`).
     `plan` turns that into a table without touching the object, and the documented protocol (`set_timesteps`, `step`,
@@ -108,16 +153,20 @@ class SchedulerMixin(PretrainedConfig):
     step_options: ClassVar[Mapping[str, Any]] = {}
     grid_options: ClassVar[tuple[str, ...]] = ()
     scales_input: float | None = None
-    whole_timesteps: ClassVar[bool] = True
+    whole_timesteps: ClassVar[bool] = False
     noise_dtype: ClassVar[torch.dtype | None] = None
-    tuple_holds_data: ClassVar[bool] = True
+    tuple_holds_data: ClassVar[bool] = False
     output_class: ClassVar[type] = SchedulerOutput
-    _compatibles: ClassVar[tuple[str, ...]] = tuple(member.name for member in KarrasDiffusionSchedulers)
+    _compatibles: ClassVar[tuple[str, ...]] = ()
 
     num_inference_steps: int | None
     _levels: Grid | None
 
-    # ---- what a subclass says ----------------------------------------------------------------------------------------
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Register the parameters of the class's `__init__` as its configuration."""
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls) and not hasattr(cls.__init__, "__wrapped__"):
+            cls.__init__ = register_to_config(cls.__init__)  # type: ignore[method-assign]
 
     def _grid(self, ask: Ask) -> Grid:
         """Return the grid of the steps, timesteps or sigmas that are asked for; with none the training table."""
@@ -129,15 +178,12 @@ class SchedulerMixin(PretrainedConfig):
 
     def _prediction(self) -> Prediction:
         """Return how the network's output is read, by the options of the configuration that this class has."""
-        variance, threshold = self._own("variance_type"), None
+        kind, variance, threshold = self._own("prediction_type", self.predicts), self._own("variance_type"), None
         if self._own("thresholding"):
             threshold = (self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
-        return Prediction(
-            self._own("prediction_type", self.predicts),
-            clip=self._own("clip_sample_range", 1.0) if self._own("clip_sample") else None,
-            threshold=threshold,
-            variance=variance if variance in ("learned", "learned_range") else None,
-        )
+        clip = self._own("clip_sample_range", 1.0) if self._own("clip_sample") else None
+        learned = variance if variance in ("learned", "learned_range") else None
+        return Prediction(kind, clip=clip, threshold=threshold, variance=learned)
 
     def _init_sigma(self, grid: Grid) -> float:
         return 1.0
@@ -153,7 +199,6 @@ class SchedulerMixin(PretrainedConfig):
         self._solver(**self.step_options)
         self.num_inference_steps = None
         self._device: torch.device | None = None
-        self._begin: int | None = None
         self._forget(None)
 
     def _check(self) -> None:
@@ -173,10 +218,8 @@ class SchedulerMixin(PretrainedConfig):
         """Return the name of the configured sigma schedule, if any."""
         return next((SIGMA_OPTIONS[name] for name in SIGMA_OPTIONS if self._own(name)), None)
 
-    # ---- plans -------------------------------------------------------------------------------------------------------
-
-    def plan(self, num_inference_steps: int | None = None, *, timesteps: Sequence[Time] | None = None,
-             sigmas: Sequence[float] | None = None, **options: Any) -> Plan:  # fmt: skip
+    def plan(self, num_inference_steps: int | None = None, *, timesteps: Numbers = None, sigmas: Numbers = None,
+             **options: Any) -> Plan:  # fmt: skip
         """Return the table of a whole run; the object's own state is neither read nor changed if a schedule is named.
 
         Args:
@@ -199,15 +242,9 @@ class SchedulerMixin(PretrainedConfig):
         return plan
 
     def _plan(self, grid: Grid, options: Mapping[str, Any]) -> Plan:
-        return Plan(
-            grid,
-            self._solver(**{**self.step_options, **options}),
-            self._prediction(),
-            init_noise_sigma=self._init_sigma(grid),
-            scale_input=self.scales_input,
-            train_steps=len(self),
-            noise_dtype=self.noise_dtype,
-        )
+        solver = self._solver(**{**self.step_options, **options})
+        shape = {"scale_input": self.scales_input, "train_steps": len(self), "noise_dtype": self.noise_dtype}
+        return Plan(grid, solver, self._prediction(), init_noise_sigma=self._init_sigma(grid), **shape)
 
     using = changed
 
@@ -233,22 +270,18 @@ class SchedulerMixin(PretrainedConfig):
         self._levels = grid
         self._tables: dict[tuple, Plan] = {}
         self._times: Tensor | None = None
-        self._host: np.ndarray | None = None
         self._run: Run | None = None
+        self._begin: int | None = None
         self._first = self._next = 0
 
-    # ---- the documented protocol -------------------------------------------------------------------------------------
-
-    def set_timesteps(self, num_inference_steps: int | None = None, device: torch.device | str | None = None,
-                      timesteps: Sequence[Time] | None = None, sigmas: Sequence[float] | None = None,
-                      **options: Any) -> None:  # fmt: skip
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None, timesteps: Numbers = None,
+                      sigmas: Numbers = None, **options: Any) -> None:  # fmt: skip
         """Choose the schedule of the next run and put `timesteps` on `device`; see `plan` for the other arguments."""
         if num_inference_steps is None and timesteps is None and sigmas is None:
             raise InputError("set_timesteps needs num_inference_steps, timesteps or sigmas.")
         plan = self.plan(num_inference_steps, timesteps=timesteps, sigmas=sigmas, **options)
         self._forget(plan.grid)
         self._tables[(0,)] = plan
-        self._begin = None
         self._device = torch.device(device) if device is not None else None
         self.num_inference_steps = len(plan.grid) - 1
 
@@ -293,11 +326,7 @@ class SchedulerMixin(PretrainedConfig):
         return self._begin
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Set the position in `timesteps` at which the next run begins.
-
-        Raises:
-            InputError: when the position is outside the schedule.
-        """
+        """Set the position in `timesteps` at which the next run begins; InputError outside the schedule."""
         count = len(self._table().steps)
         if not 0 <= begin_index < count:
             raise InputError(f"begin_index is {begin_index}, but the schedule has positions 0 to {count - 1}.")
@@ -316,20 +345,14 @@ class SchedulerMixin(PretrainedConfig):
         steps = self._table().steps
         expected = self._next if self._run is not None else self._begin
         remote = isinstance(timestep, Tensor) and timestep.device.type != "cpu"
-        if expected is not None and expected < len(steps) and (remote or same(timestep, steps[expected].timestep)):
+        if (
+            expected is not None
+            and expected < len(steps)
+            and (remote or same(number(timestep), steps[expected].timestep))
+        ):
             return expected
-        if same(timestep, steps[0].timestep):
-            return 0
-        if self._host is None:
-            self._host = np.array([step.timestep for step in steps], dtype=np.float64)
-        distance = np.abs(self._host - number(timestep))
-        nearest = len(steps) - 1 - int(distance[::-1].argmin())
-        if not same(timestep, steps[nearest].timestep):
-            raise InputError(
-                f"Timestep {number(timestep):g} is not in the schedule; the nearest is {steps[nearest].timestep:g}. "
-                "Loop over `scheduler.timesteps`."
-            )
-        return nearest
+        value = number(timestep)
+        return 0 if same(value, steps[0].timestep) else self._table().position(value)
 
     def previous_timestep(self, timestep: When) -> Time:
         """Return the timestep that follows `timestep` towards clean data, -1 after the last."""
@@ -377,12 +400,8 @@ class SchedulerMixin(PretrainedConfig):
     @property
     def compatibles(self) -> list[type[SchedulerMixin]]:
         """The scheduler classes that read this one's configuration, itself included."""
-        from ..registry import ROWS
-
-        modules = {row.name: row.module for row in ROWS}
-        names = dict.fromkeys([type(self).__name__, *self._compatibles])
-        package = __name__.split(".")[0]
-        return [getattr(importlib.import_module(f"{package}.{modules[n]}"), n) for n in names if n in modules]
+        package, names = sys.modules[__name__.partition(".")[0]], {type(self).__name__, *self._compatibles}
+        return [getattr(package, name) for name in dir(package) if name in names]
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
@@ -446,8 +465,3 @@ def number(timestep: When) -> float:
     if isinstance(timestep, Tensor) and timestep.numel() != 1:
         raise InputError(f"`timestep` must be a single number, but its shape is {tuple(timestep.shape)}.")
     return float(timestep)
-
-
-def same(timestep: When, other: Time) -> bool:
-    """Tell whether two timesteps are equal up to float32 rounding."""
-    return abs(number(timestep) - other) <= 1e-6 * max(1.0, abs(other))

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, float32
 
-from ..core.config import register_to_config
 from ..core.errors import InputError
 from ..core.rng import Generators
+from ..diffusion import Ask, Grid, Level, Prediction
 from ..diffusion import grid as grids
-from ..diffusion.grid import Ask, Grid
-from ..diffusion.prediction import Prediction, reversed_flow
-from ..diffusion.process import Level, Time, flow
+from ..diffusion.levels import on_paths
+from ..diffusion.prediction import reversed_flow
+from ..diffusion.process import flow
 from ..diffusion.solvers import FirstOrder, Heun, Renoising
-from .base import GridNoising, SchedulerMixin, Stepped, When
+from .base import Device, GridNoising, Numbers, SchedulerMixin, Stepped, When
 
 
 class FlowMatchScheduler(SchedulerMixin):
@@ -29,12 +27,9 @@ class FlowMatchScheduler(SchedulerMixin):
     """
 
     grid_options = ("mu",)
-    whole_timesteps = False
-    tuple_holds_data = False
-    noise_dtype = torch.float32
+    noise_dtype = float32
     predicts = "flow_prediction"
     choices = {"time_shift_type": ("exponential", "linear")}
-    _compatibles = ()
 
     def _setup(self) -> None:
         self.set_shift(self.config.shift)
@@ -65,25 +60,14 @@ class FlowMatchScheduler(SchedulerMixin):
         shift = self.shift
         if mu is not None:
             shift = math.exp(mu) if self.config.time_shift_type == "exponential" else mu
+        if ask.timesteps is not None and self._own("invert_sigmas"):
+            ask = replace(ask, timesteps=[steps - t for t in ask.timesteps])
+        low = float(grids.shifted(np.array(1 / steps), 1.0 if dynamic else self.config.shift))
         shape = {"terminal": self._own("shift_terminal"), "schedule": self._sigma_schedule()}
-        if ask.timesteps is not None:
-            times = [steps - t for t in ask.timesteps] if self._own("invert_sigmas") else ask.timesteps
-            levels = np.array(grids.check_descending("timesteps", times, low=0, high=steps)) / steps
-        elif ask.sigmas is not None:
-            own = grids.check_descending("sigmas", ask.sigmas, low=0, high=1)
-            levels = grids.reshaped(np.array(own if own[-1] > 0 else own[:-1]), shift, **shape)
-        elif ask.count is not None:
-            low = grids.shifted(np.array(1 / steps), 1.0 if dynamic else self.config.shift)
-            levels = grids.reshaped(np.linspace(1.0, low, ask.count), shift, **shape)
-        else:
-            levels = grids.shifted(np.linspace(1.0, 1 / steps, steps), shift)
-        if not len(levels) or not levels[-1] > 0:
-            raise InputError("The network cannot be asked at sigma = 0, the end of every run; leave it out.")
-        return (*map(self._level, levels.tolist()), flow(-1, 0.0))
+        return (*map(self._level, on_paths(ask, steps, shift, low=low, **shape)), flow(-1, 0.0))
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: torch.device | str | None = None,
-                      sigmas: Sequence[float] | None = None, mu: float | None = None,
-                      timesteps: Sequence[Time] | None = None) -> None:  # fmt: skip
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None, sigmas: Numbers = None,
+                      mu: float | None = None, timesteps: Numbers = None) -> None:  # fmt: skip
         """Choose the schedule of the next run; `sigmas` are the levels of the steps, `mu` the dynamic shift."""
         super().set_timesteps(num_inference_steps, device, timesteps=timesteps, sigmas=sigmas, mu=mu)
 
@@ -91,7 +75,7 @@ class FlowMatchScheduler(SchedulerMixin):
         """Return (1 - sigma) * sample + sigma * noise at the levels of their timesteps in the current schedule."""
         if noise is None:
             raise InputError("scale_noise needs `noise`, drawn in the sample's shape.")
-        return GridNoising.add_noise(self, sample, noise, timestep)  # type: ignore[arg-type]
+        return GridNoising.add_noise(self, sample, noise, timestep)
 
     def step(self, model_output: Tensor, timestep: When, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
              s_tmax: float = math.inf, s_noise: float = 1.0, generator: Generators = None,
@@ -114,14 +98,11 @@ class FlowMatchEulerDiscreteScheduler(FlowMatchScheduler):
     predicts the direction from noise to data, and `sigmas` are counted from the noise.
     """
 
-    @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0, use_dynamic_shifting: bool = False,
                  base_shift: float | None = 0.5, max_shift: float | None = 1.15, base_image_seq_len: int | None = 256,
                  max_image_seq_len: int | None = 4096, invert_sigmas: bool = False, shift_terminal: float | None = None,
-                 use_karras_sigmas: bool | None = False, use_exponential_sigmas: bool | None = False,
-                 use_beta_sigmas: bool | None = False, time_shift_type: str = "exponential",
-                 stochastic_sampling: bool = False) -> None:  # fmt: skip
-        self._setup()
+                 use_karras_sigmas: bool = False, use_exponential_sigmas: bool = False, use_beta_sigmas: bool = False,
+                 time_shift_type: str = "exponential", stochastic_sampling: bool = False) -> None: ...  # fmt: skip
 
     def _solver(self) -> FirstOrder | Renoising:
         return Renoising(draw_last=True) if self.config.stochastic_sampling else FirstOrder()
@@ -137,6 +118,4 @@ class FlowMatchHeunDiscreteScheduler(FlowMatchScheduler):
     order = 2
     solver = Heun()
 
-    @register_to_config
-    def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0) -> None:
-        self._setup()
+    def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0) -> None: ...

@@ -6,19 +6,17 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, float32
 
-from ..core.config import register_to_config
 from ..core.errors import ConfigError, InputError
 from ..core.rng import Generators
+from ..diffusion import Ask, Grid, Level, Time
 from ..diffusion import grid as grids
-from ..diffusion.grid import Ask, Grid
-from ..diffusion.process import Level, Time, flow, preserving
+from ..diffusion.process import flow, preserving
 from ..diffusion.solvers import ALGORITHMS, DPMMultistep, DPMSinglestep, SASolver, UniPC
 from ..diffusion.solvers.sa import middle_noise
 from ..diffusion.solvers.unipc import VARIANTS
-from .base import DrawingScheduler, GridNoising, SchedulerMixin, Stepped, When
+from .base import Device, DrawingScheduler, GridNoising, Numbers, SchedulerMixin, Stepped, When
 from .trained import TrainedScheduler
 
 
@@ -44,6 +42,8 @@ class LogSNRScheduler(GridNoising, TrainedScheduler):
         return int((-np.log(self.process.ratios) >= self._own("lambda_min_clipped", -math.inf)).sum())
 
     def _spaced(self, count: int) -> np.ndarray:
+        if self._fractional:
+            return super()._spaced(count)
         spacing, offset = self._own("timestep_spacing", "linspace"), self._own("steps_offset", 0)
         return grids.spaced_open(spacing, count, len(self), last=self._last(), offset=offset)
 
@@ -89,9 +89,8 @@ class LogSNRScheduler(GridNoising, TrainedScheduler):
     def _sigma(self, level: Level) -> float:
         return level.sigma if self.config.use_flow_sigmas else level.ratio
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: torch.device | str | None = None,
-                      mu: float | None = None, timesteps: Sequence[Time] | None = None,
-                      sigmas: Sequence[float] | None = None) -> None:  # fmt: skip
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None, mu: float | None = None,
+                      timesteps: Numbers = None, sigmas: Numbers = None) -> None:  # fmt: skip
         """Choose the schedule of the next run; `mu` is the logarithm of the shift under `use_dynamic_shifting`."""
         super().set_timesteps(num_inference_steps, device, timesteps=timesteps, sigmas=sigmas, mu=mu)
 
@@ -99,32 +98,25 @@ class LogSNRScheduler(GridNoising, TrainedScheduler):
 class DPMSolverMultistepScheduler(LogSNRScheduler):
     """A fast solver of order 1 to 3 in log signal-to-noise ratio, on trained or flow noise levels."""
 
-    noise_dtype = torch.float32
+    noise_dtype = float32
     choices = {"algorithm_type": ALGORITHMS}
 
-    @register_to_config
-    def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Sequence[float] | None = None, solver_order: int = 2,
-        prediction_type: str = "epsilon", thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995,
-        sample_max_value: float = 1.0, algorithm_type: str = "dpmsolver++", solver_type: str = "midpoint",
-        lower_order_final: bool = True, euler_at_final: bool = False, use_karras_sigmas: bool | None = False,
-        use_exponential_sigmas: bool | None = False, use_beta_sigmas: bool | None = False,
-        use_lu_lambdas: bool | None = False, use_flow_sigmas: bool | None = False, flow_shift: float | None = 1.0,
-        final_sigmas_type: str | None = "zero", lambda_min_clipped: float = -math.inf,
-        variance_type: str | None = None, timestep_spacing: str = "linspace", steps_offset: int = 0,
-        rescale_betas_zero_snr: bool = False, use_dynamic_shifting: bool = False, time_shift_type: str = "exponential",
-    ) -> None:  # fmt: skip
-        self._setup()
+    def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+                 beta_schedule: str = "linear", trained_betas: Numbers = None, solver_order: int = 2,
+                 prediction_type: str = "epsilon", thresholding: bool = False,
+                 dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0,
+                 algorithm_type: str = "dpmsolver++", solver_type: str = "midpoint", lower_order_final: bool = True,
+                 euler_at_final: bool = False, use_karras_sigmas: bool = False, use_exponential_sigmas: bool = False,
+                 use_beta_sigmas: bool = False, use_lu_lambdas: bool = False, use_flow_sigmas: bool = False,
+                 flow_shift: float | None = 1.0, final_sigmas_type: str | None = "zero",
+                 lambda_min_clipped: float = -math.inf, variance_type: str | None = None,
+                 timestep_spacing: str = "linspace", steps_offset: int = 0, rescale_betas_zero_snr: bool = False,
+                 use_dynamic_shifting: bool = False, time_shift_type: str = "exponential") -> None: ...  # fmt: skip
 
     def _solver(self) -> DPMMultistep:
-        return DPMMultistep(
-            order=self.config.solver_order,
-            algorithm=self._own("algorithm_type", "sde-dpmsolver++"),
-            midpoint=self.config.solver_type == "midpoint",
-            lower_order_final=self.config.lower_order_final,
-            euler_at_final=self.config.euler_at_final,
-        )
+        order, algorithm = self.config.solver_order, self._own("algorithm_type", "sde-dpmsolver++")
+        final = {"lower_order_final": self.config.lower_order_final, "euler_at_final": self.config.euler_at_final}
+        return DPMMultistep(order, algorithm, midpoint=self.config.solver_type == "midpoint", **final)
 
     def _label(self, times: np.ndarray) -> Sequence[Time]:
         """As in the base, but on levels of cosine betas always rounded down."""
@@ -145,24 +137,23 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
 class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler):
     """The same solver run upwards, from data to noise: the inversion of a picture."""
 
-    @register_to_config
-    def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Sequence[float] | None = None, solver_order: int = 2,
-        prediction_type: str = "epsilon", thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995,
-        sample_max_value: float = 1.0, algorithm_type: str = "dpmsolver++", solver_type: str = "midpoint",
-        lower_order_final: bool = True, euler_at_final: bool = False, use_karras_sigmas: bool | None = False,
-        use_exponential_sigmas: bool | None = False, use_beta_sigmas: bool | None = False,
-        use_flow_sigmas: bool | None = False, flow_shift: float | None = 1.0, lambda_min_clipped: float = -math.inf,
-        variance_type: str | None = None, timestep_spacing: str = "linspace", steps_offset: int = 0,
-    ) -> None:  # fmt: skip
+    def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+                 beta_schedule: str = "linear", trained_betas: Numbers = None, solver_order: int = 2,
+                 prediction_type: str = "epsilon", thresholding: bool = False,
+                 dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0,
+                 algorithm_type: str = "dpmsolver++", solver_type: str = "midpoint", lower_order_final: bool = True,
+                 euler_at_final: bool = False, use_karras_sigmas: bool = False, use_exponential_sigmas: bool = False,
+                 use_beta_sigmas: bool = False, use_flow_sigmas: bool = False, flow_shift: float | None = 1.0,
+                 lambda_min_clipped: float = -math.inf, variance_type: str | None = None,
+                 timestep_spacing: str = "linspace", steps_offset: int = 0) -> None:  # fmt: skip
         if algorithm_type.startswith("sde"):
             raise ConfigError(
                 f"algorithm_type={algorithm_type!r} draws noise, which cannot be inverted; leave out 'sde-'."
             )
-        self._setup()
 
     def _spaced(self, count: int) -> np.ndarray:
+        if self._fractional:
+            return super()._spaced(count + 1)
         times = super()._spaced(count)
         if times[-1] <= 0:
             raise InputError(
@@ -189,26 +180,20 @@ class DPMSolverSinglestepScheduler(DrawingScheduler, LogSNRScheduler):
 
     choices = {"algorithm_type": ("dpmsolver", "dpmsolver++", "sde-dpmsolver++")}
 
-    @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-                 beta_schedule: str = "linear", trained_betas: Sequence[float] | None = None, solver_order: int = 2,
+                 beta_schedule: str = "linear", trained_betas: Numbers = None, solver_order: int = 2,
                  prediction_type: str = "epsilon", thresholding: bool = False,
                  dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0,
                  algorithm_type: str = "dpmsolver++", solver_type: str = "midpoint", lower_order_final: bool = False,
-                 use_karras_sigmas: bool | None = False, use_exponential_sigmas: bool | None = False,
-                 use_beta_sigmas: bool | None = False, use_flow_sigmas: bool | None = False,
-                 flow_shift: float | None = 1.0, final_sigmas_type: str | None = "zero",
+                 use_karras_sigmas: bool = False, use_exponential_sigmas: bool = False, use_beta_sigmas: bool = False,
+                 use_flow_sigmas: bool = False, flow_shift: float | None = 1.0, final_sigmas_type: str | None = "zero",
                  lambda_min_clipped: float = -math.inf, variance_type: str | None = None,
-                 use_dynamic_shifting: bool = False, time_shift_type: str = "exponential") -> None:  # fmt: skip
-        self._setup()
+                 use_dynamic_shifting: bool = False, time_shift_type: str = "exponential") -> None: ...  # fmt: skip
 
     def _solver(self) -> DPMSinglestep:
-        return DPMSinglestep(
-            order=self.config.solver_order,
-            algorithm=self.config.algorithm_type,
-            midpoint=self.config.solver_type == "midpoint",
-            lower_order_final=self.config.lower_order_final,
-        )
+        order, algorithm, final = self.config.solver_order, self.config.algorithm_type, self.config.lower_order_final
+        midpoint = self.config.solver_type == "midpoint"
+        return DPMSinglestep(order, algorithm, midpoint=midpoint, lower_order_final=final)
 
 
 class DEISMultistepScheduler(LogSNRScheduler):
@@ -216,17 +201,14 @@ class DEISMultistepScheduler(LogSNRScheduler):
 
     choices = {"algorithm_type": ("deis",), "solver_type": ("logrho",)}
 
-    @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-                 beta_schedule: str = "linear", trained_betas: Sequence[float] | None = None, solver_order: int = 2,
+                 beta_schedule: str = "linear", trained_betas: Numbers = None, solver_order: int = 2,
                  prediction_type: str = "epsilon", thresholding: bool = False,
                  dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0, algorithm_type: str = "deis",
-                 solver_type: str = "logrho", lower_order_final: bool = True, use_karras_sigmas: bool | None = False,
-                 use_exponential_sigmas: bool | None = False, use_beta_sigmas: bool | None = False,
-                 use_flow_sigmas: bool | None = False, flow_shift: float | None = 1.0,
-                 timestep_spacing: str = "linspace", steps_offset: int = 0, use_dynamic_shifting: bool = False,
-                 time_shift_type: str = "exponential") -> None:  # fmt: skip
-        self._setup()
+                 solver_type: str = "logrho", lower_order_final: bool = True, use_karras_sigmas: bool = False,
+                 use_exponential_sigmas: bool = False, use_beta_sigmas: bool = False, use_flow_sigmas: bool = False,
+                 flow_shift: float | None = 1.0, timestep_spacing: str = "linspace", steps_offset: int = 0,
+                 use_dynamic_shifting: bool = False, time_shift_type: str = "exponential") -> None: ...  # fmt: skip
 
     def _solver(self) -> DPMMultistep:
         order, final = self.config.solver_order, self.config.lower_order_final
@@ -243,40 +225,33 @@ class UniPCMultistepScheduler(LogSNRScheduler):
     ignore_for_config = ("solver_p",)
     choices = {"solver_type": tuple(VARIANTS)}
 
-    @register_to_config
-    def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Sequence[float] | None = None, solver_order: int = 2,
-        prediction_type: str = "epsilon", thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995,
-        sample_max_value: float = 1.0, predict_x0: bool = True, solver_type: str = "bh2",
-        lower_order_final: bool = True, disable_corrector: Sequence[int] = (), solver_p: SchedulerMixin | None = None,
-        use_karras_sigmas: bool | None = False, use_exponential_sigmas: bool | None = False,
-        use_beta_sigmas: bool | None = False, use_flow_sigmas: bool | None = False, flow_shift: float | None = 1.0,
-        timestep_spacing: str = "linspace", steps_offset: int = 0, final_sigmas_type: str | None = "zero",
-        rescale_betas_zero_snr: bool = False, use_dynamic_shifting: bool = False, time_shift_type: str = "exponential",
-        sigma_min: float | None = None, sigma_max: float | None = None, shift_terminal: float | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+                 beta_schedule: str = "linear", trained_betas: Numbers = None, solver_order: int = 2,
+                 prediction_type: str = "epsilon", thresholding: bool = False,
+                 dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0, predict_x0: bool = True,
+                 solver_type: str = "bh2", lower_order_final: bool = True, disable_corrector: Sequence[int] = (),
+                 solver_p: SchedulerMixin | None = None, use_karras_sigmas: bool = False,
+                 use_exponential_sigmas: bool = False, use_beta_sigmas: bool = False, use_flow_sigmas: bool = False,
+                 flow_shift: float | None = 1.0, timestep_spacing: str = "linspace", steps_offset: int = 0,
+                 final_sigmas_type: str | None = "zero", rescale_betas_zero_snr: bool = False,
+                 use_dynamic_shifting: bool = False, time_shift_type: str = "exponential",
+                 sigma_min: float | None = None, sigma_max: float | None = None,
+                 shift_terminal: float | None = None) -> None:  # fmt: skip
         if shift_terminal is not None and not use_flow_sigmas:
             raise ConfigError("`shift_terminal` is the last flow noise level; it needs use_flow_sigmas=True.")
         self.solver_p = solver_p
-        self._setup()
 
     def _solver(self) -> UniPC:
         predictor = None if self.solver_p is None else self.solver_p._solver(**self.solver_p.step_options)
-        return UniPC(
-            order=self.config.solver_order,
-            wants="x0" if self.config.predict_x0 else "eps",
-            variant=self.config.solver_type,
-            lower_order_final=self.config.lower_order_final,
-            uncorrected=tuple(self.config.disable_corrector),
-            predictor=predictor,
-        )
+        wants, uncorrected = "x0" if self.config.predict_x0 else "eps", tuple(self.config.disable_corrector)
+        shape = {"variant": self.config.solver_type, "lower_order_final": self.config.lower_order_final}
+        return UniPC(self.config.solver_order, wants, **shape, uncorrected=uncorrected, predictor=predictor)
 
     def _sigma_range(self, count: int) -> tuple[float, float]:
         high, low = super()._sigma_range(count)
         return self.config.sigma_max or high, self.config.sigma_min or low
 
-    def _flow_sigmas(self, count: int, shift: float, given: Sequence[float] | None = None) -> np.ndarray:
+    def _flow_sigmas(self, count: int, shift: float, given: Numbers = None) -> np.ndarray:
         """As in the base, from 1 or the given ones, and stretched; below 1, where lambda is infinite."""
         if self._sigma_schedule():
             return super()._flow_sigmas(count, shift)
@@ -294,15 +269,11 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         levels = grids.check_descending("sigmas", ask.sigmas, low=1e-6, high=1.0)
         return grids.at_flow(self._flow_sigmas(len(levels), self._shift(ask), levels), len(self), self._end())
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: torch.device | str | None = None,
-                      sigmas: Sequence[float] | None = None, mu: float | None = None,
-                      timesteps: Sequence[Time] | None = None) -> None:  # fmt: skip
-        """Choose the schedule of the next run.
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None, sigmas: Numbers = None,
+                      mu: float | None = None, timesteps: Numbers = None) -> None:  # fmt: skip
+        """Choose the schedule of the next run; with `use_flow_sigmas`, `sigmas` are in (0, 1], the end left out.
 
-        Args:
-            sigmas: with `use_flow_sigmas` the noise levels of the network calls before the shift, in (0, 1]; the end
-                of the run follows them. Otherwise as for `plan`.
-            mu: the logarithm of the shift under `use_dynamic_shifting`.
+        They are shifted like those of a number of steps, by exp(mu) under `use_dynamic_shifting`.
         """
         super().set_timesteps(num_inference_steps, device, mu, timesteps, sigmas)
 
@@ -321,20 +292,17 @@ class SASolverScheduler(DrawingScheduler, LogSNRScheduler):
         "corrector_order": (0, 1, 2, 3, 4),
     }
 
-    @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-                 beta_schedule: str = "linear", trained_betas: Sequence[float] | None = None, predictor_order: int = 2,
+                 beta_schedule: str = "linear", trained_betas: Numbers = None, predictor_order: int = 2,
                  corrector_order: int = 2, prediction_type: str = "epsilon",
                  tau_func: Callable[[Time], float] | None = None, thresholding: bool = False,
                  dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0,
                  algorithm_type: str = "data_prediction", lower_order_final: bool = True,
-                 use_karras_sigmas: bool | None = False, use_exponential_sigmas: bool | None = False,
-                 use_beta_sigmas: bool | None = False, use_flow_sigmas: bool | None = False,
-                 flow_shift: float | None = 1.0, lambda_min_clipped: float = -math.inf,
+                 use_karras_sigmas: bool = False, use_exponential_sigmas: bool = False, use_beta_sigmas: bool = False,
+                 use_flow_sigmas: bool = False, flow_shift: float | None = 1.0, lambda_min_clipped: float = -math.inf,
                  variance_type: str | None = None, timestep_spacing: str = "linspace",
                  steps_offset: int = 0) -> None:  # fmt: skip
         self.tau_func = tau_func or middle_noise
-        self._setup()
 
     def _solver(self) -> SASolver:
         wants = "x0" if self.config.algorithm_type == "data_prediction" else "eps"

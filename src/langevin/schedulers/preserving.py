@@ -1,44 +1,28 @@
-"""Samplers in the variance-preserving view: DDPM, DDIM, RePaint and the pseudo numerical methods."""
+"""Samplers in the variance-preserving view: DDPM, DDIM, RePaint, the pseudo numerical methods and LCM."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.config import register_to_config
 from ..core.errors import InputError
-from ..core.rng import Generators, normal
+from ..core.logging import get_logger
+from ..core.outputs import BaseOutput
+from ..core.rng import Generators
+from ..diffusion import Ask, Grid, Level, Prediction, noised, solvers
 from ..diffusion import grid as grids
-from ..diffusion.grid import Ask, Grid
 from ..diffusion.known import blend
+from ..diffusion.levels import on_angles
 from ..diffusion.parallel import step_each
-from ..diffusion.process import Level, Time, angular
-from ..diffusion.solvers import (
-    AdamsBashforth,
-    FirstOrder,
-    Posterior,
-    PseudoNumerical,
-    Resampling,
-    climbing,
-    jumps,
-    rise,
-)
-from ..diffusion.table import noised
-from .base import DrawingScheduler, GridNoising, SchedulerOutput, Stepped, When, number
+from ..diffusion.prediction import Boundary
+from .base import Device, DrawingScheduler, GridNoising, Numbers, SchedulerOutput, Stepped, When, number
 from .trained import TrainedScheduler
 
-VARIANCES = {
-    "fixed_small": "fixed_small",
-    "fixed_small_log": "fixed_small",
-    "fixed_large": "fixed_large",
-    "fixed_large_log": "fixed_large",
-    "learned": "learned",
-    "learned_range": "learned_range",
-}
+logger = get_logger(__name__)
 
 
 class DDPMScheduler(DrawingScheduler, TrainedScheduler):
@@ -47,20 +31,19 @@ class DDPMScheduler(DrawingScheduler, TrainedScheduler):
     The "_log" variances differ from the plain ones only in how other implementations store them.
     """
 
-    choices = {"variance_type": VARIANCES}
+    choices = {"variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned",
+                                 "learned_range")}  # fmt: skip
 
-    @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-                 beta_schedule: str = "linear", trained_betas: Sequence[float] | None = None,
-                 variance_type: str = "fixed_small", clip_sample: bool = True, prediction_type: str = "epsilon",
-                 thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995, clip_sample_range: float = 1.0,
+                 beta_schedule: str = "linear", trained_betas: Numbers = None, variance_type: str = "fixed_small",
+                 clip_sample: bool = True, prediction_type: str = "epsilon", thresholding: bool = False,
+                 dynamic_thresholding_ratio: float = 0.995, clip_sample_range: float = 1.0,
                  sample_max_value: float = 1.0, timestep_spacing: str = "leading", steps_offset: int = 0,
                  rescale_betas_zero_snr: bool = False) -> None:  # fmt: skip
         self.variance_type = variance_type
-        self._setup()
 
-    def _solver(self) -> Posterior:
-        return Posterior(VARIANCES[self.config.variance_type])
+    def _solver(self) -> solvers.Posterior:
+        return solvers.Posterior(self.config.variance_type.removesuffix("_log"))
 
 
 class DDPMParallelScheduler(DDPMScheduler):
@@ -79,14 +62,12 @@ class UnCLIPScheduler(TrainedScheduler):
     _compatibles = ()
     choices = {"variance_type": ("fixed_small_log", "learned_range")}
 
-    @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, variance_type: str = "fixed_small_log",
                  clip_sample: bool = True, clip_sample_range: float | None = 1.0, prediction_type: str = "epsilon",
-                 beta_schedule: str = "squaredcos_cap_v2") -> None:  # fmt: skip
-        self._setup()
+                 beta_schedule: str = "squaredcos_cap_v2") -> None: ...  # fmt: skip
 
-    def _solver(self) -> Posterior:
-        return Posterior(VARIANCES[self.config.variance_type])
+    def _solver(self) -> solvers.Posterior:
+        return solvers.Posterior(self.config.variance_type.removesuffix("_log"))
 
     def _spaced(self, count: int) -> np.ndarray:
         return grids.linspace(count, len(self) - 1) if count > 1 else np.array([len(self) - 1])
@@ -111,17 +92,15 @@ class DDIMScheduler(TrainedScheduler):
 
     step_options = {"eta": 0.0, "use_clipped_model_output": False}
 
-    @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-                 beta_schedule: str = "linear", trained_betas: Sequence[float] | None = None, clip_sample: bool = True,
+                 beta_schedule: str = "linear", trained_betas: Numbers = None, clip_sample: bool = True,
                  set_alpha_to_one: bool = True, steps_offset: int = 0, prediction_type: str = "epsilon",
                  thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995, clip_sample_range: float = 1.0,
                  sample_max_value: float = 1.0, timestep_spacing: str = "leading",
-                 rescale_betas_zero_snr: bool = False) -> None:  # fmt: skip
-        self._setup()
+                 rescale_betas_zero_snr: bool = False) -> None: ...  # fmt: skip
 
-    def _solver(self, eta: float, use_clipped_model_output: bool) -> FirstOrder:
-        return FirstOrder(eta=eta, split=not use_clipped_model_output)
+    def _solver(self, eta: float, use_clipped_model_output: bool) -> solvers.FirstOrder:
+        return solvers.FirstOrder(eta=eta, split=not use_clipped_model_output)
 
     def step(self, model_output: Tensor, timestep: When, sample: Tensor, eta: float = 0.0,
              use_clipped_model_output: bool = False, generator: Generators = None, variance_noise: Tensor | None = None,
@@ -157,15 +136,13 @@ class DDIMInverseScheduler(TrainedScheduler):
 
     _compatibles = ()
     renamed_options = {"set_alpha_to_zero": "set_alpha_to_one"}
-    solver = FirstOrder(split=True)
+    solver = solvers.FirstOrder(split=True)
 
-    @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-                 beta_schedule: str = "linear", trained_betas: Sequence[float] | None = None, clip_sample: bool = True,
+                 beta_schedule: str = "linear", trained_betas: Numbers = None, clip_sample: bool = True,
                  set_alpha_to_one: bool = True, steps_offset: int = 0, prediction_type: str = "epsilon",
                  clip_sample_range: float = 1.0, timestep_spacing: str = "leading",
-                 rescale_betas_zero_snr: bool = False) -> None:  # fmt: skip
-        self._setup()
+                 rescale_betas_zero_snr: bool = False) -> None: ...  # fmt: skip
 
     def _grid(self, ask: Ask) -> Grid:
         times, sigmas = grids.downwards("timesteps", ask.timesteps), grids.downwards("sigmas", ask.sigmas)
@@ -184,28 +161,25 @@ class RePaintScheduler(TrainedScheduler):
     grid_options = ("jump_length", "jump_n_sample")
     step_options = {"resample": True}
 
-    @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-                 beta_schedule: str = "linear", eta: float = 0.0, trained_betas: Sequence[float] | None = None,
-                 clip_sample: bool = True) -> None:  # fmt: skip
-        self._setup()
+                 beta_schedule: str = "linear", eta: float = 0.0, trained_betas: Numbers = None,
+                 clip_sample: bool = True) -> None: ...  # fmt: skip
 
-    def _solver(self, resample: bool) -> Resampling:
-        return Resampling(FirstOrder(eta=self.config.eta, split=True), resample=resample)
+    def _solver(self, resample: bool) -> solvers.Resampling:
+        return solvers.Resampling(solvers.FirstOrder(eta=self.config.eta, split=True), resample=resample)
 
     def _grid(self, ask: Ask) -> Grid:
         flat, length, repeats = super()._grid(ask), *(ask.options.get(name, 10) for name in self.grid_options)
-        return flat if ask.open else climbing(flat, jumps(len(flat) - 1, length, repeats))
+        return flat if ask.open else solvers.climbing(flat, solvers.jumps(len(flat) - 1, length, repeats))
 
     def set_timesteps(self, num_inference_steps: int | None = None, jump_length: int = 10, jump_n_sample: int = 10,
-                      device: torch.device | str | None = None, timesteps: Sequence[Time] | None = None,
-                      sigmas: Sequence[float] | None = None) -> None:  # fmt: skip
+                      device: Device = None, timesteps: Numbers = None, sigmas: Numbers = None) -> None:  # fmt: skip
         """Choose the schedule: jumps of `jump_length` steps, between which the steps are made `jump_n_sample` times."""
         options = {"jump_length": jump_length, "jump_n_sample": jump_n_sample}
         super().set_timesteps(num_inference_steps, device, timesteps, sigmas, **options)
         times = sorted({level.t for level in self._current()[:-1]})
         self.num_inference_steps = len(times)
-        walk = jumps(len(times), jump_length, jump_n_sample)
+        walk = solvers.jumps(len(times), jump_length, jump_n_sample)
         self._times = torch.tensor([times[k] for k in walk], device=self._device or "cpu")
 
     def step(self, model_output: Tensor, timestep: When, sample: Tensor, original_image: Tensor, mask: Tensor,
@@ -215,15 +189,13 @@ class RePaintScheduler(TrainedScheduler):
         unknown, data = self._step(model_output, timestep, sample, return_dict=False, noise=z, **options)
         known = noised(original_image, z, self._table(0, options).rows[self._next - 1].after)
         previous = blend(unknown, known, mask)
-        return SchedulerOutput(previous, data) if return_dict else (previous, data)
+        return SchedulerOutput(previous, data) if return_dict else (previous, data)  # type: ignore[return-value]
 
     def undo_step(self, sample: Tensor, timestep: When, generator: Generators = None) -> Tensor:
         """Return a sample that has come through the step at `timestep` with noise back up to that timestep."""
         row = self._table(0, {"resample": False}).rows[self._position(number(timestep))]
-        keep, fresh = rise(row.after, row.level)
-        return keep * sample + fresh * normal(
-            sample.shape, generator=generator, device=sample.device, dtype=sample.dtype
-        )
+        keep, fresh = solvers.rise(row.after, row.level)
+        return keep * sample + fresh * self._drawing(sample, sample, generator, None)()
 
 
 class PNDMScheduler(TrainedScheduler):
@@ -235,15 +207,13 @@ class PNDMScheduler(TrainedScheduler):
 
     tuple_holds_data = False
 
-    @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-                 beta_schedule: str = "linear", trained_betas: Sequence[float] | None = None,
-                 skip_prk_steps: bool = False, set_alpha_to_one: bool = False, prediction_type: str = "epsilon",
-                 timestep_spacing: str = "leading", steps_offset: int = 0) -> None:  # fmt: skip
-        self._setup()
+                 beta_schedule: str = "linear", trained_betas: Numbers = None, skip_prk_steps: bool = False,
+                 set_alpha_to_one: bool = False, prediction_type: str = "epsilon", timestep_spacing: str = "leading",
+                 steps_offset: int = 0) -> None: ...  # fmt: skip
 
-    def _solver(self) -> PseudoNumerical:
-        return PseudoNumerical(middle=None if self.config.skip_prk_steps else self._middle)
+    def _solver(self) -> solvers.PseudoNumerical:
+        return solvers.PseudoNumerical(middle=None if self.config.skip_prk_steps else self._middle)
 
     def _middle(self, a: Level, b: Level) -> Level:
         """Return the level of the whole training step half way between two."""
@@ -256,29 +226,106 @@ class IPNDMScheduler(GridNoising):
     `trained_betas` and `sigmas` are noise levels sigma in [0, 1] themselves, descending, the end of the run included.
     """
 
-    whole_timesteps = False
-    tuple_holds_data = False
-    _compatibles = ()
     predicts = "v_prediction"
-    solver = AdamsBashforth()
+    solver = solvers.AdamsBashforth()
 
-    @register_to_config
-    def __init__(self, num_train_timesteps: int = 1000, trained_betas: Sequence[float] | None = None) -> None:
-        self._setup()
+    def __init__(self, num_train_timesteps: int = 1000, trained_betas: Numbers = None) -> None: ...
 
     def _grid(self, ask: Ask) -> Grid:
-        name, own = ("sigmas", ask.sigmas) if ask.sigmas is not None else ("trained_betas", self.config.trained_betas)
-        if ask.timesteps is not None:
-            levels = [*grids.sines(grids.check_descending("timesteps", ask.timesteps, low=0, high=1)), 0.0]
-        elif own is not None:
-            levels = grids.check_descending(name, own, low=0, high=1)
-        else:
-            levels = grids.squared_sine((ask.count or len(self)) + 1).tolist()
-        if ask.count not in (None, len(levels) - 1):
-            raise InputError(f"num_inference_steps is {ask.count}, but trained_betas name {len(levels) - 1} steps.")
-        if len(levels) < 2 or not levels[-2] > 0:
-            raise InputError("A run needs a noise level above 0 to start from and another one to end at.")
-        return tuple(map(angular, levels))
+        return on_angles(ask, len(self), trained=self.config.trained_betas)
 
     def _sigma(self, level: Level) -> float:
         return level.sigma
+
+
+@dataclass
+class LCMSchedulerOutput(BaseOutput):
+    """Result of `step`: the sample after the step, and the network's estimate of the data."""
+
+    prev_sample: Tensor
+    denoised: Tensor | None = None
+
+
+@dataclass
+class TCDSchedulerOutput(BaseOutput):
+    """Result of `step`: the sample after the step, and before its fresh noise, at the level that noise starts from."""
+
+    prev_sample: Tensor
+    pred_noised_sample: Tensor | None = None
+
+
+class LCMScheduler(DrawingScheduler, TrainedScheduler):
+    """Multistep consistency sampling on the timesteps of a distillation: to the data, and back up with fresh noise."""
+
+    grid_options = ("original_inference_steps", "strength")
+    output_class: ClassVar[type] = LCMSchedulerOutput
+    solver = solvers.Renoising()
+    _compatibles = ()
+
+    def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012,
+                 beta_schedule: str = "scaled_linear", trained_betas: Numbers = None,
+                 original_inference_steps: int = 50, clip_sample: bool = False, clip_sample_range: float = 1.0,
+                 set_alpha_to_one: bool = True, steps_offset: int = 0, prediction_type: str = "epsilon",
+                 thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0,
+                 timestep_spacing: str = "leading", timestep_scaling: float = 10.0,
+                 rescale_betas_zero_snr: bool = False) -> None: ...  # fmt: skip
+
+    def _prediction(self) -> Prediction:
+        return replace(super()._prediction(), boundary=Boundary(self.config.timestep_scaling))
+
+    def _end(self) -> Level:
+        return Level(-1, 1.0, 0.0)
+
+    def _origin(self, original: int | None, strength: float) -> np.ndarray:
+        """Return the ascending times of the distillation, of the part `strength` of the table that is least noisy."""
+        original = self.config.original_inference_steps if original is None else original
+        return grids.distillation(original, len(self), strength)
+
+    def _grid(self, ask: Ask) -> Grid:
+        original, strength = ask.options.get("original_inference_steps"), ask.options.get("strength", 1.0)
+        grids.check_strength(strength)
+        if ask.count is not None:
+            times = grids.distilled(ask.count, self._origin(original, strength))
+            return grids.at_times(self.process, times.tolist(), self._end())
+        grid = super()._grid(ask)
+        if ask.timesteps is not None and (foreign := {*ask.timesteps} - {*self._origin(original, 1.0)}):
+            logger.warning("Timesteps %s are not among those of the distillation.", sorted(foreign, reverse=True))
+        return grid[-1 - max(int((len(grid) - 1) * strength), 1) :]
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None,
+                      original_inference_steps: int | None = None, timesteps: Numbers = None, strength: float = 1.0,
+                      sigmas: Numbers = None) -> None:  # fmt: skip
+        """Choose the schedule, out of the distillation's `original_inference_steps` below `strength` of the table."""
+        options = {"original_inference_steps": original_inference_steps, "strength": strength}
+        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, **options)
+
+
+class TCDScheduler(LCMScheduler):
+    """Strategic stochastic sampling: each step goes past the next timestep by the share `eta`, and noise leads back.
+
+    `eta` is the paper's gamma. With `original_inference_steps` given to `set_timesteps`, any timestep may be chosen.
+    """
+
+    step_options = {"eta": 0.3}
+    output_class = TCDSchedulerOutput
+
+    def _solver(self, eta: float) -> solvers.Trajectory:
+        return solvers.Trajectory(self.process.level, eta)
+
+    def _prediction(self) -> Prediction:
+        return Prediction(self.config.prediction_type)
+
+    def _end(self) -> Level:
+        return self.process.level(0)
+
+    def _origin(self, original: int | None, strength: float) -> np.ndarray:
+        return super()._origin(None, strength) if original is None else np.arange(int(len(self) * strength))
+
+    def step(self, model_output: Tensor, timestep: When, sample: Tensor, eta: float = 0.3, generator: Generators = None,
+             return_dict: bool = True) -> TCDSchedulerOutput | tuple[Tensor, ...]:  # fmt: skip
+        """Return the sample one step less noisy; `eta` = 0 draws nothing."""
+        previous, _ = self._step(model_output, timestep, sample, return_dict=False, generator=generator, eta=eta)
+        after = self._current()[self._next]
+        keep, _ = solvers.rise(self._solver(eta).past(after), after)
+        result = TCDSchedulerOutput(previous, (self._run.mean / keep).to(sample.dtype))  # type: ignore
+        return result if return_dict else result.to_tuple()

@@ -9,17 +9,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..core.config import register_to_config
 from ..core.errors import InputError
 from ..core.outputs import BaseOutput
 from ..core.rng import Generators
+from ..diffusion import Ask, Grid, Level, Plan
 from ..diffusion import grid as grids
-from ..diffusion.grid import Ask, Grid
-from ..diffusion.process import Level
+from ..diffusion.levels import between_ends
 from ..diffusion.score_sde import CLEAN, ExplodingSDE, PreservingSDE, along, langevin
 from ..diffusion.solvers import Churn, Churned, EulerMaruyama, Heun, ReverseDiffusion, rise
-from ..diffusion.table import Plan, widen
-from .base import DrawingScheduler, SchedulerOutput, Stepped, When
+from ..diffusion.table import gathered, widen
+from .base import Device, DrawingScheduler, SchedulerOutput, Stepped, When
 
 
 @dataclass
@@ -42,9 +41,7 @@ class KarrasVeOutput(BaseOutput):
 class ScoreScheduler(DrawingScheduler):
     """Base of schedulers in continuous time: their timesteps are times from 1 to `sampling_eps`."""
 
-    whole_timesteps = False
     grid_options: ClassVar[tuple[str, ...]] = ("sampling_eps",)
-    _compatibles = ()
 
     def _process(self, **ends: float | None) -> ExplodingSDE | PreservingSDE:
         raise NotImplementedError
@@ -68,10 +65,14 @@ class ScoreScheduler(DrawingScheduler):
         """Return the alphas and sigmas of the schedule from its clean end, float32 on the CPU, shape (2, steps)."""
         return torch.tensor([(v.alpha, v.sigma) for v in self._current()[-2::-1]], dtype=torch.float32, device="cpu").T
 
+    @property
+    def discrete_sigmas(self) -> Tensor:
+        """The noise level of each step, ascending, float32 on the CPU."""
+        return self._ascending()[1]
+
     def add_noise(self, original_samples: Tensor, noise: Tensor | None, timesteps: Tensor) -> Tensor:
         """Return the samples noised to the levels number `timesteps`, shape (batch,), from the schedule's clean end."""
-        table = self._ascending().to(original_samples)[:, timesteps.to(original_samples.device)]
-        alpha, sigma = table.reshape(2, -1, *(1 for _ in original_samples.shape[1:]))
+        alpha, sigma = gathered(self._ascending(), timesteps, original_samples)
         return alpha * original_samples + sigma * self._drawing(original_samples, original_samples, None, noise)()
 
 
@@ -85,11 +86,9 @@ class ScoreSdeVeScheduler(ScoreScheduler):
     grid_options = ("sampling_eps", "sigma_min", "sigma_max")
     predicts = "score"
 
-    @register_to_config
     def __init__(self, num_train_timesteps: int = 2000, snr: float = 0.15, sigma_min: float = 0.01,
                  sigma_max: float = 1348.0, sampling_eps: float = 1e-5, correct_steps: int = 1) -> None:  # fmt: skip
         self._ends: dict[str, float | None] = {}
-        self._setup()
 
     def _process(self, sigma_min: float | None = None, sigma_max: float | None = None) -> ExplodingSDE:
         return ExplodingSDE(sigma_min or self.config.sigma_min, sigma_max or self.config.sigma_max)
@@ -106,7 +105,7 @@ class ScoreSdeVeScheduler(ScoreScheduler):
         return super().plan(num_inference_steps, **{**corrected, **options})
 
     def set_timesteps(self, num_inference_steps: int | None = None, sampling_eps: float | None = None,
-                      device: torch.device | str | None = None, **schedule: Any) -> None:  # fmt: skip
+                      device: Device = None, **schedule: Any) -> None:  # fmt: skip
         """Choose the schedule of the next run, with the noise levels of `set_sigmas`; see `plan` for `schedule`."""
         shape = {"sampling_eps": sampling_eps, **self._ends} if num_inference_steps is not None else {}
         super().set_timesteps(num_inference_steps, device, **self.step_options, **shape, **schedule)
@@ -121,11 +120,6 @@ class ScoreSdeVeScheduler(ScoreScheduler):
     def sigmas(self) -> Tensor:
         """The noise levels that the network is told, one per timestep."""
         return self.discrete_sigmas.flip(0)
-
-    @property
-    def discrete_sigmas(self) -> Tensor:
-        """The noise levels of the schedule, ascending."""
-        return self._ascending()[1]
 
     def step_pred(self, model_output: Tensor, timestep: When, sample: Tensor, generator: Generators = None,
                   return_dict: bool = True) -> SdeVeOutput | tuple[Tensor, ...]:  # fmt: skip
@@ -144,10 +138,8 @@ class ScoreSdeVeScheduler(ScoreScheduler):
 class ScoreSdeVpScheduler(ScoreScheduler):
     """Euler-Maruyama steps on preserving levels, `step_pred`; networks of this family predict the noise."""
 
-    @register_to_config
     def __init__(self, num_train_timesteps: int = 2000, beta_min: float = 0.1, beta_max: float = 20,
-                 sampling_eps: float = 1e-3) -> None:  # fmt: skip
-        self._setup()
+                 sampling_eps: float = 1e-3) -> None: ...  # fmt: skip
 
     def _process(self) -> PreservingSDE:
         return PreservingSDE(self.config.beta_min, self.config.beta_max)
@@ -169,13 +161,12 @@ class KarrasVeScheduler(ScoreScheduler):
 
     order = 2
     grid_options = ()
+    schedule = ScoreScheduler.discrete_sigmas
     predicts = "scaled_score"
 
-    @register_to_config
     def __init__(self, sigma_min: float = 0.02, sigma_max: float = 100, s_noise: float = 1.007, s_churn: float = 80,
                  s_min: float = 0.05, s_max: float = 50) -> None:  # fmt: skip
         self._churn = Churn(s_churn, s_min, s_max, s_noise)
-        self._setup()
 
     def __len__(self) -> int:
         return self.num_inference_steps or 0
@@ -184,12 +175,10 @@ class KarrasVeScheduler(ScoreScheduler):
         return replace(super()._plan(grid, options), train_steps=len(grid) - 1)
 
     def _grid(self, ask: Ask) -> Grid:
-        sigmas = ask.sigmas
-        if sigmas is None:
-            if ask.count is None:
-                raise InputError("The timesteps of KarrasVeScheduler only count its steps; set num_inference_steps.")
-            sigmas = [*grids.exponential(ask.count, self.config.sigma_max, self.config.sigma_min), 0.0]
-        levels = grids.check_descending("sigmas", sigmas, low=0)
+        if ask.sigmas is None and ask.count is None:
+            raise InputError("The timesteps of KarrasVeScheduler only count its steps; set num_inference_steps.")
+        ends = self.config.sigma_max, self.config.sigma_min
+        levels = between_ends(ask, len(self), *ends, end=0.0, schedule="exponential")
         return tuple(Level(len(levels) - 2 - k, 1.0, sigma) for k, sigma in enumerate(levels))
 
     def _solver(self) -> Churned:
@@ -207,11 +196,6 @@ class KarrasVeScheduler(ScoreScheduler):
     def timesteps(self) -> Tensor:
         """The numbers of the steps, from the last down to 0."""
         return torch.arange(len(self) - 1, -1, -1, device=self._device)
-
-    @property
-    def schedule(self) -> Tensor:
-        """The noise level of each timestep, ascending, float32 on the CPU."""
-        return self._ascending()[1]
 
     def add_noise_to_input(self, sample: Tensor, sigma: float | Tensor,
                            generator: Generators = None) -> tuple[Tensor, float]:  # fmt: skip

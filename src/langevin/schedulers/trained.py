@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError, check_choice
+from ..diffusion import Ask, Grid, Level, Time
 from ..diffusion import grid as grids
-from ..diffusion.grid import Ask, Grid
-from ..diffusion.process import BETAS, Level, TableProcess, Time, betas, preserving
+from ..diffusion.levels import on_table
+from ..diffusion.process import BETAS, TableProcess, betas, preserving
 from ..diffusion.table import gathered
-from .base import SchedulerMixin
+from .base import KarrasDiffusionSchedulers, SchedulerMixin
 
 
 class TrainedScheduler(SchedulerMixin):
@@ -29,26 +30,22 @@ class TrainedScheduler(SchedulerMixin):
             solvers that need a finite noise level there.
     """
 
+    whole_timesteps = True
+    tuple_holds_data = True
     terminal_alpha_bar: ClassVar[float | None] = None
+    _compatibles = tuple(member.name for member in KarrasDiffusionSchedulers)
 
     def _setup(self) -> None:
         if self._own("trained_betas") is None:
             check_choice("beta_schedule", self.config.beta_schedule, BETAS)
         super()._setup()
 
-    # ---- the process -------------------------------------------------------------------------------------------------
-
     @cached_property
     def betas(self) -> Tensor:
         """The variances added per training step, float32, shape (num_train_timesteps,)."""
-        return betas(
-            self.config.beta_schedule,
-            self.config.num_train_timesteps,
-            start=self._own("beta_start", 0.0001),
-            end=self._own("beta_end", 0.02),
-            trained=self._own("trained_betas"),
-            zero_terminal_snr=bool(self._own("rescale_betas_zero_snr")),
-        )
+        ends = {"start": self._own("beta_start", 0.0001), "end": self._own("beta_end", 0.02)}
+        shape = {"trained": self._own("trained_betas"), "zero_terminal_snr": bool(self._own("rescale_betas_zero_snr"))}
+        return betas(self.config.beta_schedule, self.config.num_train_timesteps, **ends, **shape)
 
     @cached_property
     def alphas(self) -> Tensor:
@@ -80,8 +77,6 @@ class TrainedScheduler(SchedulerMixin):
     def __len__(self) -> int:
         return len(self.betas)
 
-    # ---- grid and prediction -----------------------------------------------------------------------------------------
-
     def _end(self) -> Level:
         """Return the level at the end of a run: clean data, unless an option names the first training step."""
         first = self._own("set_alpha_to_one") is False or self._own("final_sigmas_type") == "sigma_min"
@@ -89,8 +84,10 @@ class TrainedScheduler(SchedulerMixin):
 
     def _spaced(self, count: int) -> np.ndarray:
         """Return `count` times of the training table by the configured spacing."""
-        spacing = "linspace" if self._fractional else self._own("timestep_spacing", "leading")
-        return grids.spaced(spacing, count, len(self), offset=self._own("steps_offset", 0))
+        if self._fractional:
+            return np.linspace(self._last() - 1, 0, count)
+        spacing, offset = self._own("timestep_spacing", "leading"), self._own("steps_offset", 0)
+        return grids.spaced(spacing, count, len(self), offset=offset)
 
     def _label(self, times: np.ndarray) -> Sequence[Time]:
         """Return the timesteps that the network is told for the process's times."""
@@ -101,10 +98,6 @@ class TrainedScheduler(SchedulerMixin):
         """Whether the levels and timesteps are k-diffusion's, which are not rounded to the training table."""
         return self._own("timestep_spacing") == "k_diffusion"
 
-    def _told(self, times: np.ndarray) -> Sequence[Time]:
-        """Return what `_label` makes of the process's times, or the times themselves."""
-        return times.tolist() if self._fractional else self._label(times)
-
     def _last(self) -> int:
         """Return the number of training steps that a run may visit."""
         return len(self)
@@ -113,13 +106,9 @@ class TrainedScheduler(SchedulerMixin):
         """Return the deviation of the noise that a run starts from; in k-diffusion it is the first level's own."""
         return grid[0].sigma if self._fractional else 1.0
 
-    def _table_range(self) -> tuple[float, float]:
-        """Return the highest and the lowest noise level of the training table."""
-        return float(self.process.ratios[-1]), float(self.process.ratios[0])
-
     def _sigma_range(self, count: int) -> tuple[float, float]:
-        """Return the ends of a sigma schedule: the highest and the lowest noise level."""
-        return self._table_range()
+        """Return the ends of a sigma schedule: the highest and the lowest noise level, here of the training table."""
+        return float(self.process.ratios[-1]), float(self.process.ratios[0])
 
     def _ratios(self, count: int) -> np.ndarray | None:
         """Return the noise levels of `count` steps if the configuration chooses levels rather than timesteps."""
@@ -127,31 +116,10 @@ class TrainedScheduler(SchedulerMixin):
         return grids.SCHEDULES[schedule](count, *self._sigma_range(count)) if schedule else None
 
     def _grid(self, ask: Ask) -> Grid:
-        if ask.timesteps is not None:
-            if self._sigma_schedule():
-                raise InputError(
-                    f"Custom timesteps contradict the configuration's {self._sigma_schedule()} sigmas; pass `sigmas`."
-                )
-            times = grids.check_descending("timesteps", ask.timesteps, low=0, high=len(self) - 1)
-            return self._at_times(np.array(times))
-        if ask.sigmas is not None:
-            *levels, end = grids.check_levels(ask.sigmas)
-            return grids.at_ratios(self.process, levels, preserving(-1, end), label=self._told)
-        if ask.count is None:
-            return grids.at_times(self.process, range(len(self) - 1, -1, -1), self._end())
-        if (ratios := self._ratios(ask.count)) is not None:
-            return grids.at_ratios(self.process, ratios, self._end(), label=self._told)
-        even = np.linspace(self._last() - 1, 0, ask.count)
-        return self._at_times(even if self._fractional else self._spaced(ask.count))
-
-    def _at_times(self, times: np.ndarray) -> Grid:
-        """Return the grid at the given times of the training table."""
-        if self._fractional:
-            ratios = grids.between_logs(self.process, times)
-            return grids.at_ratios(self.process, ratios, self._end(), label=self._told)
-        return grids.at_times(self.process, self._label(times), self._end())
-
-    # ---- training ----------------------------------------------------------------------------------------------------
+        if ask.timesteps is not None and (schedule := self._sigma_schedule()):
+            raise InputError(f"Custom timesteps contradict the configuration's {schedule} sigmas; pass `sigmas`.")
+        label = None if self._fractional else self._label
+        return on_table(ask, self.process, self._end(), spaced=self._spaced, ratios=self._ratios, label=label)
 
     def _alpha_sigma(self, timesteps: Tensor, like: Tensor) -> Tensor:
         """Return alpha and sigma of the training table at integer timesteps, shaped to broadcast against `like`."""

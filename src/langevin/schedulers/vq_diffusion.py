@@ -8,13 +8,13 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ..core.config import register_to_config
 from ..core.errors import InputError
 from ..core.outputs import BaseOutput
 from ..core.rng import Generators, uniform
+from ..diffusion import Ask
 from ..diffusion.discrete import MaskAndReplace, gumbel_argmax
-from ..diffusion.grid import Ask, check_count, trailing
-from .base import SchedulerMixin
+from ..diffusion.grid import check_count, trailing
+from .base import Device, SchedulerMixin
 
 
 @dataclass
@@ -30,9 +30,6 @@ class VQDiffusionScheduler(SchedulerMixin):
     Fewer steps than the process has are strides over it.
     """
 
-    _compatibles = ()
-
-    @register_to_config
     def __init__(self, num_vec_classes: int, num_train_timesteps: int = 100, alpha_cum_start: float = 0.99999,
                  alpha_cum_end: float = 0.000009, gamma_cum_start: float = 0.000009,
                  gamma_cum_end: float = 0.99999) -> None:  # fmt: skip
@@ -42,13 +39,15 @@ class VQDiffusionScheduler(SchedulerMixin):
         for kind, table in (("", self.process.single), ("cumprod_", self.process.products)):
             for letter, values in zip("abc", table, strict=True):
                 setattr(self, f"log_{kind}{letter}t", torch.tensor(values, dtype=torch.float32, device="cpu"))
-        self.set_timesteps(num_train_timesteps)
+
+    def _setup(self) -> None:
+        self.set_timesteps(len(self))
         self.num_inference_steps = None
 
     def _grid(self, ask: Ask) -> NoReturn:
         raise InputError("VQDiffusionScheduler works on tokens, which have no noise levels; call `step` in a loop.")
 
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Choose evenly spaced steps of the process, from its noisy end."""
         check_count(num_inference_steps, len(self))
         self._forget(None)

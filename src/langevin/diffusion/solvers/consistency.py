@@ -36,7 +36,7 @@ class Renoising:
 
     def row(self, a: Level, b: Level, k: int, last: int) -> Row:
         """Return the row of the step a -> b, number `k` of 0 ... `last`."""
-        noise = self.scale * math.sqrt(max(b.sigma**2 - self.low**2, 0.0))
+        noise: float | None = self.scale * math.sqrt(max(b.sigma**2 - self.low**2, 0.0))
         if k == last:
             noise = 0.0 if self.draw_last and last else None
         return Row(a, b, outputs=(b.alpha,), noise=noise)

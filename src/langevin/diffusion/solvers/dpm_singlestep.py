@@ -62,7 +62,8 @@ class DPMSinglestep:
     def row(self, grid: Grid, k: int, call: int) -> Row:
         """Return the row of call number `call` of its step, at level k."""
         start, stochastic = grid[k - call + 1], self.algorithm.startswith("sde")
-        points, between = [grid[k - j] for j in range(call)], ()
+        points = [grid[k - j] for j in range(call)]
+        between: tuple[float, ...] = ()
         if self.midpoint and call == 3:
             points, between = [points[0], points[2]], (0.0,)
         sample, (newest, *older), noise = exponential(
