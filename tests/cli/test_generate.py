@@ -10,6 +10,7 @@ from PIL import Image
 
 import langevin
 from langevin.cli import generate, main
+from langevin.core.errors import LangevinError
 from tests.pipelines import tiny
 
 
@@ -146,6 +147,9 @@ def test_mistakes_are_one_message_and_status_2(capsys, tmp_path, model, argv, me
 def test_every_scheduler_of_the_registry_can_be_asked_for(capsys, tmp_path, model) -> None:
     pipe = langevin.DiffusionPipeline.from_pretrained(model)
     for row in langevin.registry.SCHEDULERS:
-        if row.name.endswith("Scheduler"):
+        if row.name == "VQDiffusionScheduler":
+            with pytest.raises(LangevinError, match="needs num_vec_classes"):
+                generate.set_scheduler(pipe, row.name)
+        elif row.name.endswith("Scheduler"):
             generate.set_scheduler(pipe, generate.find_scheduler(generate.short_name(row.name)))
             assert type(pipe.scheduler).__name__ == row.name

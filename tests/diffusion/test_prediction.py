@@ -23,6 +23,8 @@ def output(kind: str, level: Level) -> torch.Tensor:
         "sample": X0,
         "v_prediction": (level.alpha * EPS - level.sigma * X0) / level.norm,
         "flow_prediction": EPS - X0,
+        "score": -EPS / level.sigma,
+        "scaled_score": -EPS,
     }[kind]
 
 
@@ -40,8 +42,9 @@ def test_pure_noise_and_pure_data() -> None:
     velocity = Prediction("v_prediction")
     assert torch.equal(velocity.data(EPS, -X0, start), X0) and torch.equal(velocity.noise(EPS, -X0, start), EPS)
     velocity.check(start)
-    with pytest.raises(ConfigError, match="timestep 999"):
-        Prediction("epsilon").check(start)
+    for kind in ("epsilon", "score", "scaled_score"):
+        with pytest.raises(ConfigError, match="timestep 999"):
+            Prediction(kind).check(start)
 
 
 def test_clipping_and_the_noise_that_belongs_to_it() -> None:

@@ -59,7 +59,7 @@ def find(name: str, options: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
     """
     given = parse(options)
     cls, config = source(name)
-    own = set(inspect.signature(cls.__init__).parameters) - {"self", "args", "kwargs"}
+    own = set(inspect.signature(cls).parameters) - {"args", "kwargs"}
     building = {key: value for key, value in given.items() if key in own}
     try:
         scheduler = cls(**building) if config is None else cls.from_config(config, **building)  # type: ignore[attr-defined]
@@ -112,7 +112,7 @@ def load_class(path: Path, name: str) -> type:
 
 def overview() -> str:
     """Return the table of all samplers."""
-    rows = [("name", "space", "reads", "calls", "noise", "configuration shared with")]
+    rows: list[tuple[str, ...]] = [("name", "space", "reads", "calls", "noise", "configuration shared with")]
     rows += [described(row.name) for row in registry.SCHEDULERS if row.name.endswith("Scheduler")]
     return "\n".join(aligned(rows))
 
@@ -164,15 +164,15 @@ def table(name: str, steps: int, options: Sequence[str]) -> str:
     schedule = bench.schedule(steps)
     lines = [f"{bench.name}, {steps} steps: {schedule.space} levels read from {schedule.source}", ""]
     if not bench.has_table:
-        cells = [("call", "timestep", "alpha", "sigma", "lambda", "input x")]
+        cells: list[tuple[str, ...]] = [("call", "timestep", "alpha", "sigma", "lambda", "input x")]
         for k, call in enumerate(schedule.calls):
             level = call.level
             cells.append((str(k), *map(compact, (call.timestep, level.alpha, level.sigma, level.lam, call.in_scale))))
         return "\n".join([*lines, *aligned(cells)])
     plan = bench.plan(steps)
     past = max(len(row.outputs) for row in plan.rows)
-    head = ("call", "timestep", "alpha", "sigma", "lambda", "->sigma", "c x", "c saved")
-    head = (*head, *(f"c m{j}" for j in range(past)), "c eps", "c x0", "noise", "lift")
+    first = ("call", "timestep", "alpha", "sigma", "lambda", "->sigma", "c x", "c saved")
+    head = (*first, *(f"c m{j}" for j in range(past)), "c eps", "c x0", "noise", "lift")
     cells = [head, *(coefficients(k, row, past) for k, row in enumerate(plan.rows))]
     keep = [k for k in range(len(head)) if k < 7 or any(row[k] not in ("0", "-") for row in cells[1:])]
     lines += aligned([tuple(row[k] for k in keep) for row in cells])

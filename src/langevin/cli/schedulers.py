@@ -48,9 +48,7 @@ def show(name: Subject, steps: Steps = 10, option: Options = None) -> None:
 
 
 @group.command()
-def check(
-    name: Subject, steps: Steps = 20, json: Json = False, option: Options = None, space: Space = None
-) -> None:
+def check(name: Subject, steps: Steps = 20, json: Json = False, option: Options = None, space: Space = None) -> None:
     """Run a sampler over data whose diffusion is known exactly, and say what is wrong with it; status 1 on faults."""
     from .laboratory import examine
 

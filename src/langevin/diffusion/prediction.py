@@ -161,7 +161,7 @@ class Prediction:
 
     def check(self, level: Level) -> None:
         """Raise ConfigError when an output of this kind says nothing about the data at `level`."""
-        if self.kind == "epsilon" and level.alpha == 0:
+        if self.kind in ("epsilon", "score", "scaled_score") and level.alpha == 0:
             raise ConfigError(
                 f"At timestep {level.t} the sample is pure noise (zero signal-to-noise ratio), so a network that "
                 "predicts the noise says nothing about the data; use prediction_type='v_prediction' or 'sample', "

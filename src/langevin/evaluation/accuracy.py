@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from .analytic import Gaussian, Mixture
 from .convergence import SMOOTH, errors, labelling, moments, sampled, shares, smooth, smooth_errors, weak_error
@@ -94,7 +94,7 @@ def drawn(lab: Lab, ladder: list[int]) -> Iterator[Finding | Curve]:
         )  # fmt: skip
 
 
-def smoothly(lab: Lab, what: str) -> Iterator[Curve]:
+def smoothly(lab: Lab, what: str) -> Generator[Curve, None, Curve]:
     """Yield and return the errors on levels that are even in lambda."""
     dense = next(steps for steps in (999, 250, *sorted(lab.ladder, reverse=True)) if able(lab.bench, steps))
     plan, space = lab.bench.plan(dense), lab.bench.schedule(dense).space

@@ -383,7 +383,7 @@ def scaling(lab: Lab, what: str) -> Finding:
         worst = max(abs(call.in_scale - 1.0) for call in schedule.calls)
     else:
         scaled = schedule.prediction.scaling
-        data = scaled.data if scaled else 1.0
+        data = float(getattr(scaled, "data", 1.0))
         worst = max(abs(call.in_scale * call.level.spread(data) - 1.0) for call in schedule.calls)
     return judged(
         "protocol", what, worst, 1e-3, "The network sees samples of the variance that it was trained on.",

@@ -187,7 +187,7 @@ class State:
         self.seconds = float(seconds)
         nn.utils.clip_grad_norm_(self.weights, self.recipe.clip, foreach=True)
         for flat, weight in zip(self.flat, self.inner, strict=True):
-            flat.grad = weight.grad.flatten(1)  # type: ignore[union-attr]
+            flat.grad = weight.grad.flatten(1)
         for optimizer in self.optimizers:
             optimizer.step()
         self.stage.model.zero_grad(set_to_none=True)
