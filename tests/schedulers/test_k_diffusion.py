@@ -185,3 +185,16 @@ def test_assigned_timesteps_keep_their_levels() -> None:
     before = scheduler.sigmas
     scheduler.timesteps = scheduler.timesteps[3:]
     assert torch.allclose(scheduler.sigmas, before[3:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 4, 25])
+def test_an_inversion_makes_as_many_steps_as_asked(n: int) -> None:
+    inverse = langevin.DPMSolverMultistepInverseScheduler(timestep_spacing="k_diffusion")
+    plan = inverse.plan(n)
+    assert len(plan.rows) == n and plan.rows[-1].after.t == 999
+    assert all(row.after.ratio > row.level.ratio for row in plan.rows)
+
+
+def test_a_single_step_on_karras_levels_starts_at_the_noisiest() -> None:
+    scheduler = langevin.EulerDiscreteScheduler(timestep_spacing="k_diffusion", use_karras_sigmas=True)
+    assert scheduler.plan(1).rows[0].level.t == 999
