@@ -40,7 +40,7 @@ def moments(count: int, z: float) -> list[float]:
 
 
 def weights(places: Sequence[float], values: Sequence[float]) -> tuple[float, ...]:
-    """Return the weights of predictions at `places`, parts of the step, which give monomials the moments `values`."""
+    """Return the weights of predictions at `places` (parts of the step) that give the monomials the moments."""
     if len(places) == 1:
         return (float(values[0]),)
     return tuple(np.linalg.solve(np.vander(places, increasing=True).T, np.array(values)).tolist())
