@@ -55,12 +55,13 @@ def tabled(kinds=KINDS, **options):
 @pytest.mark.parametrize("clip", [False, True])
 def test_heun(clip: bool) -> None:
     cases = tabled(clip_sample=[clip], clip_sample_range=[1.5])
-    assert failures("HeunDiscreteScheduler", counted(cases), limit=1e-4) == []
+    assert failures("HeunDiscreteScheduler", counted(cases), limit=1e-4, plan=2e-5) == []
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_lms(order: int) -> None:
-    assert failures("LMSDiscreteScheduler", counted(tabled(), order=order), limit=1e-4, plan=1e-4) == []
+    """The peer integrates its weights numerically, to a relative 1e-4; ours are exact."""
+    assert failures("LMSDiscreteScheduler", counted(tabled(), order=order), limit=2e-4, plan=1e-4) == []
 
 
 @pytest.mark.parametrize("name", ["KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"])
@@ -68,7 +69,7 @@ def test_kdpm2(name: str) -> None:
     """The peer lists other sigmas, and rounds the timesteps of Karras levels, at which the network does not look."""
     run = {"stochastic": True} if "Ancestral" in name else {}
     cases = [c for c in tabled(("epsilon", "v_prediction")) if not c.get("use_karras_sigmas")]
-    assert failures(name, counted(cases, **run), limit=1e-4, labels=3e-6, apart=("sigmas",)) == []
+    assert failures(name, counted(cases, **run), limit=1e-4, labels=5e-6, plan=1e-5, apart=("sigmas",)) == []
     cases = [c for c in tabled(("epsilon", "v_prediction")) if c.get("use_karras_sigmas")]
     turns = counted(cases, model=timeless, **run)
     assert failures(name, turns, limit=1e-4, labels=0.51 / 990, apart=("sigmas",)) == []
@@ -232,7 +233,7 @@ def test_flow_dynamic_shift(kind: str, flow_peers) -> None:
 
 
 def test_flow_heun(flow_peers) -> None:
-    assert failures("FlowMatchHeunDiscreteScheduler", counted(product(shift=[1.0, 3.0, 0.7, 6.0]))) == []
+    assert failures("FlowMatchHeunDiscreteScheduler", counted(product(shift=[1.0, 3.0, 0.7, 6.0])), plan=1e-5) == []
 
 
 def test_flow_own_sigmas_training_table_and_noising(flow_peers) -> None:

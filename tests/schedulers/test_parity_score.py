@@ -35,7 +35,7 @@ def first(scale: float) -> torch.Tensor:
 
 
 def thinned(*options):
-    """Return the product of options with step counts in turn, every third case unless all are asked for."""
+    """Return the product of options with step counts in turn, as many of them as `EVERY` says."""
     cases = ((*case, count) for case, count in zip(itertools.product(*options), itertools.cycle(COUNTS), strict=False))
     return itertools.islice(cases, 0, None, EVERY)
 
