@@ -153,3 +153,8 @@ def test_every_scheduler_of_the_registry_can_be_asked_for(capsys, tmp_path, mode
         elif row.name.endswith("Scheduler"):
             generate.set_scheduler(pipe, generate.find_scheduler(generate.short_name(row.name)))
             assert type(pipe.scheduler).__name__ == row.name
+
+
+@pytest.mark.parametrize("name", ["euler", "euler-discrete", "EulerDiscreteScheduler", "Euler_Discrete"])
+def test_spellings_of_a_scheduler(name) -> None:
+    assert generate.find_scheduler(name) == "EulerDiscreteScheduler"

@@ -92,7 +92,7 @@ def short_name(scheduler: str) -> str:
 
 
 def find_scheduler(name: str, *, what: str = "--scheduler") -> str:
-    """Return the class that `name` means: the class itself or its short name, in any spelling of case and hyphens.
+    """Return the class that `name` means: the class itself, with or without "Scheduler", or its short name, in any case and hyphens.
 
     Raises:
         InputError: with the nearest name, after `what`.
@@ -100,6 +100,7 @@ def find_scheduler(name: str, *, what: str = "--scheduler") -> str:
     options = {short_name(row.name): row.name for row in registry.SCHEDULERS if row.name.endswith("Scheduler")}
     folded = {re.sub(r"[^a-z0-9]", "", key.lower()): value for key, value in options.items()}
     folded |= {value.lower(): value for value in options.values()}
+    folded |= {value.removesuffix("Scheduler").lower(): value for value in options.values()}
     wanted = re.sub(r"[^a-z0-9]", "", name.lower())
     if wanted not in folded:
         raise InputError(f"{what} is {name!r}{did_you_mean(name.lower(), options)}")
