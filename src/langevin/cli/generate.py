@@ -92,7 +92,7 @@ def short_name(scheduler: str) -> str:
 
 
 def find_scheduler(name: str, *, what: str = "--scheduler") -> str:
-    """Return the class that `name` means: the class itself, with or without "Scheduler", or its short name, in any case and hyphens.
+    """Return the class that `name` means: the class, with or without "Scheduler", or its short name, in any spelling.
 
     Raises:
         InputError: with the nearest name, after `what`.
