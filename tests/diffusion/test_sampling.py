@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import langevin
 from langevin.core.errors import InputError, NonFiniteError
 from langevin.diffusion import Stop, noised, sample
 from langevin.diffusion.sampling import FiniteWatch
+from tests.no_reading import NoReading
 
 X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
 
@@ -96,18 +96,6 @@ def test_the_watch_on_an_accelerator_reads_once_at_the_end() -> None:
     watch.first = torch.tensor(5)
     with pytest.raises(NonFiniteError, match="step 5"):
         watch.close()
-
-
-class NoReading(TorchDispatchMode):
-    """Forbids whatever makes the host wait for the device, and float64 tensors."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "nonzero", "item", "equal"), name
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            assert result.dtype != torch.float64, name
-        return result
 
 
 @pytest.mark.parametrize(

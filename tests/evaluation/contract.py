@@ -7,7 +7,6 @@ import random
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import langevin
 from langevin import registry
@@ -104,15 +103,3 @@ def gaussian_run(bench: Bench, rows: list[int], *, by_hand: bool = True, steps: 
     generator = [seeded(k) for k in rows]
     run = bench.by_hand if by_hand else bench.by_table
     return run(steps, network(Gaussian(), schedule.prediction), x, generator=generator)
-
-
-class NoReading(TorchDispatchMode):
-    """Forbids whatever makes the host wait for a device, and float64 tensors."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "nonzero", "item", "equal"), name
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            assert result.dtype != torch.float64, name
-        return result

@@ -19,7 +19,6 @@ from tests.evaluation.contract import (
     LIMITS,
     NAMES,
     REPEATS,
-    NoReading,
     bench_of,
     benches,
     declared,
@@ -27,6 +26,7 @@ from tests.evaluation.contract import (
     gaussian_run,
     some_counts,
 )
+from tests.no_reading import NoReading
 
 everyone = pytest.mark.parametrize("name", NAMES)
 by_hand = pytest.mark.parametrize("name", BY_HAND)

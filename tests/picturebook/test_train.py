@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,3 +188,60 @@ def test_the_decoder_stage_leaves_the_latents_alone(tmp_path, scenes):
 def test_latents_have_a_quarter_of_the_side():
     model = autoencoder.build()
     assert autoencoder.encode(model, torch.zeros(1, 3, 64, 64)).shape == (1, 4, 16, 16)
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+import torch
+from langevin.picturebook.loop import Budget, fit
+from tests.picturebook.test_train import tiny_stage
+torch.distributed.init_process_group("gloo")
+stage = tiny_stage(Path(sys.argv[1]))
+batches, loss = [], stage.loss
+stage.loss = lambda generator: batches.append(generator.initial_seed()) or loss(generator)
+list(fit(stage, Budget(steps=3)))
+mine = torch.cat([weight.detach().flatten() for weight in stage.model.parameters()])
+both, seeds = [torch.empty_like(mine) for _ in range(2)], [None, None]
+torch.distributed.all_gather(both, mine)
+torch.distributed.all_gather_object(seeds, batches)
+assert torch.equal(*both), "the processes have different weights"
+assert len({*seeds[0], *seeds[1]}) == 6, seeds
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_processes_that_train_together_draw_apart_and_step_alike(tmp_path):
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    root = Path(__file__).parents[2]
+    run = subprocess.run(
+        [*command, str(tmp_path / "stage")], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    alone = tiny_stage(tmp_path / "alone")
+    list(fit(alone, Budget(steps=3)))
+    kept = torch.load(tmp_path / "stage" / "unet.pt", weights_only=True)
+    assert kept["step"] == 3 and not torch.equal(kept["average"][0], next(alone.model.parameters()))
+
+
+def spread(folder, *, orthogonal: bool) -> float:
+    """Return the median, over matrices, of how far apart the singular values of the first update are."""
+    stage = tiny_stage(folder)
+    stage.recipe = Recipe(lr=1e-3, batch=4, warmup=1, weight_decay=0.0)
+    inner = [weight for weight in stage.matrices() if min(weight.flatten(1).shape) == 16]
+    if not orthogonal:
+        stage.matrices = lambda: ()
+    before = [weight.detach().clone() for weight in inner]
+    list(fit(stage, Budget(steps=1)))
+    changes = [(weight.detach() - old).flatten(1) for weight, old in zip(inner, before, strict=True)]
+    values = [torch.linalg.svdvals(change) for change in changes if float(change.abs().max()) > 0]
+    return float(np.median([float(v[0] / v[7]) for v in values]))
+
+
+def test_matrices_take_orthogonal_steps(tmp_path):
+    """The update of a matrix has singular values near each other, which AdamW's has not."""
+    muon, adam = spread(tmp_path / "muon", orthogonal=True), spread(tmp_path / "adam", orthogonal=False)
+    assert muon < 1.6 and adam > 2 * muon, (muon, adam)

@@ -6,7 +6,7 @@ import importlib
 import itertools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,9 @@ EVERY = int(os.environ.get("LANGEVIN_PARITY_EVERY", "1"))
 """Which cases of a product of options are run: all by default, every tenth with 10."""
 SHAPE = (2, 3, 4, 4)
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SPACINGS = ("leading", "trailing", "linspace")
+KINDS = ("epsilon", "sample", "v_prediction")
+COUNTS = (4, 25, 11, 50)
 NAMES = (
     "DDPMScheduler",
     "DDIMScheduler",
@@ -103,6 +106,12 @@ def product(**options: Any) -> Iterator[dict[str, Any]]:
     """Return the full product of options as dictionaries."""
     for values in itertools.product(*options.values()):
         yield dict(zip(options, values, strict=True))
+
+
+def counted(configs: Iterable[dict[str, Any]], *, counts: Sequence[int] = COUNTS, **run: Any) -> Iterator[Any]:
+    """Pair every configuration with a number of steps, taking turns, and with the options of the run."""
+    for config, steps in zip(configs, itertools.cycle(counts), strict=False):
+        yield steps, config, dict(run)
 
 
 def compare(name: str, steps: int, config: dict[str, Any], **run: Any) -> dict[str, float]:

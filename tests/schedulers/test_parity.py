@@ -8,9 +8,13 @@ import pytest
 import torch
 
 from tests.schedulers.oracle import (
+    COUNTS,
+    KINDS,
     NAMES,
     SHAPE,
+    SPACINGS,
     STABLE,
+    counted,
     difference,
     failures,
     first_noise,
@@ -22,16 +26,7 @@ from tests.schedulers.oracle import (
 )
 
 pytestmark = pytest.mark.parity
-SPACINGS = ("leading", "trailing", "linspace")
-KINDS = ("epsilon", "sample", "v_prediction")
-COUNTS = (4, 25, 11, 50)
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
-
-
-def counted(configs, **run):
-    """Pair every configuration with a number of steps, taking turns."""
-    for config, steps in zip(configs, itertools.cycle(COUNTS), strict=False):
-        yield steps, config, dict(run)
 
 
 def bounds(kind):

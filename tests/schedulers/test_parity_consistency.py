@@ -10,9 +10,12 @@ import torch
 import langevin
 from langevin.diffusion.solvers import jumps
 from tests.schedulers.oracle import (
+    COUNTS,
     EVERY,
+    KINDS,
     SHAPE,
     compare,
+    counted,
     difference,
     failures,
     first_noise,
@@ -25,19 +28,11 @@ from tests.schedulers.oracle import (
 )
 
 pytestmark = pytest.mark.parity
-KINDS = ("epsilon", "sample", "v_prediction")
-COUNTS = (4, 25, 11, 50)
 BOUNDS = (
     {"clip_sample": False},
     {"clip_sample": True, "clip_sample_range": 1.5},
     {"clip_sample": False, "thresholding": True, "sample_max_value": 2.0, "dynamic_thresholding_ratio": 0.9},
 )
-
-
-def counted(configs, *, counts=COUNTS, **run):
-    """Pair every configuration with a number of steps, taking turns."""
-    for config, steps in zip(configs, itertools.cycle(counts), strict=False):
-        yield steps, config, dict(run)
 
 
 def joined(*parts):

@@ -14,9 +14,13 @@ import torch
 
 import langevin
 from tests.schedulers.oracle import (
+    COUNTS,
     EVERY,
+    KINDS,
     SHAPE,
+    SPACINGS,
     STABLE,
+    counted,
     difference,
     failures,
     first_noise,
@@ -31,16 +35,7 @@ from tests.schedulers.oracle import (
 )
 
 pytestmark = pytest.mark.parity
-SPACINGS = ("leading", "trailing", "linspace")
-KINDS = ("epsilon", "sample", "v_prediction")
-COUNTS = (4, 25, 11, 50)
 LEVELS = ({}, *({f"use_{name}_sigmas": True} for name in ("karras", "exponential", "beta")))
-
-
-def counted(configs, **run):
-    """Pair every configuration with a number of steps, taking turns."""
-    for config, steps in zip(configs, itertools.cycle(COUNTS), strict=False):
-        yield steps, config, dict(run)
 
 
 def tabled(kinds=KINDS, **options):
@@ -54,6 +49,7 @@ def tabled(kinds=KINDS, **options):
 
 @pytest.mark.parametrize("clip", [False, True])
 def test_heun(clip: bool) -> None:
+    """A plan tells the network host timesteps, `step` their float32: over four long steps that grows to 1e-5."""
     cases = tabled(clip_sample=[clip], clip_sample_range=[1.5])
     assert failures("HeunDiscreteScheduler", counted(cases), limit=1e-4, plan=2e-5) == []
 
@@ -66,7 +62,10 @@ def test_lms(order: int) -> None:
 
 @pytest.mark.parametrize("name", ["KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"])
 def test_kdpm2(name: str) -> None:
-    """The peer lists other sigmas, and rounds the timesteps of Karras levels, at which the network does not look."""
+    """The peer lists other sigmas, and rounds the timesteps of Karras levels, at which the network does not look.
+
+    Its own timesteps come from float32 sigmas, hence 5e-6; a plan tells the network host numbers, hence 1e-5.
+    """
     run = {"stochastic": True} if "Ancestral" in name else {}
     cases = [c for c in tabled(("epsilon", "v_prediction")) if not c.get("use_karras_sigmas")]
     assert failures(name, counted(cases, **run), limit=1e-4, labels=5e-6, plan=1e-5, apart=("sigmas",)) == []

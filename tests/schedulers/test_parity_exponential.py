@@ -12,7 +12,10 @@ import torch
 
 import langevin
 from tests.schedulers.oracle import (
+    KINDS,
+    SPACINGS,
     STABLE,
+    counted,
     difference,
     failures,
     network,
@@ -28,19 +31,10 @@ from tests.schedulers.oracle import (
 pytestmark = pytest.mark.parity
 SINGLE, DEIS = "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"
 UNIPC, SA = "UniPCMultistepScheduler", "SASolverScheduler"
-SPACINGS = ("leading", "trailing", "linspace")
-KINDS = ("epsilon", "sample", "v_prediction")
-COUNTS = (4, 25, 11, 50)
 FLOW = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
 KARRAS = {"use_karras_sigmas": True, **STABLE}
 ROUNDED = {"model": timeless, "labels": 1.1 / 998}
 """Exponential and beta levels: timesteps differ by one on purpose, so the network does not look at them."""
-
-
-def counted(configs, **run):
-    """Pair every configuration with a number of steps, taking turns."""
-    for config, steps in zip(configs, itertools.cycle(COUNTS), strict=False):
-        yield steps, config, dict(run)
 
 
 def bounded(spacings=SPACINGS):

@@ -20,6 +20,12 @@ from .process import Level
 Pair = tuple[float, float]
 
 
+def multiplied(pairs: tuple[Pair, Pair], factor: float) -> tuple[Pair, Pair]:
+    """Return the coefficients for an output that is to be multiplied by `factor` before it is read by `pairs`."""
+    (a, b), (c, d) = pairs
+    return (a, factor * b), (c, factor * d)
+
+
 def _epsilon(level: Level) -> tuple[Pair, Pair]:
     """The noise itself: Ho et al. 2020 (2006.11239), eq. 12."""
     inverse = 1.0 / level.alpha if level.alpha > 0 else float("nan")
@@ -40,12 +46,12 @@ def _velocity(level: Level) -> tuple[Pair, Pair]:
 
 def _score(level: Level) -> tuple[Pair, Pair]:
     """The gradient of the log density, -eps / sigma: Song et al. 2021 (2011.13456)."""
-    return (1.0 / level.alpha, level.sigma**2 / level.alpha), (0.0, -level.sigma)
+    return multiplied(_epsilon(level), -level.sigma)
 
 
 def _scaled_score(level: Level) -> tuple[Pair, Pair]:
     """sigma * score, which is -eps."""
-    return (1.0 / level.alpha, level.sigma / level.alpha), (0.0, -1.0)
+    return multiplied(_epsilon(level), -1.0)
 
 
 def _flow(level: Level) -> tuple[Pair, Pair]:
@@ -56,8 +62,7 @@ def _flow(level: Level) -> tuple[Pair, Pair]:
 
 def reversed_flow(level: Level) -> tuple[Pair, Pair]:
     """x_0 - eps: the direction of a straight path for networks whose time runs from noise to data."""
-    (a, b), (c, d) = _flow(level)
-    return (a, -b), (c, -d)
+    return multiplied(_flow(level), -1.0)
 
 
 KINDS: dict[str, Callable[[Level], tuple[Pair, Pair]]] = {

@@ -127,7 +127,7 @@ class DenoiserStage(Stage):
     """
 
     name = "unet"
-    recipe = Recipe(lr=7e-4, batch=64, warmup=200, average=0.999, betas=(0.9, 0.99), orthogonal=True)
+    recipe = Recipe(lr=7e-4, batch=64, warmup=200, average=0.999, betas=(0.9, 0.99))
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +41,8 @@ class Budget:
 class Recipe:
     """The optimizer's numbers: warm-up, a constant learning rate, and a decay at the end.
 
-    AdamW, or with `orthogonal` Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for matrices and kernels
-    inside the network, scaled to AdamW's step (Liu et al. 2025, arXiv 2502.16982), and AdamW for the rest.
+    AdamW, and Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the weights that `Stage.matrices` names,
+    scaled to AdamW's step (Liu et al. 2025, arXiv 2502.16982).
     `average` is the decay of the exponential moving average of the weights; with 0 it is the weights themselves.
     """
 
@@ -53,7 +53,6 @@ class Recipe:
     warmup: int = 100
     clip: float = 1.0
     average: float = 0.0
-    orthogonal: bool = False
     seed: int = 0
 
     def lr_at(self, step: int, progress: float) -> float:
@@ -111,9 +110,9 @@ class Stage:
     def preview(self, step: int) -> None:
         """Write pictures that show how far training is."""
 
-    def matrices(self) -> Iterator[nn.Parameter]:
-        """Yield the contiguous weights that map features to features, for orthogonal updates."""
-        raise NotImplementedError
+    def matrices(self) -> Iterable[nn.Parameter]:
+        """Return the contiguous weights that map features to features, for orthogonal updates; none by default."""
+        return ()
 
     @property
     def checkpoint(self) -> Path:
@@ -138,7 +137,7 @@ class State:
         self.step, self.seconds = 0, 0.0
         self.weights = list(stage.model.parameters())
         self.mean = [weight.detach().clone() for weight in self.weights]
-        self.inner = list(stage.matrices()) if self.recipe.orthogonal else []
+        self.inner = list(stage.matrices())
         known = {id(weight) for weight in self.inner}
         rest = [weight for weight in self.weights if id(weight) not in known]
         common = {"lr": self.recipe.lr, "weight_decay": self.recipe.weight_decay}

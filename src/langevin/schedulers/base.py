@@ -22,7 +22,6 @@ from ..core.outputs import BaseOutput
 from ..core.pretrained import PretrainedConfig
 from ..core.rng import Generators, normal
 from ..diffusion import Ask, Grid, Level, Plan, Prediction, Row, Run, Solver, Time
-from ..diffusion.solvers import Churn, FirstOrder
 from ..diffusion.table import Noise, noised_each, same
 
 logger = get_logger(__name__)
@@ -430,28 +429,6 @@ class GridNoising(SchedulerMixin):
         steps = self._table().steps
         levels = [steps[self._position(t)].level for t in torch.as_tensor(timesteps).reshape(-1)]
         return noised_each(original_samples, noise, levels)
-
-
-class ChurningScheduler(SchedulerMixin):
-    """Base of schedulers that take Euler steps and may raise the noise before each of them.
-
-    Attributes:
-        reads_raised: whether the output is read at the raised level instead of the one that the network was told.
-    """
-
-    step_options = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
-    reads_raised: bool = True
-
-    def _solver(self, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> Solver:
-        churn = Churn(s_churn, s_tmin, s_tmax, s_noise, read_raised=self.reads_raised)
-        return FirstOrder(churn=churn if s_churn else None)
-
-    def step(self, model_output: Tensor, timestep: When, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
-             s_tmax: float = math.inf, s_noise: float = 1.0, generator: Generators = None,
-             return_dict: bool = True) -> Stepped:  # fmt: skip
-        """Return the sample one step less noisy; `s_churn` > 0 adds noise where s_tmin <= sigma <= s_tmax."""
-        options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
-        return self._step(model_output, timestep, sample, return_dict=return_dict, generator=generator, **options)
 
 
 @cache

@@ -17,7 +17,7 @@ from ..diffusion import Ask, Grid, Level, Plan, Prediction, Time, solvers
 from ..diffusion import grid as grids
 from ..diffusion.levels import between_ends
 from ..diffusion.prediction import Preconditioning, mix
-from .base import ChurningScheduler, Device, DrawingScheduler, GridNoising, Numbers, Stepped, When
+from .base import Device, DrawingScheduler, GridNoising, Numbers, SchedulerMixin, Stepped, When
 from .log_snr import DPMSolverMultistepScheduler
 from .trained import TrainedScheduler
 
@@ -45,6 +45,28 @@ class ExplodingScheduler(GridNoising, TrainedScheduler):
         """From the end of the table a run starts with noise alone, elsewhere with data of unit variance and noise."""
         first = grid[0]
         return first.norm if self.config.timestep_spacing == "leading" else first.sigma
+
+
+class ChurningScheduler(SchedulerMixin):
+    """Base of schedulers that take Euler steps and may raise the noise before each of them.
+
+    Attributes:
+        reads_raised: whether the output is read at the raised level instead of the one that the network was told.
+    """
+
+    step_options = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
+    reads_raised: bool = True
+
+    def _solver(self, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> solvers.FirstOrder:
+        churn = solvers.Churn(s_churn, s_tmin, s_tmax, s_noise, read_raised=self.reads_raised)
+        return solvers.FirstOrder(churn=churn if s_churn else None)
+
+    def step(self, model_output: Tensor, timestep: When, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
+             s_tmax: float = math.inf, s_noise: float = 1.0, generator: Generators = None,
+             return_dict: bool = True) -> Stepped:  # fmt: skip
+        """Return the sample one step less noisy; `s_churn` > 0 adds noise where s_tmin <= sigma <= s_tmax."""
+        options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
+        return self._step(model_output, timestep, sample, return_dict=return_dict, generator=generator, **options)
 
 
 class EulerDiscreteScheduler(ChurningScheduler, ExplodingScheduler):
