@@ -26,6 +26,7 @@ CORE = (
 MODELS = (
     Row("AutoencoderKL", "models.autoencoders.autoencoder_kl"),
     Row("AutoencoderTiny", "models.autoencoders.autoencoder_tiny"),
+    Row("ControlNetModel", "models.controlnets.controlnet"),
     Row("ModelMixin", "models.base"),
     Row("UNet2DConditionModel", "models.unets.unet_2d_condition"),
     Row("UNet2DModel", "models.unets.unet_2d"),

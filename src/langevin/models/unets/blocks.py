@@ -225,6 +225,7 @@ class DownBlock(Block):
             self.downsamplers = nn.ModuleList([common.resnet(width, width, down=True, **options)])
         elif level.resample:
             self.downsamplers = nn.ModuleList([Downsample(width, use_conv=True, padding=common.downsample_padding)])
+        self.kept_channels = (width,) * (level.layers + (self.downsamplers is not None))
 
     def forward(
         self, x: Tensor, given: Conditions, extra_residual: Tensor | None = None

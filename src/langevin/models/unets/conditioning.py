@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -26,6 +27,22 @@ CLASS_EMBEDDINGS = ("timestep", "identity", "projection", "simple_projection")
 ADDITION_EMBEDDINGS = ("text", "text_image", "text_time", "image", "image_hint")
 ENCODER_PROJECTIONS = ("text_proj", "text_image_proj", "image_proj")
 TIME_EMBEDDINGS = ("positional", "fourier")
+USUAL: dict[str, Any] = {
+    "conv_in_kernel": 3,
+    "dropout": 0.0,
+    "mid_block_only_cross_attention": False,
+    "cross_attention_norm": None,
+    "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1.0,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "time_embedding_act_fn": None,
+    "timestep_post_act": None,
+    "time_cond_proj_dim": None,
+    "class_embeddings_concat": False,
+    "center_input_sample": False,
+}
+"""Options of a conditional UNet that not every network with its first half has, and what their absence means."""
 
 
 def need(config: Config, option: str, because: str) -> Any:
@@ -112,9 +129,15 @@ class ConditioningMixin:
 
     config: Config
 
+    @property
+    def options(self) -> Config:
+        """The configuration, with the usual value of every option that this class does not have."""
+        known = inspect.signature(type(self).__init__).parameters
+        return Config({**self.config, **{name: value for name, value in USUAL.items() if name not in known}})
+
     def build_conditioning(self) -> int:
         """Create the embedding modules; return the width of the vector that residual blocks receive."""
-        config = self.config
+        config = self.options
         self.time_proj, projected, width = time_projection(config)
         self.time_embedding = TimestepEmbedding(
             projected,
@@ -130,7 +153,8 @@ class ConditioningMixin:
             self.add_time_proj = Timesteps(sizes, config.flip_sin_to_cos, config.freq_shift)
         self.add_embedding = addition_embedding(config, width)
         self.time_embed_act = activation(config.time_embedding_act_fn) if config.time_embedding_act_fn else None
-        return width * 2 if config.class_embeddings_concat else width
+        self.class_embeddings_concat = config.class_embeddings_concat
+        return width * 2 if self.class_embeddings_concat else width
 
     def get_time_embed(self, timesteps: Tensor, dtype: torch.dtype, timestep_cond: Tensor | None = None) -> Tensor:
         """Embed timesteps (B,) and an optional guidance embedding (B, time_cond_proj_dim)."""

@@ -57,10 +57,11 @@ def lay_out(
     usable: Callable[[Kind], bool],
     down_block_types: Sequence[str],
     mid_block_type: str | None,
-    up_block_types: Sequence[str],
+    up_block_types: Sequence[str] | None = None,
     block_out_channels: Sequence[int],
     layers_per_block: int | Sequence[int],
     attention_head_dim: Any = None,
+    num_attention_heads: Any = None,
     cross_attention_dim: Any = None,
     transformer_layers_per_block: Any = 1,
     reverse_transformer_layers_per_block: Any = None,
@@ -71,24 +72,28 @@ def lay_out(
     """Read the lists of a configuration.
 
     `usable` tells which kinds of block the model can run. `attention_head_dim` is the number of heads for transformer
-    blocks and the width of a head for the other kinds, as in published configurations.
+    blocks and the width of a head for the other kinds, as in published configurations, unless `num_attention_heads`
+    gives the former. Without `up_block_types` there is no way up.
 
     Raises:
         ConfigError: a block name is unknown or a list has the wrong length.
     """
     count = len(down_block_types)
-    if len(up_block_types) != count:
+    if up_block_types is not None and len(up_block_types) != count:
         raise ConfigError(f"up_block_types names {len(up_block_types)} blocks and down_block_types names {count}")
     widths = per_block("block_out_channels", tuple(block_out_channels), count)
     layers = per_block("layers_per_block", layers_per_block, count)
-    heads = per_block("attention_head_dim", attention_head_dim, count)
+    head_dims = per_block("attention_head_dim", attention_head_dim, count)
+    heads = head_dims
+    if num_attention_heads is not None:
+        heads = per_block("num_attention_heads", num_attention_heads, count)
     context = per_block("cross_attention_dim", cross_attention_dim, count)
     only_cross = per_block("only_cross_attention", only_cross_attention, count)
     down_depths = per_block("transformer_layers_per_block", transformer_layers_per_block, count)
     up_depths = down_depths[::-1]
     if reverse_transformer_layers_per_block is not None:
         up_depths = per_block("reverse_transformer_layers_per_block", reverse_transformer_layers_per_block, count)
-    elif any(isinstance(depth, (list, tuple)) for depth in down_depths):
+    elif up_block_types is not None and any(isinstance(depth, (list, tuple)) for depth in down_depths):
         raise ConfigError("nested transformer_layers_per_block needs reverse_transformer_layers_per_block")
 
     def level(i: int, name: str, channels_in: int, layers_here: int, depth: Any, **more: Any) -> Level:
@@ -98,7 +103,7 @@ def lay_out(
             "channels_out": widths[i],
             "layers": layers_here,
             "heads": heads[i] or 1,
-            "head_dim": heads[i],
+            "head_dim": head_dims[i],
             "context_channels": context[i],
             "transformer_layers": depths(depth, layers_here),
             "only_cross_attention": bool(only_cross[i]),
@@ -109,9 +114,9 @@ def lay_out(
     for i in range(count):
         name = block_name("down_block_types", down_block_types[i], DOWN_KINDS, usable)
         down.append(level(i, name, widths[max(i - 1, 0)], layers[i], down_depths[i], resample=i < count - 1))
-    for j in range(count):
+    for j, written in enumerate(up_block_types or ()):
         i = count - 1 - j
-        name = block_name("up_block_types", up_block_types[j], UP_KINDS, usable)
+        name = block_name("up_block_types", written, UP_KINDS, usable)
         skip = widths[max(i - 1, 0)]
         above = widths[min(i + 1, count - 1)]
         up.append(level(i, name, above, layers[i] + 1, up_depths[j], resample=i > 0, channels_skip=skip))

@@ -5,21 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...core.config import register_to_config
 from ...core.errors import ConfigError, InputError
 from ...core.outputs import BaseOutput
 from ...nn.activation import activation
-from ...nn.attention import Attention
-from ...nn.embedding import HINT_CHANNELS, batch_timesteps
 from ..base import ModelMixin
-from .blocks import Common, Conditions, DownBlock, MidBlock, UpBlock
-from .conditioning import ConditioningMixin
-from .layout import Layout, lay_out
-
-HIDDEN = -10000.0
+from .blocks import Conditions, UpBlock
+from .encoder import EncoderMixin
 
 
 @dataclass
@@ -29,7 +23,7 @@ class UNet2DConditionOutput(BaseOutput):
     sample: Tensor
 
 
-class UNet2DConditionModel(ConditioningMixin, ModelMixin):
+class UNet2DConditionModel(EncoderMixin, ModelMixin):
     """Predicts noise (or the sample, or velocity) from a noisy sample, a time and a context.
 
     The options are those of published configurations. `attention_head_dim` is the *number* of heads in transformer
@@ -101,8 +95,9 @@ class UNet2DConditionModel(ConditioningMixin, ModelMixin):
         self.sample_size = sample_size
         self._check_config()
         first = block_out_channels[0]
-        self.conv_in = nn.Conv2d(in_channels, first, conv_in_kernel, padding=(conv_in_kernel - 1) // 2)
-        self._build_blocks(self.build_conditioning())
+        layout, common = self.build_encoder()
+        self.up_blocks = nn.ModuleList(UpBlock(level, common) for level in layout.up)
+        self.num_upsamplers = sum(level.resample for level in layout.up)
         self.conv_norm_out = self.conv_act = None
         if norm_num_groups is not None:
             self.conv_norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
@@ -120,47 +115,6 @@ class UNet2DConditionModel(ConditioningMixin, ModelMixin):
             raise ConfigError("dual_cross_attention=True is not supported; leave it False")
         if config.attention_type != "default":
             raise ConfigError(f"attention_type is {config.attention_type!r}; only 'default' is supported")
-
-    def _layout(self) -> Layout:
-        config = self.config
-        mid_only = config.mid_block_only_cross_attention
-        if mid_only is None:
-            mid_only = config.only_cross_attention if isinstance(config.only_cross_attention, bool) else False
-        mid = config.mid_block_type
-        names = (
-            "down_block_types", "mid_block_type", "up_block_types", "block_out_channels", "layers_per_block",
-            "attention_head_dim", "cross_attention_dim", "transformer_layers_per_block",
-            "reverse_transformer_layers_per_block", "only_cross_attention",
-        )  # fmt: skip
-        return lay_out(
-            usable=lambda kind: not kind.skip,
-            mid_only_cross_attention=mid_only,
-            mid_layers=0 if mid == "UNetMidBlock2D" else 1,
-            **{name: config[name] for name in names},
-        )
-
-    def _build_blocks(self, time_channels: int) -> None:
-        config, layout = self.config, self._layout()
-        common = Common(
-            time_channels=time_channels,
-            groups=config.norm_num_groups,
-            attn_groups=config.norm_num_groups,
-            eps=config.norm_eps,
-            dropout=config.dropout,
-            act=config.act_fn,
-            time_scale_shift=config.resnet_time_scale_shift,
-            skip_time_act=config.resnet_skip_time_act,
-            out_scale_factor=config.resnet_out_scale_factor,
-            mid_scale_factor=config.mid_block_scale_factor,
-            downsample_padding=config.downsample_padding,
-            use_linear_projection=config.use_linear_projection,
-            upcast_attention=config.upcast_attention,
-            cross_attention_norm=config.cross_attention_norm,
-        )
-        self.down_blocks = nn.ModuleList(DownBlock(level, common) for level in layout.down)
-        self.mid_block = None if layout.mid is None else MidBlock(layout.mid, common, attention=layout.mid.layers > 0)
-        self.up_blocks = nn.ModuleList(UpBlock(level, common) for level in layout.up)
-        self.num_upsamplers = sum(level.resample for level in layout.up)
 
     def forward(
         self,
@@ -196,21 +150,21 @@ class UNet2DConditionModel(ConditioningMixin, ModelMixin):
         Raises:
             InputError: a shape does not fit the configuration, or a needed input is missing.
         """
-        self._check_sample(sample)
-        emb, hint = self._embed(sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added_cond_kwargs)
-        given = Conditions(
-            emb,
-            self._context(encoder_hidden_states, added_cond_kwargs, sample.shape[0]),
-            additive_mask(attention_mask, sample.dtype),
-            additive_mask(encoder_attention_mask, sample.dtype),
-            self._processor_kwargs(cross_attention_kwargs),
+        sample, given = self.prepare(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            class_labels=class_labels,
+            timestep_cond=timestep_cond,
+            attention_mask=attention_mask,
+            encoder_attention_mask=encoder_attention_mask,
+            cross_attention_kwargs=cross_attention_kwargs,
+            added_cond_kwargs=added_cond_kwargs,
         )
-        if hint is not None:
-            sample = torch.cat([sample, hint], dim=1)
         x = self.conv_in(2 * sample - 1.0 if self.config.center_input_sample else sample)
-        x, kept = self._go_down(x, given, down_intrablock_additional_residuals)
+        x, kept = self.go_down(x, given, down_intrablock_additional_residuals)
         kept = add_residuals(kept, down_block_additional_residuals, mid_block_additional_residual)
-        x = self._middle(x, given, down_intrablock_additional_residuals)
+        x = self.middle(x, given, down_intrablock_additional_residuals)
         if mid_block_additional_residual is not None:
             x = x + mid_block_additional_residual
         x = self._go_up(x, kept, given)
@@ -219,89 +173,8 @@ class UNet2DConditionModel(ConditioningMixin, ModelMixin):
         x = self.conv_out(x)
         return UNet2DConditionOutput(sample=x) if return_dict else (x,)
 
-    def _embed(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float,
-        context: Tensor | None,
-        class_labels: Tensor | None,
-        timestep_cond: Tensor | None,
-        added: dict[str, Tensor] | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the embedding for residual blocks (B, width) and channels to append to the sample."""
-        timesteps = batch_timesteps(timestep, sample.shape[0], sample.device)
-        emb = self.get_time_embed(timesteps, sample.dtype, timestep_cond)
-        labels = self.get_class_embed(sample.dtype, class_labels)
-        if labels is not None:
-            emb = torch.cat([emb, labels], dim=-1) if self.config.class_embeddings_concat else emb + labels
-        extra, hint = self.get_aug_embed(emb.dtype, context, added)
-        if hint is not None and hint.shape[-2:] != sample.shape[-2:]:
-            raise InputError(
-                f"hint becomes {tuple(hint.shape[-2:])} positions and sample has {tuple(sample.shape[-2:])}; "
-                "the hint picture needs eight times the sample's height and width"
-            )
-        emb = emb if extra is None else emb + extra
-        return (emb if self.time_embed_act is None else self.time_embed_act(emb)), hint
-
-    def _context(
-        self, encoder_hidden_states: Tensor | None, added: dict[str, Tensor] | None, batch: int
-    ) -> Tensor | None:
-        context = self.process_encoder_hidden_states(encoder_hidden_states, added)
-        width = self.config.cross_attention_dim
-        if context is None:
-            if any(block.attention == "transformer" for block in (*self.down_blocks, *self.up_blocks)):
-                raise InputError("encoder_hidden_states is None, but this model has cross-attention")
-        elif isinstance(width, int):
-            self.check_width(context, width, "cross_attention_dim")
-        if context is not None and context.shape[0] != batch:
-            raise InputError(f"encoder_hidden_states has {context.shape[0]} rows for a batch of {batch} samples")
-        return context
-
-    def _processor_kwargs(self, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Return the keywords for processors, after checking that at least one processor reads each.
-
-        `scale` is dropped: it belongs to adapters, which set it on their patch.
-        """
-        kwargs = {k: v for k, v in (kwargs or {}).items() if k != "scale"}
-        if not kwargs:
-            return None
-        accepted = [m._accepts for m in self.modules() if isinstance(m, Attention)]
-        unread = [k for k in kwargs if not any(a is None or k in a for a in accepted)]
-        if unread:
-            raise InputError(f"cross_attention_kwargs holds {unread}, which no attention processor accepts")
-        return kwargs
-
-    def _check_sample(self, sample: Tensor) -> None:
-        channels = self.config.in_channels
-        if self.config.addition_embed_type == "image_hint":
-            channels -= HINT_CHANNELS
-        if sample.dim() != 4 or sample.shape[1] != channels:
-            raise InputError(
-                f"sample has shape {tuple(sample.shape)}, but this model's in_channels asks for "
-                f"(batch, {channels}, height, width)"
-            )
-
-    def _go_down(
-        self, x: Tensor, given: Conditions, adapter: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        kept: tuple[Tensor, ...] = (x,)
-        for i, block in enumerate(self.down_blocks):
-            extra = adapter[i] if adapter is not None and i < len(adapter) else None
-            x, more = block(x, given, extra if block.has_cross_attention else None)
-            if extra is not None and not block.has_cross_attention:
-                x = x + extra
-                more = (*more[:-1], x)
-            kept += more
-        return x, kept
-
-    def _middle(self, x: Tensor, given: Conditions, adapter: tuple[Tensor, ...] | None) -> Tensor:
-        if self.mid_block is None:
-            return x
-        x = self.mid_block(x, given)
-        used = len(self.down_blocks)
-        if adapter is not None and len(adapter) > used and adapter[used].shape == x.shape:
-            x = x + adapter[used]
-        return x
+    def _reading_blocks(self) -> list[Any]:
+        return [*self.down_blocks, *self.up_blocks]
 
     def _go_up(self, x: Tensor, kept: tuple[Tensor, ...], given: Conditions) -> Tensor:
         odd = any(size % 2**self.num_upsamplers for size in kept[0].shape[-2:])
@@ -311,13 +184,6 @@ class UNet2DConditionModel(ConditioningMixin, ModelMixin):
             size = (kept[-1].shape[-2], kept[-1].shape[-1]) if odd and kept else None
             x = block(x, here, given, size)
         return x
-
-
-def additive_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Turn a keep-mask (B, L) of ones and zeros into one that is added to scores, (B, 1, L); others pass through."""
-    if mask is None or mask.dim() != 2:
-        return mask
-    return ((1 - mask.to(dtype)) * HIDDEN)[:, None]
 
 
 def add_residuals(kept: tuple[Tensor, ...], extra: tuple[Tensor, ...] | None, mid: Tensor | None) -> tuple[Tensor, ...]:
