@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 
 from langevin import registry
-from langevin.pipelines.inputs import GLOSSARY, parameters
+from langevin.pipelines.glossary import GLOSSARY, parameters
 
 TARGET = Path(__file__).with_name("reference.md")
 SECTIONS = {"Pipelines": registry.PIPELINES, "Models": registry.MODELS, "Schedulers": registry.SCHEDULERS}

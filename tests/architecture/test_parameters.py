@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from langevin.pipelines.inputs import GLOSSARY, describe, parameters
+from langevin.pipelines.glossary import GLOSSARY, describe, parameters
 from langevin.registry import PIPELINES, Row
 from tests.architecture.tree import Function, module, modules
 
@@ -49,7 +49,7 @@ def test_every_argument_of_a_pipeline_is_explained_in_its_help(row) -> None:
     call = call_of(row)
     if call is not None:
         assert [name for name in parameters(call) if name not in GLOSSARY] == []
-        assert describe(call) in (call.__doc__ or ""), "decorate the call with pipelines.inputs.documented"
+        assert describe(call) in (call.__doc__ or ""), "decorate the call with pipelines.glossary.documented"
 
 
 def test_the_glossary_explains_no_argument_that_no_pipeline_has() -> None:

@@ -26,6 +26,8 @@ SHARED = {
     "ScoreScheduler": "base of the schedulers in continuous time, from 1 to almost 0",
     "ChurningScheduler": "base of the schedulers whose step may raise the noise first",
     "FlowMatchScheduler": "base of the schedulers on straight paths",
+    "LatentPipeline": "base of the pipelines that denoise latents",
+    "StableDiffusionFamily": "base of the Stable Diffusion pipelines of all tasks",
     "TwoStageScheduler": "base of the schedulers that ask the network twice per step",
     "LogSNRScheduler": "base of the schedulers whose solvers step in the log signal-to-noise ratio",
 }

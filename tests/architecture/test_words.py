@@ -10,6 +10,8 @@ from tests.architecture.tree import ROOT, module, modules
 
 MODEL_WORDS = {"unet", "vae", "controlnet", "lora", "sdxl", "sd", "svd", "flux", "kandinsky", "picturebook"}
 MODEL_WORDS |= {"deepfloyd", "transformer", "transformers", "autoencoder", "wuerstchen", "pixart", "dit"}
+FAMILY_PARTS = {"base", "common", "conditioning", "denoiser", "latents"}
+"""Modules of `families` that name a part of every family, and words of the field that `diffusion` may use."""
 MARKERS = re.compile(r"#\s*(copied|adapted|taken)\s+from\b", re.IGNORECASE)
 PATHS = re.compile(r"(?<![\w.])/(home|root|work|Users|mnt|tmp)/\w")
 
@@ -24,7 +26,7 @@ def model_names(tree) -> list[str]:
     classes = {row.name for row in ROWS if row.module.startswith(("models.", "pipelines."))}
     classes = {name.casefold() for name in classes}
     families = {source.name.rpartition(".")[2] for source in tree if source.name.startswith("langevin.families.")}
-    forbidden = MODEL_WORDS | classes | families - {"base", "common"}
+    forbidden = MODEL_WORDS | classes | families - FAMILY_PARTS
     found = []
     for source in tree:
         if source.name.startswith("langevin.diffusion"):

@@ -12,6 +12,7 @@ import torch
 import langevin
 from langevin.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
 from langevin.core.errors import ConfigError, InputError
+from langevin.pipelines.inputs import begin
 from langevin.pipelines.runs import running
 from tests.pipelines import tiny
 
@@ -181,7 +182,11 @@ def test_threads_give_serial_results(pipe, name) -> None:
 
 def test_nested_runs_of_two_pipelines_do_not_mix(pipe) -> None:
     other = langevin.StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
-    with running(pipe, guidance_scale=1.0), running(other, guidance_scale=2.0), running(pipe, guidance_scale=3.0):
+
+    def run(which, scale):
+        return running(begin(which, {"prompt": "a cat", "guidance_scale": scale}))
+
+    with run(pipe, 1.0), run(other, 2.0), run(pipe, 3.0):
         assert (pipe.guidance_scale, other.guidance_scale) == (3.0, 2.0)
     assert pipe.guidance_scale is None
 

@@ -9,7 +9,7 @@ import torch
 import langevin
 from langevin.core.errors import ConfigError, InputError, NonFiniteError
 from langevin.families.sd import expand_words, tokenize
-from langevin.pipelines.inputs import describe, documented
+from langevin.pipelines.glossary import describe, documented
 from tests.pipelines import tiny
 
 EMBEDS = torch.zeros(1, 77, tiny.WIDTH)

@@ -111,23 +111,14 @@ class StepHook:
         run: the run, whose pipeline the callbacks receive.
         model: the denoiser of the run; its `tensors()` are offered to callbacks and `replace` takes them back.
         bar: the progress bar.
-        callback: `(pipe, index, timestep, tensors) -> tensors or None`.
-        names: which tensors it receives.
-        old: the deprecated `(index, timestep, latents)` callback and every how many steps it is called.
+
+    The call names the callback, `(pipe, index, timestep, tensors) -> tensors or None`, the tensors that it receives,
+    and the deprecated `(index, timestep, latents)` callback with every how many steps it is called.
     """
 
-    def __init__(
-        self,
-        run: RunState,
-        model: Any,
-        bar: Any,
-        *,
-        callback: Callback | None = None,
-        names: Sequence[str] = (),
-        old: tuple[Callable[..., Any] | None, int] = (None, 1),
-    ) -> None:
+    def __init__(self, run: RunState, model: Any, bar: Any) -> None:
         self.run, self.model, self.bar = run, model, bar
-        self.callback, self.names, self.old = callback, tuple(names), old
+        self.callback, self.names, self.old = run.call.get("callback_on_step_end"), run.call.names, run.call.old
 
     def __call__(self, step: Step, x: Tensor) -> Tensor:
         """Report a step and return the sample to go on with.
@@ -152,9 +143,10 @@ class StepHook:
         """Call the callback and take over what it returns."""
         offered = {"latents": x, **(self.model.tensors() if len(self.names) > ("latents" in self.names) else {})}
         handed = {name: offered[name] for name in self.names}
-        returned = callback(self.run.pipe, step.index, timestep_on(step.timestep, torch.device("cpu")), dict(handed))
+        pipe = self.run.call.pipe
+        returned = callback(pipe, step.index, timestep_on(step.timestep, torch.device("cpu")), dict(handed))
         returned = {} if returned is None else dict(returned)
-        check_wanted(returned, self.run.pipe._callback_tensor_inputs)
+        check_wanted(returned, pipe._callback_tensor_inputs)
         x = returned.pop("latents", x)
         if returned.get("negative_prompt_embeds") is handed.get("negative_prompt_embeds"):
             returned.pop("negative_prompt_embeds", None)

@@ -1,163 +1,100 @@
-"""What a call is given: the glossary of every parameter, the checks that precede any work, and the facts of a call."""
+"""What a call is given: the checks that precede any work, and the facts of a call."""
 
 from __future__ import annotations
 
 import inspect
 import math
-import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from ..core.errors import ConfigError, InputError, check_known
+from ..core.errors import ConfigError, InputError, check_choice, check_known
+from ..core.images import OUTPUT_TYPES
 from ..core.logging import get_logger
 from ..core.rng import Generators, streams
+from .callbacks import check_wanted, wanted
 
 logger = get_logger(__name__)
-Call_ = TypeVar("Call_", bound=Callable[..., Any])
-
-GLOSSARY: dict[str, str] = {
-    "batch_size": "Number of pictures to make.",
-    "callback_on_step_end": (
-        "Function `(pipe, step, timestep, tensors) -> tensors`, or a `PipelineCallback`, called after every step. "
-        "`tensors` holds what `callback_on_step_end_tensor_inputs` names; what it returns replaces them. Setting "
-        "`pipe._interrupt = True` in it stops the run after this step."
-    ),
-    "callback_on_step_end_tensor_inputs": (
-        "Names of the tensors the callback receives; a pipeline lists those it offers in `_callback_tensor_inputs`."
-    ),
-    "clip_skip": (
-        "Number of last layers of the text encoder to skip: 1 takes the output of the layer before the last. None "
-        "takes the last."
-    ),
-    "cross_attention_kwargs": "Options handed to the attention processors of the denoising network, such as `scale`.",
-    "deprecated": (
-        "Old documented keywords: `callback(step, timestep, latents)` and `callback_steps`, every how many steps it is "
-        "called; use `callback_on_step_end`."
-    ),
-    "eta": (
-        "Amount of fresh noise per step of samplers that know it (DDIM, Song et al. 2021): 0 is deterministic, 1 is "
-        "DDPM. Other samplers ignore it with a warning."
-    ),
-    "generator": (
-        "Random stream, or one per picture; a generator on the CPU serves every device and gives the same noise on all "
-        "of them. Without `generator` and `seed` the noise is new each time; the global stream is never used."
-    ),
-    "guidance_rescale": (
-        "Strength in [0, 1] of the correction that keeps the standard deviation of guided predictions (Lin et al. "
-        "2023, section 3.4); 0 is off."
-    ),
-    "guidance_scale": (
-        "Weight w of classifier-free guidance (Ho & Salimans 2022): uncond + w (cond - uncond). Values of 1 and below "
-        "switch it off and halve the work."
-    ),
-    "height": "Height of the picture in pixels, a multiple of the autoencoder's factor. None: the model's own size.",
-    "ip_adapter_image": "Picture prompt for an IP-Adapter; needs a loaded adapter.",
-    "ip_adapter_image_embeds": "Picture embeddings in place of `ip_adapter_image`, one tensor per adapter.",
-    "latents": (
-        "Starting noise with unit variance in place of a drawn one, (pictures, channels, height / factor, width / "
-        "factor)."
-    ),
-    "negative_prompt": "What the picture should not show: one text for all prompts or one per prompt. Needs guidance.",
-    "negative_prompt_embeds": "Encoded negative prompts (prompts, tokens, width) in place of `negative_prompt`.",
-    "num_images_per_prompt": "Number of pictures per prompt.",
-    "num_inference_steps": "Number of denoising steps; more are slower and usually better.",
-    "output_type": (
-        '"pil" (list of PIL pictures), "np" (array (pictures, height, width, channels) in [0, 1]), "pt" (tensor '
-        '(pictures, channels, height, width) in [0, 1]) or, where there are latents, "latent" (not decoded).'
-    ),
-    "prompt": "What the picture should show: one text, or a list for several pictures.",
-    "prompt_embeds": "Encoded prompts (prompts, tokens, width) in place of `prompt`, as `encode_prompt` returns them.",
-    "return_dict": "True returns an output object, False a plain tuple of its fields.",
-    "seed": (
-        "Whole number, or one per picture, in place of `generator`: picture k of a call with seed s is the picture "
-        "that seed s + k makes alone."
-    ),
-    "sigmas": "Own noise levels, descending, for samplers that take them; replaces `num_inference_steps`.",
-    "timesteps": "Own timesteps, descending, for samplers that take them; replaces `num_inference_steps`.",
-    "use_clipped_model_output": (
-        "Recompute the noise prediction from the clipped picture prediction (DDIM only); None is the sampler's default."
-    ),
-    "width": "Width of the picture in pixels, a multiple of the autoencoder's factor. None: the model's own size.",
-}
-"""Parameter of a pipeline call -> meaning, shape and unit. Defaults stand in the signatures."""
-
-
-def parameters(call: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a `__call__`, without self."""
-    found = inspect.signature(call).parameters
-    return {name: p for name, p in found.items() if name != "self"}
-
-
-def describe(call: Callable[..., Any]) -> str:
-    """Return the argument section of a call's help, from its signature and the glossary.
-
-    Raises:
-        ConfigError: for a parameter that the glossary does not explain.
-    """
-    lines = []
-    for name, parameter in parameters(call).items():
-        if name not in GLOSSARY:
-            raise ConfigError(
-                f"The parameter {name!r} of {call.__qualname__} is not explained in pipelines.inputs.GLOSSARY."
-            )
-        default = "" if parameter.default in (parameter.empty, None) else f" Default: {parameter.default!r}."
-        text = f"{name}: {GLOSSARY[name]}{default}"
-        lines.append(textwrap.fill(text, 112, initial_indent=" " * 4, subsequent_indent=" " * 8))
-    return "Args:\n" + "\n".join(lines)
-
-
-def documented(call: Call_) -> Call_:
-    """Decorate a `__call__`: its help gains the glossary's words for every parameter."""
-    call.__doc__ = f"{inspect.cleandoc(call.__doc__ or '')}\n\n{describe(call)}\n"
-    return call
+TEXTS = ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds")
 
 
 @dataclass(frozen=True)
 class Call:
-    """The facts of one call that every helper needs.
+    """One call of a pipeline: its arguments, checked, and the facts that follow from them.
 
     Attributes:
+        pipe: the pipeline.
+        given: the arguments by name, as the signature of the pipeline's `__call__` has them.
         device: where the run happens.
         prompts: number of prompts.
         per_prompt: pictures per prompt.
         rng: one random stream, or one per picture.
+        names: the tensors that the caller's callback wants.
+        old: the deprecated callback, and every how many steps it is called.
     """
 
+    pipe: Any
+    given: Mapping[str, Any]
     device: torch.device
     prompts: int
     per_prompt: int
     rng: Generators
+    names: Sequence[str] = ()
+    old: tuple[Callable[..., Any] | None, int] = (None, 1)
 
     @property
     def images(self) -> int:
         """Number of pictures."""
         return self.prompts * self.per_prompt
 
+    def __getitem__(self, name: str) -> Any:
+        return self.given[name]
 
-def begin(
-    pipe: Any,
-    prompts: int,
-    *,
-    per_prompt: int | None = 1,
-    generator: Generators = None,
-    seed: int | Sequence[int] | None = None,
-) -> Call:
-    """Return the facts of a call for `prompts` prompts, checked.
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an argument, or `default` when this pipeline's call has none of that name."""
+        return self.given.get(name, default)
+
+    def pick(self, *names: str) -> dict[str, Any]:
+        """Return some of the arguments, for a function that takes them under the same names."""
+        return {name: self.given[name] for name in names if name in self.given}
+
+
+def begin(pipe: Any, given: Mapping[str, Any], *, prompts: int | None = None) -> Call:
+    """Return the facts of a call, after checking all that can be checked without knowing the task.
+
+    Args:
+        given: the call's arguments: `locals()` at the top of its body.
+        prompts: how many prompts there are, for calls without any.
 
     Raises:
-        InputError: for counts below 1, for both `generator` and `seed`, or a list of another length than the pictures.
+        InputError: for a value that cannot be used, for both `generator` and `seed`, or a list of another length than
+            the pictures.
+        ConfigError: for an unknown keyword.
     """
+    given = {name: value for name, value in given.items() if name not in ("self", "__class__")}
+    old = old_callback(type(pipe).__call__, given.pop("deprecated", {}))
+    if given.get("callback") is not None:
+        old = (given["callback"], given["callback_steps"])
+    callback = given.get("callback_on_step_end")
+    names = wanted(callback, given.get("callback_on_step_end_tensor_inputs", ()))
+    check_wanted(names, pipe._callback_tensor_inputs)
+    check_steps(given.get("num_inference_steps", 1), given.get("timesteps"), given.get("sigmas"))
+    for name, value in given.items():
+        if name in CHECKS and (value is not None or name not in MAY_BE_NONE):
+            CHECKS[name](name, value)
+    if prompts is None:
+        prompts = check_prompts(**{name: given.get(name) for name in TEXTS})
+    per_prompt = given.get("num_images_per_prompt")
     per_prompt = 1 if per_prompt is None else per_prompt
+    seed = given.get("seed")
     seed = int(seed) if isinstance(seed, Integral) else seed
-    check_count("num_images_per_prompt", per_prompt)
-    return Call(
-        pipe._execution_device, prompts, per_prompt, streams(prompts * per_prompt, generator=generator, seed=seed)
-    )
+    rng = streams(prompts * per_prompt, generator=given.get("generator"), seed=seed)
+    return Call(pipe, given, pipe._execution_device, prompts, per_prompt, rng, names, old)
 
 
 def check_count(name: str, value: Any) -> None:
@@ -174,6 +111,14 @@ def check_number(name: str, value: Any, *, low: float = float("-inf"), high: flo
         raise InputError(f"`{name}` is {value!r}; it must be a finite number.")
     if not low <= float(value) <= high:
         raise InputError(f"`{name}` is {value}; it must be between {low} and {high}.")
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Raise InputError unless `value` is a tensor of finite numbers."""
+    if not isinstance(value, torch.Tensor):
+        raise InputError(f"`{name}` is a {type(value).__name__}; it must be a tensor.")
+    if not torch.isfinite(value).all():
+        raise InputError(f"`{name}` holds NaN or infinity.")
 
 
 def check_steps(num_inference_steps: Any, timesteps: Any = None, sigmas: Any = None) -> None:
@@ -198,18 +143,12 @@ def check_size(height: Any, width: Any, *, factor: int) -> None:
 
 
 def check_latents(latents: Any, shape: Sequence[int]) -> None:
-    """Raise InputError unless `latents` is None or a finite tensor of `shape`."""
-    if latents is None:
-        return
-    if not isinstance(latents, torch.Tensor):
-        raise InputError(f"`latents` is a {type(latents).__name__}; it must be a tensor.")
-    if tuple(latents.shape) != tuple(shape):
+    """Raise InputError unless `latents` is None or of `shape`."""
+    if latents is not None and tuple(latents.shape) != tuple(shape):
         raise InputError(
             f"`latents` has shape {tuple(latents.shape)}, but this call needs {tuple(shape)}: "
             f"(pictures, channels, height, width)."
         )
-    if not torch.isfinite(latents).all():
-        raise InputError("`latents` holds NaN or infinity.")
 
 
 def _texts(name: str, value: Any) -> int:
@@ -264,7 +203,7 @@ def old_callback(call: Callable[..., Any], given: Mapping[str, Any]) -> tuple[Ca
     """
     if not given:
         return None, 1
-    known = [name for name, p in parameters(call).items() if p.kind is not p.VAR_KEYWORD]
+    known = [name for name, p in inspect.signature(call).parameters.items() if p.kind is not p.VAR_KEYWORD]
     check_known(call.__qualname__, given, [*known, "callback", "callback_steps"])
     callback, every = given.get("callback"), given.get("callback_steps", 1)
     warnings.warn("`callback` is deprecated; use `callback_on_step_end`.", FutureWarning, stacklevel=4)
@@ -272,3 +211,41 @@ def old_callback(call: Callable[..., Any], given: Mapping[str, Any]) -> tuple[Ca
     if callback is not None and not callable(callback):
         raise InputError(f"`callback` is a {type(callback).__name__}; it must be a function.")
     return callback, every
+
+
+def ip_adapter_missing(name: str, value: Any) -> None:
+    """Raise ConfigError for a picture prompt, which needs an adapter that is not loaded."""
+    raise ConfigError(f"`{name}` needs a loaded IP-Adapter, and this pipeline has none.")
+
+
+share = partial(check_number, low=0.0, high=1.0)
+"""Checks a number between 0 and 1."""
+
+MAY_BE_NONE = {
+    "denoising_end",
+    "denoising_start",
+    "ip_adapter_image",
+    "ip_adapter_image_embeds",
+    "latents",
+    "num_images_per_prompt",
+    "padding_mask_crop",
+}
+CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "aesthetic_score": check_number,
+    "batch_size": check_count,
+    "callback_steps": check_count,
+    "denoising_end": share,
+    "denoising_start": share,
+    "eta": share,
+    "guidance_rescale": share,
+    "guidance_scale": check_number,
+    "image_guidance_scale": check_number,
+    "ip_adapter_image": ip_adapter_missing,
+    "ip_adapter_image_embeds": ip_adapter_missing,
+    "latents": check_finite,
+    "negative_aesthetic_score": check_number,
+    "num_images_per_prompt": check_count,
+    "output_type": lambda name, value: check_choice(name, value, OUTPUT_TYPES),
+    "strength": share,
+}
+"""Argument of a call -> its check, whatever the pipeline. What depends on several arguments stands in the tasks."""

@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from ..core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from .inputs import Call
 
 
 @dataclass(eq=False)
@@ -22,12 +25,13 @@ class RunState:
     """What one call keeps to itself.
 
     Attributes:
-        pipe: the pipeline that was called.
-        values: the documented per-run values, such as "guidance_scale".
+        call: the call, its pipeline and its arguments.
+        values: the documented per-run values, such as "guidance_scale": the call's arguments, which callbacks may
+            change, and what the run adds.
         interrupt: set to True, from a callback or from another thread, to stop after the present step.
     """
 
-    pipe: Any
+    call: Call
     values: dict[str, Any] = field(default_factory=dict)
     interrupt: bool = False
 
@@ -38,9 +42,9 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def running(pipe: Any, **values: Any) -> Iterator[RunState]:
-    """Open a run of `pipe` in this thread, with its documented per-run values."""
-    run = RunState(pipe, values)
+def running(call: Call) -> Iterator[RunState]:
+    """Open the run of a call in this thread."""
+    pipe, run = call.pipe, RunState(call, dict(call.given))
     token = _stack.set((*_stack.get(), run))
     with _lock:
         _active.setdefault(pipe, []).append(run)
@@ -54,7 +58,7 @@ def running(pipe: Any, **values: Any) -> Iterator[RunState]:
 
 def current(pipe: Any) -> RunState | None:
     """Return the innermost run of `pipe` in this thread, or None."""
-    return next((run for run in reversed(_stack.get()) if run.pipe is pipe), None)
+    return next((run for run in reversed(_stack.get()) if run.call.pipe is pipe), None)
 
 
 class RunField:

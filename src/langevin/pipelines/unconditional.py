@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from ..diffusion.table import Step
 from ..families.common import option, sample_of, timestep_on
 from ..schedulers.preserving import DDIMScheduler, PNDMScheduler
 from .base import DiffusionPipeline
-from .inputs import begin, check_count, check_number, check_steps, documented
+from .glossary import documented
+from .inputs import begin
 from .outputs import ImagePipelineOutput
 from .runs import running
 from .sampling import denoise, plan_of
@@ -44,34 +45,22 @@ class _Unconditional(DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler)
 
     @torch.no_grad()
-    def _generate(
-        self,
-        batch_size: int,
-        num_inference_steps: int,
-        *,
-        generator: Generators,
-        seed: int | Sequence[int] | None,
-        output_type: str,
-        return_dict: bool,
-        **step_options: Any,
-    ) -> ImagePipelineOutput | tuple[Any]:
-        """Draw noise, denoise it, and return the pictures."""
-        check_count("batch_size", batch_size)
-        check_steps(num_inference_steps)
-        check_choice("output_type", output_type, OUTPUTS)
-        unet, scheduler = self._part("unet"), self._part("scheduler")
+    def _generate(self, given: Mapping[str, Any], **step_options: Any) -> ImagePipelineOutput | tuple[Any]:
+        """Draw noise, denoise it, and return the pictures; `given` are the arguments of the call."""
+        check_choice("output_type", given["output_type"], OUTPUTS)
+        call = begin(self, given, prompts=given["batch_size"])
+        unet = self._part("unet")
         size = option(unet, "sample_size")
         if size is None:
             raise InputError("The network does not name its size; set `unet.sample_size`.")
         height, width = (size, size) if isinstance(size, int) else size
-        call = begin(self, batch_size, generator=generator, seed=seed)
-        plan = plan_of(scheduler, call, num_inference_steps, **step_options)
-        shape = (batch_size, option(unet, "in_channels"), height, width)
-        with running(self) as run:
+        plan = plan_of(call, **step_options)
+        shape = (call.images, option(unet, "in_channels"), height, width)
+        with running(call) as run:
             noise = normal(shape, generator=call.rng, device=call.device, dtype=self.dtype)
-            image = denoise(run, PixelDenoiser(unet), plan.start(noise), plan, rng=call.rng)
-        images = to_images(image, output_type)
-        return ImagePipelineOutput(images) if return_dict else (images,)
+            image = denoise(run, PixelDenoiser(unet), plan.start(noise), plan)
+        images = to_images(image, call["output_type"])
+        return ImagePipelineOutput(images) if call["return_dict"] else (images,)
 
 
 class DDPMPipeline(_Unconditional):
@@ -92,14 +81,7 @@ class DDPMPipeline(_Unconditional):
         seed: int | Sequence[int] | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Return `batch_size` pictures."""
-        return self._generate(
-            batch_size,
-            num_inference_steps,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            return_dict=return_dict,
-        )
+        return self._generate(locals())
 
 
 class DDIMPipeline(_Unconditional):
@@ -125,17 +107,7 @@ class DDIMPipeline(_Unconditional):
         seed: int | Sequence[int] | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Return `batch_size` pictures."""
-        check_number("eta", eta, low=0.0, high=1.0)
-        return self._generate(
-            batch_size,
-            num_inference_steps,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            return_dict=return_dict,
-            eta=eta,
-            use_clipped_model_output=bool(use_clipped_model_output),
-        )
+        return self._generate(locals(), use_clipped_model_output=bool(use_clipped_model_output))
 
 
 class PNDMPipeline(_Unconditional):
@@ -158,14 +130,7 @@ class PNDMPipeline(_Unconditional):
         seed: int | Sequence[int] | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Return `batch_size` pictures."""
-        return self._generate(
-            batch_size,
-            num_inference_steps,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            return_dict=return_dict,
-        )
+        return self._generate(locals())
 
 
 def as_class(scheduler: Any, cls: type[Any]) -> Any:

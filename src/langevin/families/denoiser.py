@@ -1,0 +1,198 @@
+"""The one call of a conditional UNet: branches of a guidance, attachments of a task, conditioning of a family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, InputError
+from ..diffusion.guidance import Branch, Branches, Guidance, guided
+from ..diffusion.table import Step
+from ..nn.embedding import sinusoidal
+from .common import dtype_of, option, sample_of, timestep_on
+from .conditioning import Conditioning
+
+
+@dataclass
+class ModelCall:
+    """One call of the UNet for a batch of branches, open to attachments until it is made.
+
+    Attributes:
+        sample: (branches * batch, channels, height, width), scaled as the network wants it.
+        timestep: scalar tensor.
+        cond: the conditioning of all rows.
+        options: further keywords of the network, such as residuals, which attachments accumulate.
+    """
+
+    sample: Tensor
+    timestep: Tensor
+    cond: Conditioning
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+Attachment = Callable[[ModelCall, Step, Branches], None]
+"""Edits a call of the network before it is made: adds channels, adds residuals to those that are there."""
+
+
+@dataclass
+class Channels:
+    """An attachment: further channels beside the sample's, the same at every step.
+
+    Attributes:
+        name: under which callbacks know it.
+        tensor: (batch, channels, height, width).
+        blank: conditions whose branches see zeros instead.
+    """
+
+    name: str
+    tensor: Tensor
+    blank: tuple[str, ...] = ()
+
+    def __call__(self, call: ModelCall, step: Step, branches: Branches) -> None:
+        """Append the channels to the sample of every branch."""
+        rows = [torch.zeros_like(self.tensor) if b.condition in self.blank else self.tensor for b in branches]
+        call.sample = torch.cat([call.sample, torch.cat(rows).to(call.sample.dtype)], dim=1)
+
+
+class Denoiser:
+    """The UNet's prediction for (sample, step), combined by a guidance.
+
+    It belongs to one run: callbacks may replace its conditioning, its channels and its guidance between steps.
+
+    Args:
+        unet: called as `unet(sample, timestep, **conditioning, **options)` and nothing more.
+        conditions: the conditioning of every branch that the guidance may ask for, "positive" first. A function of the
+            step stands for a conditioning that changes on the way.
+        guidance: which branches a step needs; see `diffusion.guidance`.
+        attach: attachments, applied in order.
+        options: keywords of every call; None values are left out.
+        shared: keywords of every call with one row per picture, repeated for every branch, such as class labels.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        conditions: Mapping[str, Conditioning | Callable[[Step], Conditioning] | None],
+        guidance: Guidance,
+        *,
+        attach: Sequence[Attachment] = (),
+        options: Mapping[str, Any] | None = None,
+        shared: Mapping[str, Tensor | None] | None = None,
+    ) -> None:
+        self.unet = unet
+        self.conditions = {name: cond for name, cond in conditions.items() if cond is not None}
+        self.guidance = guidance
+        self.attach = tuple(attach)
+        self.options = {name: value for name, value in (options or {}).items() if value is not None}
+        self.shared = {name: value for name, value in (shared or {}).items() if value is not None}
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        """Return the guided prediction for a sample (batch, channels, height, width)."""
+        return guided(self.guidance, x, step, lambda branches: self.predict(x, step, branches))
+
+    def predict(self, x: Tensor, step: Step, branches: Branches) -> tuple[Tensor, ...]:
+        """Return one prediction per branch: a single batch, unless a branch patches the network."""
+        if len(branches) > 1 and any(branch.patch for branch in branches):
+            return tuple(self.predict(x, step, (branch,))[0] for branch in branches)
+        samples = torch.cat([x if branch.sample is None else branch.sample for branch in branches])
+        if step.in_scale != 1.0:
+            samples = samples * step.in_scale
+        dtype = dtype_of(self.unet, x.dtype)
+        cond = Conditioning.cat([self.condition(branch, step) for branch in branches]).to(dtype=dtype)
+        shared = {name: torch.cat([rows] * len(branches)) for name, rows in self.shared.items()}
+        call = ModelCall(samples.to(dtype), timestep_on(step.timestep, x.device), cond, {**self.options, **shared})
+        for attach in self.attach:
+            attach(call, step, branches)
+        with branches[0].patch() if branches[0].patch else nullcontext():
+            output = self.unet(call.sample, call.timestep, **call.cond.keywords(), **call.options)
+        return sample_of(output).to(x.dtype).chunk(len(branches))
+
+    def condition(self, branch: Branch, step: Step) -> Conditioning:
+        """Return a branch's conditioning at a step.
+
+        Raises:
+            ConfigError: when this run has none under that name.
+        """
+        if branch.condition not in self.conditions:
+            raise ConfigError(
+                f"The guidance asks for the {branch.condition} prompt, which this run did not encode; "
+                "start with guidance above 1."
+            )
+        found = self.conditions[branch.condition]
+        return found if isinstance(found, Conditioning) else found(step)
+
+    # What callbacks see and change -----------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor | None]:
+        """Return what callbacks may see: with guidance a conditioning's tensor holds negative rows, then positive ones.
+
+        `negative_` and the name gives the negative rows alone, None without guidance; channels go by their own name.
+        """
+        positive, negative = self._pair()
+        seen: dict[str, Tensor | None] = {}
+        for name, part in positive.offered.items():
+            rows = [getattr(cond, part) for cond in (negative, positive) if cond is not None]
+            seen[name] = torch.cat(rows) if rows[0] is not None else None
+            seen[negative_name(name)] = None if negative is None else rows[0]
+        return seen | {edit.name: edit.tensor for edit in self.attach if isinstance(edit, Channels)}
+
+    def replace(self, **returned: Tensor | None) -> None:
+        """Go on with tensors that a callback returned, under the names of `tensors`.
+
+        Args:
+            returned: positive rows, or negative and positive rows as `tensors` gives them; one row serves all.
+
+        Raises:
+            InputError: for another number of rows.
+        """
+        for edit in self.attach:
+            if isinstance(edit, Channels) and returned.get(edit.name) is not None:
+                edit.tensor = returned[edit.name]  # type: ignore[assignment]
+        positive, _ = self._pair()
+        for name, part in positive.offered.items():
+            rows, given = len(getattr(positive, part)), returned.get(name)
+            if given is not None:
+                if len(given) not in (1, rows, 2 * rows):
+                    raise InputError(f"The callback returned {len(given)} rows of `{name}` for a batch of {rows}.")
+                if len(given) == 2 * rows:
+                    self._set("negative", part, given[:rows])
+                    given = given[rows:]
+                self._set("positive", part, given.expand(rows, *given.shape[1:]))
+            if (alone := returned.get(negative_name(name))) is not None:
+                self._set("negative", part, alone.expand(rows, *alone.shape[1:]))
+
+    def _pair(self) -> tuple[Conditioning, Conditioning | None]:
+        """Return the conditionings of the positive and the negative prompt at the first step."""
+        first = Step(0, 1, 0, None, None, 1.0, False)  # type: ignore[arg-type]
+        found = [self.conditions.get(name) for name in ("positive", "negative")]
+        pair = [cond if isinstance(cond, Conditioning) or cond is None else cond(first) for cond in found]
+        return pair[0], pair[1]  # type: ignore[return-value]
+
+    def _set(self, name: str, part: str, rows: Tensor) -> None:
+        from dataclasses import replace
+
+        old = self.conditions.get(name, self._pair()[0])
+        old = old if isinstance(old, Conditioning) else self._pair()[name == "negative"]
+        self.conditions[name] = replace(old, **{part: rows})  # type: ignore[type-var]
+
+
+def negative_name(name: str) -> str:
+    """Return the documented name of the negative rows of a callback's tensor."""
+    return {"add_text_embeds": "negative_pooled_prompt_embeds"}.get(name, f"negative_{name}")
+
+
+def guidance_embedding(unet: Any, scale: float, images: int, *, device: torch.device | str) -> Tensor | None:
+    """Return the embedded guidance scale (images, width) for a network distilled to take it, else None.
+
+    Source: Meng et al. 2023; the embedding is that of a timestep 1000 (scale - 1).
+    """
+    width = option(unet, "time_cond_proj_dim")
+    if width is None:
+        return None
+    scales = torch.full((images,), scale - 1.0, device=device)
+    return sinusoidal(scales, width, scale=1000.0).to(dtype_of(unet, torch.float32))

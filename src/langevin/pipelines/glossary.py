@@ -1,0 +1,108 @@
+"""What every parameter of a pipeline's call means, in one place; help and documentation are built from it."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ..core.errors import ConfigError
+
+Call_ = TypeVar("Call_", bound=Callable[..., Any])
+
+GLOSSARY: dict[str, str] = {
+    "batch_size": "Number of pictures to make.",
+    "callback_on_step_end": (
+        "Function `(pipe, step, timestep, tensors) -> tensors`, or a `PipelineCallback`, called after every step. "
+        "`tensors` holds what `callback_on_step_end_tensor_inputs` names; what it returns replaces them. Setting "
+        "`pipe._interrupt = True` in it stops the run after this step."
+    ),
+    "callback_on_step_end_tensor_inputs": (
+        "Names of the tensors the callback receives; a pipeline lists those it offers in `_callback_tensor_inputs`."
+    ),
+    "clip_skip": (
+        "Number of last layers of the text encoder to skip: 1 takes the output of the layer before the last. None "
+        "takes the last."
+    ),
+    "cross_attention_kwargs": "Options handed to the attention processors of the denoising network, such as `scale`.",
+    "deprecated": (
+        "Old documented keywords: `callback(step, timestep, latents)` and `callback_steps`, every how many steps it is "
+        "called; use `callback_on_step_end`."
+    ),
+    "eta": (
+        "Amount of fresh noise per step of samplers that know it (DDIM, Song et al. 2021): 0 is deterministic, 1 is "
+        "DDPM. Other samplers ignore it with a warning."
+    ),
+    "generator": (
+        "Random stream, or one per picture; a generator on the CPU serves every device and gives the same noise on all "
+        "of them. Without `generator` and `seed` the noise is new each time; the global stream is never used."
+    ),
+    "guidance_rescale": (
+        "Strength in [0, 1] of the correction that keeps the standard deviation of guided predictions (Lin et al. "
+        "2023, section 3.4); 0 is off."
+    ),
+    "guidance_scale": (
+        "Weight w of classifier-free guidance (Ho & Salimans 2022): uncond + w (cond - uncond). Values of 1 and below "
+        "switch it off and halve the work."
+    ),
+    "height": "Height of the picture in pixels, a multiple of the autoencoder's factor. None: the model's own size.",
+    "ip_adapter_image": "Picture prompt for an IP-Adapter; needs a loaded adapter.",
+    "ip_adapter_image_embeds": "Picture embeddings in place of `ip_adapter_image`, one tensor per adapter.",
+    "latents": (
+        "Starting noise with unit variance in place of a drawn one, (pictures, channels, height / factor, width / "
+        "factor)."
+    ),
+    "negative_prompt": "What the picture should not show: one text for all prompts or one per prompt. Needs guidance.",
+    "negative_prompt_embeds": "Encoded negative prompts (prompts, tokens, width) in place of `negative_prompt`.",
+    "num_images_per_prompt": "Number of pictures per prompt.",
+    "num_inference_steps": "Number of denoising steps; more are slower and usually better.",
+    "output_type": (
+        '"pil" (list of PIL pictures), "np" (array (pictures, height, width, channels) in [0, 1]), "pt" (tensor '
+        '(pictures, channels, height, width) in [0, 1]) or, where there are latents, "latent" (not decoded).'
+    ),
+    "prompt": "What the picture should show: one text, or a list for several pictures.",
+    "prompt_embeds": "Encoded prompts (prompts, tokens, width) in place of `prompt`, as `encode_prompt` returns them.",
+    "return_dict": "True returns an output object, False a plain tuple of its fields.",
+    "seed": (
+        "Whole number, or one per picture, in place of `generator`: picture k of a call with seed s is the picture "
+        "that seed s + k makes alone."
+    ),
+    "sigmas": "Own noise levels, descending, for samplers that take them; replaces `num_inference_steps`.",
+    "timesteps": "Own timesteps, descending, for samplers that take them; replaces `num_inference_steps`.",
+    "use_clipped_model_output": (
+        "Recompute the noise prediction from the clipped picture prediction (DDIM only); None is the sampler's default."
+    ),
+    "width": "Width of the picture in pixels, a multiple of the autoencoder's factor. None: the model's own size.",
+}
+"""Parameter of a pipeline call -> meaning, shape and unit. Defaults stand in the signatures."""
+
+
+def parameters(call: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a `__call__`, without self."""
+    found = inspect.signature(call).parameters
+    return {name: p for name, p in found.items() if name != "self"}
+
+
+def describe(call: Callable[..., Any]) -> str:
+    """Return the argument section of a call's help, from its signature and the glossary.
+
+    Raises:
+        ConfigError: for a parameter that the glossary does not explain.
+    """
+    lines = []
+    for name, parameter in parameters(call).items():
+        if name not in GLOSSARY:
+            raise ConfigError(
+                f"The parameter {name!r} of {call.__qualname__} is not explained in pipelines.glossary.GLOSSARY."
+            )
+        default = "" if parameter.default in (parameter.empty, None) else f" Default: {parameter.default!r}."
+        text = f"{name}: {GLOSSARY[name]}{default}"
+        lines.append(textwrap.fill(text, 112, initial_indent=" " * 4, subsequent_indent=" " * 8))
+    return "Args:\n" + "\n".join(lines)
+
+
+def documented(call: Call_) -> Call_:
+    """Decorate a `__call__`: its help gains the glossary's words for every parameter."""
+    call.__doc__ = f"{inspect.cleandoc(call.__doc__ or '')}\n\n{describe(call)}\n"
+    return call

@@ -1,0 +1,175 @@
+"""What the pipelines of every latent family share: sizes, guidance, the run from a start to finished pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..core.errors import ConfigError
+from ..core.logging import get_logger
+from ..diffusion.guidance import CFG, Guidance, Talk, alone
+from ..diffusion.sampling import Edit
+from ..diffusion.table import Plan, Step
+from ..families.common import option
+from ..families.conditioning import Conditioning
+from ..families.denoiser import Attachment, Channels, Denoiser, guidance_embedding
+from ..families.latents import LatentSpace, default_size, scale_factor
+from .base import DiffusionPipeline
+from .image_processor import VaeImageProcessor
+from .inputs import Call, check_latents, check_size
+from .pictures import Picture, read_picture
+from .runs import RunField, RunState
+from .sampling import denoise
+
+logger = get_logger(__name__)
+
+
+class LatentPipeline(DiffusionPipeline):
+    """A network that denoises latents, the autoencoder that decodes them, and a family's way to encode prompts.
+
+    A family writes `_conditions` and `_finish`. A control (a ControlNet, an adapter) is a mixin that writes
+    `_attachments`. The tasks stand in `pipelines.tasks`.
+    """
+
+    vae: Any
+    unet: Any
+    scheduler: Any
+    upcasts_vae = False
+
+    guidance_scale = _guidance_scale = RunField("guidance_scale")
+    guidance_rescale = _guidance_rescale = RunField("guidance_rescale")
+    clip_skip = _clip_skip = RunField("clip_skip")
+    cross_attention_kwargs = _cross_attention_kwargs = RunField("cross_attention_kwargs")
+    num_timesteps = _num_timesteps = RunField("num_timesteps")
+
+    # What a family and a control write ------------------------------------------------------------------------------
+
+    def _conditions(self, call: Call, space: LatentSpace) -> dict[str, Any]:
+        """Return the conditioning of every branch that the call's guidance may ask for."""
+        raise NotImplementedError
+
+    def _finish(self, call: Call, space: LatentSpace, latents: Tensor) -> Any:
+        """Return the output of a finished run: decoded, checked and converted as the call asks."""
+        raise NotImplementedError
+
+    def _attachments(self, call: Call, space: LatentSpace, plan: Plan) -> Sequence[Attachment]:
+        """Return what edits the network's calls: nothing, unless the pipeline has a control."""
+        return ()
+
+    # Sizes ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent and side."""
+        return scale_factor(self.vae)
+
+    @property
+    def image_processor(self) -> VaeImageProcessor:
+        """The picture processor that fits the autoencoder."""
+        return VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    def _picture(self, call: Call, name: str = "image") -> Picture:
+        """Return a picture of the call; where the call has a height and a width, resized to them."""
+        size = {"height": call.get("height"), "width": call.get("width")}
+        return read_picture(call[name], factor=self.vae_scale_factor, channels=self._channels(), **size)
+
+    def _space(self, call: Call, picture: Picture | None = None) -> LatentSpace:
+        """Return the latent space of a call: of the picture's size, else of the size asked for, else that of the given
+        latents, else the model's own.
+
+        Raises:
+            InputError: for a size that is no multiple of the autoencoder's factor, or latents of another shape.
+            ConfigError: when there is no autoencoder and something is to be encoded or decoded.
+        """
+        if call["output_type"] != "latent" or (picture is not None and not picture.latent):
+            self._part("vae")
+        factor, latents = self.vae_scale_factor, call.get("latents")
+        height, width = call.get("height"), call.get("width")
+        visible = None
+        if picture is not None:
+            (height, width), visible = picture.size, picture.visible
+        elif height is None and width is None and getattr(latents, "ndim", 0) == 4:
+            height, width = (side * factor for side in latents.shape[-2:])
+        if height is None or width is None:
+            own = default_size(self.unet, self.vae)
+            height, width = own[0] if height is None else height, own[1] if width is None else width
+        check_size(height, width, factor=factor)
+        space = LatentSpace(self.vae, self._channels(), height, width, visible, upcast=self.upcasts_vae)
+        check_latents(latents, space.shape(call.images))
+        return space
+
+    def _channels(self) -> int:
+        """Return the channels of a latent: the network's input, less what a task adds to it."""
+        return option(self._part("unet"), "out_channels") or option(self.unet, "in_channels", 4)
+
+    def _check_channels(self, space: LatentSpace, extra: Mapping[str, int]) -> None:
+        """Raise ConfigError unless the network takes the latents and the channels that the task adds."""
+        wanted, has = space.channels + sum(extra.values()), option(self.unet, "in_channels")
+        if has is not None and has != wanted:
+            parts = " and ".join([f"{space.channels} of the latents", *(f"{n} of {name}" for name, n in extra.items())])
+            raise ConfigError(
+                f"The unet takes {has} channels, and {type(self).__name__} gives it {wanted}: {parts}; "
+                "load a checkpoint of this task, or use the pipeline of the checkpoint's task."
+            )
+
+    # Guidance -------------------------------------------------------------------------------------------------------
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the run in progress asks the network twice per step."""
+        return self._is_guided(self.guidance_scale or 0.0)
+
+    def _is_guided(self, guidance_scale: float, negative_prompt: Any = None) -> bool:
+        """Tell whether a guidance scale needs the negative prompts: not when the network was distilled to embed it."""
+        guided = CFG(guidance_scale).active and option(self.unet, "time_cond_proj_dim") is None
+        if negative_prompt and not guided:
+            logger.warning("`negative_prompt` has no effect: guidance_scale=%s switches guidance off.", guidance_scale)
+        return guided
+
+    def _guidance(self, run: RunState) -> Guidance:
+        """Return the guidance of a run, which follows when a callback changes the run's scale."""
+        if option(self.unet, "time_cond_proj_dim") is not None:
+            return alone
+
+        def guidance(x: Tensor, step: Step) -> Talk:
+            return CFG(run.values["guidance_scale"], run.values.get("guidance_rescale", 0.0))(x, step)
+
+        return guidance
+
+    # The run --------------------------------------------------------------------------------------------------------
+
+    def _sample(
+        self,
+        run: RunState,
+        space: LatentSpace,
+        plan: Plan,
+        x: Tensor,
+        conditions: Mapping[str, Conditioning | None],
+        *,
+        channels: Sequence[Channels] = (),
+        after: Iterable[Edit] = (),
+        guidance: Guidance | None = None,
+        shared: Mapping[str, Tensor | None] | None = None,
+    ) -> Tensor:
+        """Return the latents of a finished run.
+
+        Args:
+            x: the first sample.
+            channels: channels of the task, which follow the pipeline's own attachments.
+            after: edits of the sample after each step.
+            guidance: in place of the call's classifier-free guidance.
+            shared: further keywords of the network, one row per picture.
+        """
+        call = run.call
+        scale = call.get("guidance_scale", 0.0)
+        options = {
+            "cross_attention_kwargs": call.get("cross_attention_kwargs"),
+            "timestep_cond": guidance_embedding(self.unet, scale, call.images, device=call.device),
+        }
+        attach = (*self._attachments(call, space, plan), *channels)
+        model = Denoiser(
+            self.unet, conditions, guidance or self._guidance(run), attach=attach, options=options, shared=shared
+        )
+        return denoise(run, model, x, plan, after=after)

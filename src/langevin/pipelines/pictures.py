@@ -1,0 +1,76 @@
+"""A caller's picture on its way into a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InputError
+from ..core.images import ImageInput
+from ..families.latents import LatentSpace, spread_rows
+from .image_processor import VaeImageProcessor
+from .inputs import Call
+from .regions import pad_to_multiple
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as pixels (rows, 3, height, width) in [-1, 1], or as latents (rows, channels, height, width).
+
+    Attributes:
+        values: the pixels or latents.
+        latent: which of the two.
+        size: height and width in pixels that the run works at, multiples of the autoencoder's factor.
+        visible: height and width of the picture in it; the rest is margin.
+    """
+
+    values: Tensor
+    latent: bool
+    size: tuple[int, int]
+    visible: tuple[int, int]
+
+    def latents(self, call: Call, space: LatentSpace, place: dict[str, Any]) -> Tensor:
+        """Return latents, one row per result, on a device and in a type; pixels are encoded, see `LatentSpace.encode`."""
+        values = self.values.to(**place)
+        return spread_rows(values, call.images) if self.latent else space.encode(values, call.images, rng=call.rng)
+
+    @property
+    def pixels(self) -> Tensor:
+        """The pixels without the margin."""
+        return self.values[..., : self.visible[0], : self.visible[1]]
+
+
+def read_picture(
+    image: ImageInput | None, *, factor: int, channels: int = 4, height: int | None = None, width: int | None = None
+) -> Picture:
+    """Return a caller's picture: resized where a size is given, else at its own size with a margin to fit.
+
+    Args:
+        image: pictures of one size in any form; a tensor with `channels` channels is latents.
+        factor: pixels per latent and side.
+
+    Raises:
+        InputError: when there is none, or it cannot be read; NonFiniteError for NaN and infinity.
+    """
+    if image is None:
+        raise InputError("No `image` was given; pass the picture to start from.")
+    resize = height is not None or width is not None
+    reader = VaeImageProcessor(
+        do_resize=resize, vae_scale_factor=factor, vae_latent_channels=channels, do_convert_rgb=True
+    )
+    values = reader.preprocess(image, height, width)
+    if is_latents(image, channels):
+        own = values.shape[-2] * factor, values.shape[-1] * factor
+        return Picture(values, True, own, own)
+    padded, crop = pad_to_multiple(values, factor)
+    size = (padded.shape[-2], padded.shape[-1])
+    return Picture(padded, False, size, (crop.height, crop.width))
+
+
+def is_latents(image: Any, channels: int) -> bool:
+    """Tell whether a caller's picture is latents: tensors with the latents' number of channels, as documented."""
+    many = image if isinstance(image, (list, tuple)) else [image]
+    return all(isinstance(one, torch.Tensor) and one.ndim > 2 and one.shape[-3] == channels for one in many)

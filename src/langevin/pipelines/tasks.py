@@ -1,0 +1,75 @@
+"""The tasks of a latent family. A task is another start, a constraint or further channels; the loop is the same.
+
+Each is a function of a pipeline and a call, so that it serves every family and every control.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..diffusion.table import Plan
+from ..families.latents import LatentSpace, spread_rows
+from .inputs import Call
+from .pictures import Picture
+from .runs import running
+from .sampling import plan_of
+
+
+def place_of(conditions: dict[str, Any], call: Call) -> dict[str, Any]:
+    """Return device and type of the samples of a call: the type of the conditioning."""
+    return {"device": call.device, "dtype": conditions["positive"].text.dtype}
+
+
+def starting_noise(call: Call, space: LatentSpace, place: dict[str, Any]) -> Tensor:
+    """Return the noise that was given as `latents`, or draw it."""
+    given = call.get("latents")
+    return space.noise(call.images, rng=call.rng, **place) if given is None else given.to(**place)
+
+
+def text_to_image(pipe: Any, call: Call) -> Any:
+    """Draw from noise alone."""
+    space = pipe._space(call)
+    pipe._check_channels(space, {})
+    plan = part_of(plan_of(call), call)
+    with running(call) as run:
+        conditions = pipe._conditions(call, space)
+        noise = starting_noise(call, space, place_of(conditions, call))
+        x = pipe._sample(run, space, plan, plan.start(noise), conditions)
+        return pipe._finish(call, space, x)
+
+
+def image_to_image(pipe: Any, call: Call) -> Any:
+    """Start from a noised picture (Meng et al. 2022, SDEdit); with `denoising_start` from one that is noised already."""
+    picture = pipe._picture(call)
+    space = pipe._space(call, picture)
+    pipe._check_channels(space, {})
+    if call["strength"] == 0 and call.get("denoising_start") is None:
+        return unchanged(pipe, call, space, picture)
+    plan = part_of(plan_of(call), call)
+    with running(call) as run:
+        conditions = pipe._conditions(call, space)
+        place = place_of(conditions, call)
+        source = picture.latents(call, space, place)
+        x = source
+        if call.get("denoising_start") is None:
+            x = plan.start(starting_noise(call, space, place), source)
+        x = pipe._sample(run, space, plan, x, conditions)
+        return pipe._finish(call, space, x)
+
+
+def part_of(plan: Plan, call: Call) -> Plan:
+    """Return the part of a run that a call asks for: by fractions of the training schedule, else by strength."""
+    start, end = call.get("denoising_start"), call.get("denoising_end")
+    if start is None and call.get("strength") is not None:
+        plan = plan.tail(call["strength"])
+    return plan if start is None and end is None else plan.slice(start, end)
+
+
+def unchanged(pipe: Any, call: Call, space: LatentSpace, picture: Picture) -> Any:
+    """Return what was given, for a strength of 0."""
+    if picture.latent or call["output_type"] == "latent":
+        place = {"device": call.device, "dtype": pipe.dtype}
+        return pipe._finish(call, space, picture.latents(call, space, place))
+    return pipe._deliver(call, spread_rows(picture.pixels, call.images))
