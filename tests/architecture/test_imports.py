@@ -9,6 +9,7 @@ LEVELS = {
     "core": 0,
     "diffusion": 1,
     "nn": 1,
+    "prompts": 1,
     "models": 2,
     "weights": 3,
     "adapters": 3,
