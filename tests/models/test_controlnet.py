@@ -230,7 +230,7 @@ def test_round_trip(tmp_path: Any) -> None:
     model.save_pretrained(tmp_path)
     again = ControlNetModel.from_pretrained(tmp_path)
     given = inputs(*FAMILIES["sdxl"])
-    assert all(torch.equal(a, b) for a, b in zip(flat(model(**given)), flat(again(**given)), strict=True))
+    assert max(difference(a, b) for a, b in zip(flat(model(**given)), flat(again(**given)), strict=True)) <= 1e-6
 
 
 @pytest.mark.parity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ LISTS_UP = ("up_block_types", "reverse_transformer_layers_per_block")
 class EncoderMixin(ConditioningMixin):
     """Builds and runs the first half of a conditional UNet; its modules sit on the model under published names."""
 
+    modules: Callable[[], Iterator[nn.Module]]
     conv_in: nn.Conv2d
     down_blocks: nn.ModuleList
     mid_block: MidBlock | None
