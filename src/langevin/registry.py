@@ -28,6 +28,9 @@ MODELS = (
     Row("AutoencoderTiny", "models.autoencoders.autoencoder_tiny"),
     Row("ControlNetModel", "models.controlnets.controlnet"),
     Row("ModelMixin", "models.base"),
+    Row("MultiAdapter", "models.t2i_adapters.t2i_adapter"),
+    Row("MultiControlNetModel", "models.controlnets.multicontrolnet"),
+    Row("T2IAdapter", "models.t2i_adapters.t2i_adapter"),
     Row("UNet2DConditionModel", "models.unets.unet_2d_condition"),
     Row("UNet2DModel", "models.unets.unet_2d"),
 )
