@@ -52,8 +52,8 @@ def pad_to_multiple(pixels: torch.Tensor, factor: int, *, fill: str = "reflect")
     """
     height, width = pixels.shape[-2:]
     for axis, length in ((-2, height), (-1, width)):
-        index = margin_index(0, length, -length % factor, fill=fill)
-        pixels = pixels if len(index) == length else pixels.index_select(axis, torch.from_numpy(index).to(pixels.device))
+        index = torch.from_numpy(margin_index(0, length, -length % factor, fill=fill)).to(pixels.device)
+        pixels = pixels if len(index) == length else pixels.index_select(axis, index)
     return pixels, Crop(height, width)
 
 
