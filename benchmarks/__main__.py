@@ -68,9 +68,9 @@ def table(figures: Figures) -> str:
     """Return the medians with their ranges, and the peer's median over ours."""
     lines = [f"| | {OURS} | {PEER} | ratio |", "|---|---|---|---|"]
     for metric, both in figures.items():
-        ours, peer = (statistics.median(both[library]) for library in (OURS, PEER))
-        cells = [f"{statistics.median(v):.4g} ({min(v):.4g} to {max(v):.4g})" for v in (both[OURS], both[PEER])]
-        lines.append(f"| {metric} | {cells[0]} | {cells[1]} | {peer / ours:.2f}x |")
+        cells = [f"{statistics.median(v):.4g} ({min(v):.4g} to {max(v):.4g})" if v else "" for v in both.values()]
+        ratio = f"{statistics.median(both[PEER]) / statistics.median(both[OURS]):.2f}x" if all(both.values()) else ""
+        lines.append(f"| {metric} | {cells[0]} | {cells[1]} | {ratio} |")
     return "\n".join(lines)
 
 

@@ -76,6 +76,18 @@ def scheduler(library: str, folder: Path) -> dict[str, float]:
     return found
 
 
+def scheduler_host(library: str, folder: Path) -> dict[str, float]:
+    """One step of every public scheduler class, whole and beyond its tensor arithmetic; see `host`. Unit: us."""
+    import torch
+
+    from .host import host_times, names
+
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        found = [host_times(library, name) for name in names()]
+    return {metric: value for times in found for metric, value in times.items()}
+
+
 def unet(library: str, folder: Path) -> dict[str, float]:
     """Load a small UNet and call it on a batch of two, in float32. Unit: milliseconds."""
     import torch
@@ -93,7 +105,7 @@ def unet(library: str, folder: Path) -> dict[str, float]:
     return {"UNet load, ms": loaded * 1e3, "UNet call, ms": call * 1e3}
 
 
-ROWS = {"import": imports, "scheduler": scheduler, "unet": unet}
+ROWS = {"import": imports, "scheduler": scheduler, "scheduler-host": scheduler_host, "unet": unet}
 
 
 def main() -> None:

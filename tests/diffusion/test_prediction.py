@@ -52,7 +52,7 @@ def test_clipping_and_the_noise_that_belongs_to_it() -> None:
     x = level.alpha * X0 + level.sigma * EPS
     data = prediction.data(x, EPS, level)
     assert float(data.abs().max()) == 0.5 and torch.allclose(prediction.noise(x, EPS, level), EPS)
-    again = level.alpha * data + level.sigma * prediction.bounded_noise(x, EPS, level)
+    again = level.alpha * data + level.sigma * prediction.at(level).bounded_noise(x, EPS)
     assert torch.allclose(again, x)
 
 

@@ -253,7 +253,7 @@ def test_steps_of_many_levels_are_those_one_by_one() -> None:
         output = network(x, 500)
         together = step_each(plan, range(6), x, output)
         for k, row in enumerate(plan.rows):
-            alone = plan.begin().apply(replace(row, noise=None), x[k : k + 1], output[k : k + 1])
+            alone = plan.begin().apply(plan.move(replace(row, noise=None)), x[k : k + 1], output[k : k + 1])
             assert torch.allclose(together[k : k + 1], alone, rtol=1e-9, atol=1e-12)
     half = step_each(plan, range(6), x.half(), output.half())
     assert half.dtype == torch.float16 and torch.allclose(half.double(), together, atol=1e-2)

@@ -225,12 +225,16 @@ def test_euler_ancestral_reads_data_predictions() -> None:
 
 
 def test_ddim_ancestral_from_pure_noise() -> None:
-    """At zero signal-to-noise ratio and eta = 1 the kept noise is exactly 0; the peer's float32 leaves 1e-4 of it."""
+    """At zero signal-to-noise ratio and eta = 1 the kept noise is exactly 0.
+
+    The peer's float32 leaves 1e-4 of it, or on some machines the root of a negative number.
+    """
     config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
     ours, theirs = both("DDIMScheduler", 4, clip_sample=False, **config)
     mine = protocol(ours, eta=1.0, generator=seeded())
     reference = protocol(theirs, eta=1.0, generator=seeded())
-    assert max(map(difference, mine, reference)) < 1e-3
+    assert torch.isfinite(mine[-1]).all()
+    assert max(map(difference, mine, reference)) < 1e-3 or torch.isnan(reference[0]).all()
     assert ours.plan(4, eta=1.0).rows[0].direction == 0.0
 
 

@@ -20,10 +20,15 @@ ZERO = float(np.log(1e-30))
 """The logarithm that stands for probability 0."""
 
 
+def onehot(tokens: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return which class each of `tokens` is, bool, shape (batch, classes, positions)."""
+    known = torch.arange(classes, device=tokens.device).reshape(1, -1, *(1 for _ in tokens.shape[1:]))
+    return tokens.unsqueeze(1) == known
+
+
 def index_to_log_onehot(tokens: torch.Tensor, classes: int) -> torch.Tensor:
     """Return the logarithm of the one-hot code of `tokens`, (batch, classes, positions), `ZERO` where it is not."""
-    known = torch.arange(classes, device=tokens.device).reshape(1, -1, *(1 for _ in tokens.shape[1:]))
-    return torch.where(tokens.unsqueeze(1) == known, 0.0, ZERO)
+    return torch.where(onehot(tokens, classes), 0.0, ZERO)
 
 
 def gumbel_argmax(log_probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -75,6 +80,16 @@ class MaskAndReplace:
         (stay, _, mask), (before, _, masked) = np.exp(self.products[:, [t, since]].T)
         return self.logarithms(stay / before, 1.0 - (1.0 - mask) / (1.0 - masked))
 
+    @cached_property
+    def _shares(self) -> dict[tuple[int, int], tuple[float, ...]]:
+        return {}
+
+    def shares(self, t: int, since: int) -> tuple[float, ...]:
+        """Return `between` as host numbers, which are worked out once."""
+        if (t, since) not in self._shares:
+            self._shares[t, since] = tuple(self.between(t, since).tolist())
+        return self._shares[t, since]
+
     def logarithms(self, stay: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Return the logarithms of (a, b, c) for given a and c."""
         rest = 1.0 - stay - mask
@@ -94,12 +109,15 @@ class MaskAndReplace:
         total = log_data.logsumexp(dim=1, keepdim=True)
         return torch.cat([torch.logaddexp(log_data + stay, total + replace), total + mask], dim=1)
 
-    def arrival(self, tokens: torch.Tensor, t: int, since: int = -1) -> torch.Tensor:
-        """Return log q(x_t = tokens | x_since = k) for every ordinary class k, (batch, classes - 1, positions)."""
-        stay, replace, mask = self.between(t, since).tolist()
-        same = index_to_log_onehot(tokens, self.classes)[:, :-1] == 0.0
-        ordinary = torch.where(same, float(np.logaddexp(stay, replace)), replace)
-        return torch.where(tokens.unsqueeze(1) == self.classes - 1, mask, ordinary)
+    def arrival(self, hot: torch.Tensor, t: int, since: int = -1) -> torch.Tensor:
+        """Return log q(x_t | x_since = k) for every ordinary class k, (batch, classes - 1, positions).
+
+        Args:
+            hot: which class each token of x_t is, see `onehot`.
+        """
+        stay, replace, mask = self.shares(t, since)
+        ordinary = torch.where(hot[:, :-1], float(np.logaddexp(stay, replace)), replace)
+        return torch.where(hot[:, -1:], mask, ordinary)
 
     def posterior(
         self, log_data: torch.Tensor, tokens: torch.Tensor, t: int, *, before: int | None = None
@@ -117,6 +135,7 @@ class MaskAndReplace:
         before = t - 1 if before is None else before
         if not -1 <= before < t < self.steps:
             raise InputError(f"A step from {t} to {before} is outside the process, {self.steps - 1} ... -1.")
-        back = self.forward(log_data - self.arrival(tokens, t), before)
-        stays_masked = torch.where(tokens.unsqueeze(1) == self.classes - 1, 0.0, ZERO)
-        return back + torch.cat([self.arrival(tokens, t, before), stays_masked], dim=1)
+        hot = onehot(tokens, self.classes)
+        back = self.forward(log_data - self.arrival(hot, t), before)
+        stays_masked = torch.where(hot[:, -1:], 0.0, ZERO)
+        return back + torch.cat([self.arrival(hot, t, before), stays_masked], dim=1)

@@ -191,20 +191,17 @@ class Prediction:
             f"but the network returned {output.shape[1]}."
         )
 
+    def at(self, level: Level) -> Reading:
+        """Return how outputs are read at `level`; its numbers are worked out once."""
+        return Reading(self, level)
+
     def data(self, x: torch.Tensor, output: torch.Tensor, level: Level) -> torch.Tensor:
         """Return the bounded estimate of x_0."""
-        x0 = self.bound(mix(self.pairs(level)[0], x, output))
-        return x0 if self.boundary is None else mix(self.boundary(level), x, x0)
+        return self.at(level).data(x, output)
 
     def noise(self, x: torch.Tensor, output: torch.Tensor, level: Level) -> torch.Tensor:
         """Return the estimate of eps as the network gave it, free of any bound."""
-        return mix(self.pairs(level)[1], x, output)
-
-    def bounded_noise(self, x: torch.Tensor, output: torch.Tensor, level: Level) -> torch.Tensor:
-        """Return the eps that belongs to the bounded estimate of x_0."""
-        if not self.bounded:
-            return self.noise(x, output, level)
-        return mix(_sample(level)[1], x, self.data(x, output, level))
+        return self.at(level).noise(x, output)
 
     def bound(self, x0: torch.Tensor) -> torch.Tensor:
         """Clip x_0 to [-clip, clip], or to the per-sample quantile of Saharia et al. 2022 (2205.11487), section 2.3."""
@@ -214,3 +211,35 @@ class Prediction:
         flat = x0.flatten(1)
         limit = torch.quantile(flat.abs(), quantile, dim=1, keepdim=True).clamp(1.0, largest)
         return (torch.clamp(flat, -limit, limit) / limit).reshape(x0.shape)
+
+
+class Reading:
+    """How the outputs of a network are read at one level.
+
+    Attributes:
+        level: where.
+        of_data, of_noise: the coefficients of (x, output) in x_0, before any bound, and in eps.
+    """
+
+    __slots__ = ("blend", "bounded_pair", "level", "of_data", "of_noise", "prediction")
+
+    def __init__(self, prediction: Prediction, level: Level) -> None:
+        self.prediction, self.level = prediction, level
+        self.of_data, self.of_noise = prediction.pairs(level)
+        self.blend = prediction.boundary(level) if prediction.boundary else None
+        self.bounded_pair = _sample(level)[1] if prediction.bounded else None
+
+    def data(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Return the bounded estimate of x_0."""
+        x0 = self.prediction.bound(mix(self.of_data, x, output))
+        return x0 if self.blend is None else mix(self.blend, x, x0)
+
+    def noise(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Return the estimate of eps as the network gave it, free of any bound."""
+        return mix(self.of_noise, x, output)
+
+    def bounded_noise(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Return the eps that belongs to the bounded estimate of x_0."""
+        if self.bounded_pair is None:
+            return self.noise(x, output)
+        return mix(self.bounded_pair, x, self.data(x, output))

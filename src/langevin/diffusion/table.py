@@ -6,6 +6,7 @@ and shareable between threads. A `Run` is the state of one run of a plan: the pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -17,7 +18,7 @@ import torch
 from ..core.errors import InputError
 from ..core.rng import normal, seeded
 from .grid import Grid, check_strength
-from .prediction import Prediction
+from .prediction import Prediction, Reading, mix
 from .process import Level, Time
 from .score_sde import langevin
 
@@ -133,6 +134,19 @@ class Plan:
         return rows if self.end is None else rows[: self.end - self.first]
 
     @cached_property
+    def moves(self) -> tuple[Move, ...]:
+        """The rows of this run, ready to be followed.
+
+        Raises:
+            ConfigError: when the network's output says nothing about the data at one of their levels.
+        """
+        return tuple(map(self.move, self.rows))
+
+    def move(self, row: Row) -> Move:
+        """Return a row, of this run or another one, ready to be followed in a run of this plan."""
+        return Move(row, self.prediction, wants=self.solver.wants)
+
+    @cached_property
     def steps(self) -> tuple[Step, ...]:
         """The network calls of this run."""
         count = len(self.rows)
@@ -167,6 +181,16 @@ class Plan:
                 "Loop over `scheduler.timesteps`."
             )
         return nearest
+
+    def ready(self) -> Plan:
+        """Work out steps and moves now instead of at the first call, and return the plan.
+
+        Raises:
+            ConfigError: when an output of this kind says nothing about the data at a level where it is needed.
+        """
+        self.prediction.check(self.steps[0].level)
+        self.moves  # noqa: B018
+        return self
 
     @property
     def stochastic(self) -> bool:
@@ -205,19 +229,16 @@ class Plan:
         Raises:
             InputError: when a fraction is outside [0, 1], no step lies between the two, or timesteps are no steps.
         """
-        for name, value in (("start", start), ("end", end)):
-            if value is not None and not 0.0 <= value <= 1.0:
-                raise InputError(f"{name} is {value}; it must be between 0 and 1.")
         times = [row.level.t for row in self.rows]
-        if min(times) < 0:
-            raise InputError("The timesteps of this run are not training steps, so it has no fractions; use `part`.")
-        high = self.train_steps if start is None else round(self.train_steps * (1.0 - start))
-        low = 0 if end is None else round(self.train_steps * (1.0 - end))
-        first = 0 if start is None else sum(t >= high for t in times)
-        stop = len(times) if end is None else sum(t >= low for t in times)
-        if first >= stop:
-            raise InputError(f"No step of this run lies between {start or 0.0} and {1.0 if end is None else end}.")
-        return self.part(first, stop)
+        first, stop = fractions(times, self.train_steps, start, end)
+        return self.part(self._boundary(first), self._boundary(stop))
+
+    def _boundary(self, call: int) -> int:
+        """Return the first call of the step after which, or within which, network call number `call` lies."""
+        if call in (0, len(self.rows)):
+            return call
+        later = (k for k in range(call, len(self.rows)) if not self.rows[k].saved)
+        return next(later, len(self.rows))
 
     def start(self, noise: torch.Tensor, source: torch.Tensor | None = None) -> torch.Tensor:
         """Return the first sample: noise alone, or `source` noised to the level of the first step."""
@@ -225,9 +246,33 @@ class Plan:
             return noise * self.init_noise_sigma
         return noised(source, noise, self.steps[0].level)
 
+    def settle(self, step: Step, source: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Return `source` noised to where the sample is after a step; as it is at the end of the whole run."""
+        return source if step.last and step.after == self.grid[-1] else noised(source, noise, step.after)
+
     def begin(self, noise: Noise | None = None) -> Run:
         """Start a run; `noise` returns standard normal draws in the sample's shape and is needed by stochastic rows."""
         return Run(self, noise)
+
+
+def fractions(times: Sequence[Time], train_steps: int, start: float | None, end: float | None) -> tuple[int, int]:
+    """Return which of the network calls that are told `times` lie between two fractions of the training schedule.
+
+    Raises:
+        InputError: when a fraction is outside [0, 1], no call lies between the two, or timesteps are no steps.
+    """
+    for name, value in (("start", start), ("end", end)):
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise InputError(f"{name} is {value}; it must be between 0 and 1.")
+    if min(times) < 0:
+        raise InputError("The timesteps of this run are not training steps, so it has no fractions; use `part`.")
+    high = train_steps if start is None else round(train_steps * (1.0 - start))
+    low = 0 if end is None else round(train_steps * (1.0 - end))
+    first = 0 if start is None else sum(t >= high for t in times)
+    stop = len(times) if end is None else sum(t >= low for t in times)
+    if first >= stop:
+        raise InputError(f"No step of this run lies between {start or 0.0} and {1.0 if end is None else end}.")
+    return first, stop
 
 
 def same(timestep: Time, other: Time) -> bool:
@@ -253,6 +298,42 @@ def gathered(table: torch.Tensor, positions: torch.Tensor, like: torch.Tensor) -
     return table.to(like.dtype).to(like.device)[:, positions.to(like.device).long()].reshape(len(table), *shape)
 
 
+class Move:
+    """A row with all of its step that is known before it, for one kind of prediction.
+
+    Attributes:
+        reading: how the output is read.
+        linear: the coefficients of (x, output) in x' where nothing but these two enters, or None. Worked out in
+            float64, they lose nothing to a detour over an x_0 that is much smaller than x.
+        draws: whether it draws noise.
+    """
+
+    __slots__ = ("draws", "linear", "reading", "row")
+
+    def __init__(self, row: Row, prediction: Prediction, *, wants: Literal["x0", "eps"]) -> None:
+        level = row.read or row.level
+        if level.alpha == 0:
+            prediction.check(level)
+        self.row, self.reading = row, prediction.at(level)
+        self.draws = row.noise is not None or row.lift is not None
+        self.linear = None if prediction.bounded else linear(row, self.reading, wants=wants)
+
+
+def linear(row: Row, reading: Reading, *, wants: Literal["x0", "eps"]) -> tuple[float, float] | None:
+    """Return the coefficients of (x, output) in x' by an unbounded reading, None where x' holds anything else.
+
+    The output is never handed on as it is, so x' is a tensor of its own.
+    """
+    if row.keep or row.saved or row.snr is not None or any(row.outputs[1:]):
+        return None
+    present = reading.of_data if wants == "x0" else reading.of_noise
+    shares = [(row.outputs[0], present), (row.direction, reading.of_noise), (row.data, reading.of_data)]
+    of_x = row.sample + sum(c * pair[0] for c, pair in shares if c)
+    of_output = sum(c * pair[1] for c, pair in shares if c)
+    of_x = 1.0 if math.isclose(of_x, 1.0, rel_tol=1e-14) else of_x
+    return (of_x, of_output) if of_output and of_x else None
+
+
 class Run:
     """The state of a run: past predictions, newest first, and a saved sample; half precision is stepped in float32."""
 
@@ -264,55 +345,66 @@ class Run:
         self.saved: torch.Tensor | None = None
         self.mean: torch.Tensor | None = None
         """The last sample without its fresh noise."""
-        self._last: tuple[torch.Tensor, torch.Tensor, Level] | None = None
+        self._last: tuple[Reading, torch.Tensor, torch.Tensor] | None = None
         self._data: torch.Tensor | None = None
 
     @property
     def x0(self) -> torch.Tensor | None:
         """The estimate of the data at the last network call, as precise as the arithmetic; None before the first."""
         if self._data is None and self._last is not None:
-            self._data = self.plan.prediction.data(*self._last)
+            reading, x, output = self._last
+            self._data = reading.data(x, output)
         return self._data
 
     def advance(self, x: torch.Tensor, output: torch.Tensor, index: int) -> torch.Tensor:
         """Return the sample after step `index`, given the sample before it and the network's output."""
-        return self.apply(self.plan.rows[index], x, output, self.noise)
+        return self.apply(self.plan.moves[index], x, output, self.noise)
 
-    def apply(self, row: Row, x: torch.Tensor, output: torch.Tensor, noise: Noise | None = None) -> torch.Tensor:
-        """Return the sample after `row`; remembers what later rows need."""
-        dtype, prediction = x.dtype, self.plan.prediction
-        x, (output, variance) = widen(x), prediction.split(widen(output), x)
-        level = row.read or row.level
-        if level.alpha == 0:
-            prediction.check(level)
+    def apply(self, move: Move, x: torch.Tensor, output: torch.Tensor, noise: Noise | None = None) -> torch.Tensor:
+        """Return the sample after `move`; remembers what later ones need."""
+        dtype, row, reading, variance = x.dtype, move.row, move.reading, None
+        x, output = widen(x), widen(output)
+        if self.plan.prediction.variance is not None:
+            output, variance = self.plan.prediction.split(output, x)
         if self.stream is not None:
             kind = self.plan.noise_dtype or dtype
             noise = partial(normal, x.shape, generator=self.stream, device=x.device, dtype=kind)
         if row.lift is not None:
-            x = x + row.lift * draw(noise)
-        self._last, self._data = (x, output, level), None
+            x = torch.add(x, draw(noise), alpha=row.lift)
+        self._last, self._data = (reading, x, output), None
         if row.snr is not None:
-            score = prediction.noise(x, output, level) / -level.sigma
-            return langevin(x, score, draw(noise), row.snr).to(dtype)
-        present = prediction.data if self.plan.solver.wants == "x0" else prediction.bounded_noise
-        models = (present(x, output, level), *self.history)
-        self._data = models[0] if self.plan.solver.wants == "x0" else None
+            x = langevin(x, reading.noise(x, output) / -reading.level.sigma, draw(noise), row.snr)
+            return cast(x, dtype)
         if row.save:
             self.saved = x
-        terms = [*zip(row.outputs, models, strict=False), (row.sample, x), (row.saved, self.saved)]
-        if row.direction:
-            terms.append((row.direction, prediction.noise(x, output, level)))
-        if row.data:
-            terms.append((row.data, prediction.data(x, output, level)))
-        x = self.mean = total(terms)
+        if move.linear is not None:
+            self.history = ()
+            x = mix(move.linear, x, output)
+        else:
+            x = self.combine(row, reading, x, output)
+        self.mean = x
         if row.noise is not None:
             z, deviation = draw(noise), self.deviation(row, variance)
             if isinstance(deviation, torch.Tensor):
                 x = x + deviation * z
             elif deviation:
                 x = torch.add(x, z, alpha=deviation)
-        self.history = tuple(models[k] for k in row.keep)
-        return x.to(dtype)
+        return cast(x, dtype)
+
+    def combine(self, row: Row, reading: Reading, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Return the sum of `row` over x, what is remembered and what is read; remember what the row keeps."""
+        if self.plan.solver.wants == "x0":
+            present = self._data = reading.data(x, output)
+        else:
+            present = reading.bounded_noise(x, output)
+        models = (present, *self.history)
+        terms = [*zip(row.outputs, models, strict=False), (row.sample, x), (row.saved, self.saved)]
+        if row.direction:
+            terms.append((row.direction, reading.noise(x, output)))
+        if row.data:
+            terms.append((row.data, reading.data(x, output)))
+        self.history = tuple([models[k] for k in row.keep])
+        return total(terms)
 
     def deviation(self, row: Row, variance: torch.Tensor | None) -> float | torch.Tensor:
         """Return the standard deviation of the row's noise, a tensor when the network predicts the variance.
@@ -332,6 +424,11 @@ class Run:
 def widen(x: torch.Tensor) -> torch.Tensor:
     """Return half precision as float32, anything else as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return `x` in `dtype`; as it is, and without a call, where it is that already."""
+    return x if x.dtype is dtype else x.to(dtype)
 
 
 def draw(noise: Noise | None) -> torch.Tensor:

@@ -21,8 +21,8 @@ from ..core.logging import get_logger
 from ..core.outputs import BaseOutput
 from ..core.pretrained import PretrainedConfig
 from ..core.rng import Generators, normal
-from ..diffusion import Ask, Grid, Level, Plan, Prediction, Row, Run, Solver, Time
-from ..diffusion.table import Noise, noised_each, same
+from ..diffusion import Ask, Grid, Level, Plan, Prediction, Run, Solver, Time
+from ..diffusion.table import Move, Noise, cast, noised_each, same
 
 logger = get_logger(__name__)
 SCHEDULER_CONFIG_NAME = "scheduler_config.json"
@@ -236,9 +236,7 @@ class SchedulerMixin(PretrainedConfig):
         if shape and ask.open:
             raise InputError(f"{', '.join(shape)} shape a new schedule; pass num_inference_steps too.")
         grid = self._current() if ask.open else self._grid(ask)
-        plan = self._plan(grid, options)
-        self._prediction().check(plan.steps[0].level)
-        return plan
+        return self._plan(grid, options).ready()
 
     def _plan(self, grid: Grid, options: Mapping[str, Any]) -> Plan:
         solver = self._solver(**{**self.step_options, **options})
@@ -255,6 +253,8 @@ class SchedulerMixin(PretrainedConfig):
 
     def _table(self, first: int = 0, options: Mapping[str, Any] | None = None) -> Plan:
         """Return the plan of the current grid from network call `first` on, with the given options of `step`."""
+        if not first and not options and (whole := self._tables.get((0,))):
+            return whole
         options = options or {}
         key = (first, *sorted((k, v) for k, v in options.items() if v != self.step_options[k]))
         if key not in self._tables:
@@ -270,6 +270,7 @@ class SchedulerMixin(PretrainedConfig):
         self._tables: dict[tuple, Plan] = {}
         self._times: Tensor | None = None
         self._run: Run | None = None
+        self._chosen: Mapping[str, Any] = {}
         self._begin: int | None = None
         self._first = self._next = 0
 
@@ -341,17 +342,15 @@ class SchedulerMixin(PretrainedConfig):
 
         An accelerator's tensor is taken at its word while a run lasts, since reading it would wait for the device.
         """
-        steps = self._table().steps
+        plan = self._table()
         expected = self._next if self._run is not None else self._begin
-        remote = isinstance(timestep, Tensor) and timestep.device.type != "cpu"
-        if (
-            expected is not None
-            and expected < len(steps)
-            and (remote or same(number(timestep), steps[expected].timestep))
-        ):
-            return expected
+        if expected is not None and expected < len(plan.steps):
+            if isinstance(timestep, Tensor) and not timestep.is_cpu:
+                return expected
+            if same(number(timestep), plan.steps[expected].timestep):
+                return expected
         value = number(timestep)
-        return 0 if same(value, steps[0].timestep) else self._table().position(value)
+        return 0 if same(value, plan.steps[0].timestep) else plan.position(value)
 
     def previous_timestep(self, timestep: When) -> Time:
         """Return the timestep that follows `timestep` towards clean data, -1 after the last."""
@@ -372,23 +371,26 @@ class SchedulerMixin(PretrainedConfig):
     def _step(self, model_output: Tensor, timestep: When, sample: Tensor, *, return_dict: bool,
               generator: Generators = None, noise: Tensor | None = None, **options: Any) -> Stepped:  # fmt: skip
         """Make the step at `timestep`; `noise` replaces the draw from `generator`."""
-        position = self._position(timestep)
-        if self._run is None or position != self._next:
-            self._first, self._run = position, self._table(position, options).begin()
-        row = self._table(self._first, options).rows[position - self._first]
-        drawing = self._drawing(model_output, sample, generator, noise)
-        result = self._follow(row, self._run, model_output, sample, drawing, return_dict=return_dict)
+        position, run = self._position(timestep), self._run
+        if run is None or position != self._next:
+            self._first, self._chosen = position, options
+            run = self._run = self._table(position, options).begin()
+        elif options != self._chosen:
+            run.plan, self._chosen = self._table(self._first, options), options
+        move = run.plan.moves[position - self._first]
+        drawing = self._drawing(model_output, sample, generator, noise) if move.draws else None
+        result = self._follow(move, run, model_output, sample, drawing, return_dict=return_dict)
         self._next = position + 1
         return result
 
-    def _follow(self, row: Row, run: Run, output: Tensor, sample: Tensor, drawing: Noise, *,
+    def _follow(self, move: Move, run: Run, output: Tensor, sample: Tensor, drawing: Noise | None, *,
                 return_dict: bool) -> Stepped:  # fmt: skip
-        """Return the result of `row` in `run`."""
-        previous = run.apply(row, sample, output, drawing)
-        data = run.x0.to(sample.dtype)  # type: ignore[union-attr]
-        if return_dict:
-            return self.output_class(previous, data)
-        return (previous, data) if self.tuple_holds_data else (previous,)
+        """Return the result of `move` in `run`."""
+        previous = run.apply(move, sample, output, drawing)
+        if not (return_dict or self.tuple_holds_data):
+            return (previous,)
+        data = cast(run.x0, sample.dtype)
+        return self.output_class(previous, data) if return_dict else (previous, data)
 
     def _drawing(self, output: Tensor, sample: Tensor, generator: Generators, noise: Tensor | None) -> Noise:
         if noise is not None:

@@ -19,6 +19,7 @@ from ..diffusion.known import blend
 from ..diffusion.levels import on_angles
 from ..diffusion.parallel import step_each
 from ..diffusion.prediction import Boundary
+from ..diffusion.table import cast
 from .base import Device, DrawingScheduler, GridNoising, Numbers, SchedulerOutput, Stepped, When, number
 from .trained import TrainedScheduler
 
@@ -82,9 +83,10 @@ class UnCLIPScheduler(TrainedScheduler):
         if not -1 <= after < t < len(self):
             raise InputError(f"prev_timestep is {after}; it must be in [-1, {t - 1}], below the timestep {t}.")
         end = self.process.level(after) if after >= 0 else self._end()
-        row = self._solver().row(self.process.level(t), end, last=after < 0)
+        plan = self._table()
+        move = plan.move(self._solver().row(self.process.level(t), end, last=after < 0))
         drawing = self._drawing(model_output, sample, generator, None)
-        return self._follow(row, self._table().begin(), model_output, sample, drawing, return_dict=return_dict)
+        return self._follow(move, plan.begin(), model_output, sample, drawing, return_dict=return_dict)
 
 
 class DDIMScheduler(TrainedScheduler):
@@ -308,6 +310,7 @@ class TCDScheduler(LCMScheduler):
 
     step_options = {"eta": 0.3}
     output_class = TCDSchedulerOutput
+    tuple_holds_data = False
 
     def _solver(self, eta: float) -> solvers.Trajectory:
         return solvers.Trajectory(self.process.level, eta)
@@ -324,8 +327,7 @@ class TCDScheduler(LCMScheduler):
     def step(self, model_output: Tensor, timestep: When, sample: Tensor, eta: float = 0.3, generator: Generators = None,
              return_dict: bool = True) -> TCDSchedulerOutput | tuple[Tensor, ...]:  # fmt: skip
         """Return the sample one step less noisy; `eta` = 0 draws nothing."""
-        previous, _ = self._step(model_output, timestep, sample, return_dict=False, generator=generator, eta=eta)
-        after = self._current()[self._next]
-        keep, _ = solvers.rise(self._solver(eta).past(after), after)
-        result = TCDSchedulerOutput(previous, (self._run.mean / keep).to(sample.dtype))  # type: ignore
-        return result if return_dict else result.to_tuple()
+        previous = self._step(model_output, timestep, sample, return_dict=False, generator=generator, eta=eta)[0]
+        row, run = self._run.plan.rows[self._next - 1 - self._first], self._run  # type: ignore[union-attr]
+        below = cast(run.mean / solvers.kept(row), sample.dtype)  # type: ignore[union-attr, operator]
+        return TCDSchedulerOutput(previous, below) if return_dict else (previous, below)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .adams_bashforth import AdamsBashforth, PseudoNumerical
-from .climb import Resampling, climb, climbing, jumps, rise
+from .climb import Resampling, climb, climbing, jumps, kept, rise
 from .consistency import Renoising, Trajectory
 from .dpm_multistep import ALGORITHMS, DPMMultistep
 from .dpm_singlestep import DPMSinglestep
@@ -40,5 +40,6 @@ __all__ = [
     "climb",
     "climbing",
     "jumps",
+    "kept",
     "rise",
 ]

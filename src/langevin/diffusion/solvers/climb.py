@@ -35,6 +35,14 @@ def climb(row: Row, high: Level) -> Row:
     )
 
 
+def kept(row: Row) -> float:
+    """Return the factor of x in the noise up to `row.after` on preserving levels, where all noise of `row` is of it.
+
+    There `rise` gives factors whose squares add up to 1.
+    """
+    return math.sqrt(1.0 - (row.noise or 0.0) ** 2)
+
+
 @dataclass(frozen=True)
 class Resampling:
     """First-order steps over a grid that may climb: Lugmayr et al. 2022 (2201.09865), algorithm 1.
