@@ -77,6 +77,8 @@ PIPELINES = (
     Row("DDPMPipeline", "pipelines.unconditional", "unconditional", "generation"),
     Row("DiffusionPipeline", "pipelines.base"),
     Row("PNDMPipeline", "pipelines.unconditional", "unconditional", "generation"),
+    Row("StableDiffusionImg2ImgPipeline", "pipelines.stable_diffusion", "stable_diffusion", "image-to-image"),
+    Row("StableDiffusionInpaintPipeline", "pipelines.stable_diffusion", "stable_diffusion", "inpainting"),
     Row("StableDiffusionPipeline", "pipelines.stable_diffusion", "stable_diffusion", "text-to-image"),
 )
 PIPELINE_PARTS = (

@@ -33,7 +33,10 @@ def checked_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def peer_sd(sd_folder):
     """The peer's pipeline; tests set its scheduler."""
-    return quiet(diffusers.StableDiffusionPipeline.from_pretrained(sd_folder))
+    pipe = quiet(diffusers.StableDiffusionPipeline.from_pretrained(sd_folder))
+    # The attribute that clip_skip reads there and that this version of transformers no longer has.
+    pipe.text_encoder.__dict__["text_model"] = pipe.text_encoder
+    return pipe
 
 
 @pytest.fixture(scope="session")

@@ -9,29 +9,17 @@ import torch
 
 import langevin
 from tests.pipelines import tiny
+from tests.pipelines.pairs import PROMPTS
+from tests.pipelines.pairs import difference as apart
 
 pytestmark = pytest.mark.parity
 LIMIT = 1e-4
-PROMPTS = ["a cat", "a big dog"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def peer_reads_clip_skip(peer_sd):
-    """Give the peer's clip_skip the attribute that this version of transformers no longer has."""
-    peer_sd.text_encoder.__dict__["text_model"] = peer_sd.text_encoder
+def difference(peer, ours, name: str, **call) -> float:
+    """Return the largest difference of the pictures of one call of both pipelines."""
+    return apart((peer, ours), name, **call)
 
-
-def difference(peer, ours, name: str, *, seeds: int | list[int] = 7, scheduler: dict | None = None, **call) -> float:
-    """Return the largest difference of the pictures in [0, 1] of one call of both pipelines."""
-    pictures = []
-    for library, pipe in ((diffusers, peer), (langevin, ours)):
-        pipe.scheduler = tiny.scheduler(library, name, **(scheduler or {}))
-        many = isinstance(seeds, list)
-        generators = [torch.Generator().manual_seed(s) for s in seeds] if many else torch.Generator().manual_seed(seeds)
-        settings = {"prompt": PROMPTS, "num_inference_steps": 4, "output_type": "np", **call}
-        pictures.append(pipe(generator=generators, **settings).images)
-    assert pictures[0].shape == pictures[1].shape
-    return float(np.abs(pictures[0] - pictures[1]).max())
 
 
 @pytest.mark.parametrize("name", tiny.SCHEDULERS)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
+
+import numpy as np
 
 import torch
 
@@ -111,6 +114,41 @@ def networks(library) -> dict:
     unet = library.UNet2DConditionModel(**UNET).eval()
     torch.manual_seed(3)
     return {"unet": unet, "vae": library.AutoencoderKL(**VAE).eval()}
+
+
+def unets(**options):
+    """Return random UNets with the same weights, the peer's and this library's, with options that differ from `UNET`."""
+    import diffusers
+
+    import langevin
+
+    torch.manual_seed(5)
+    theirs = diffusers.UNet2DConditionModel(**{**UNET, **options}).eval()
+    ours = langevin.UNet2DConditionModel(**{**UNET, **options}).eval()
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (16, 16), mode: str = "RGB"):
+    """Return a smooth random PIL picture of `size` (width, height)."""
+    from PIL import Image
+
+    values = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def hole(size: tuple[int, int] = (16, 16), box: tuple[int, int, int, int] = (4, 6, 12, 14)):
+    """Return a mask of `size` (width, height), white inside a box (left, top, right, bottom)."""
+    from PIL import Image
+
+    mask = Image.new("L", size)
+    mask.paste(255, box)
+    return mask
+
+
+def constructor(cls) -> list[str]:
+    """Return the names of the arguments of a class."""
+    return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
 
 def pixel_unet(library):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.rng import Generators
+from ..diffusion.grid import check_strength
 from ..diffusion.process import Level
-from ..diffusion.table import Noise, Step
+from ..diffusion.table import Noise, Step, fractions
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,29 @@ class ForeignPlan:
     Attributes:
         scheduler: a copy with the schedule of this run; runs copy it again.
         options: keywords of every `step`.
+        first, end: the part of the schedule's network calls that this run makes.
     """
 
     scheduler: Any
     options: Mapping[str, Any]
     noise_dtype: torch.dtype | None = None
+    first: int = 0
+    end: int | None = None
 
     @property
     def init_noise_sigma(self) -> float:
         """The standard deviation of the first sample."""
         return float(getattr(self.scheduler, "init_noise_sigma", 1.0))
 
+    @property
+    def timesteps(self) -> Tensor:
+        """The timesteps of this run."""
+        return self.scheduler.timesteps[self.first : self.end]
+
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """The network calls. How the scheduler scales its input is read off a rehearsal with single numbers."""
-        times, rehearsal = self.scheduler.timesteps, self.begin(None)
+        times, rehearsal = self.timesteps, self.begin(None)
         one, steps = torch.ones(1, 1, 1, 1, device=times.device), []
         for index, time in enumerate(times):
             factor, level = float(rehearsal.scaled(one, time)), Level(t=time.item(), alpha=1.0, sigma=0.0)
@@ -52,22 +61,51 @@ class ForeignPlan:
                 rehearsal.advance(one, torch.zeros_like(one), index, generator=torch.Generator(one.device))
         return tuple(steps)
 
+    def tail(self, strength: float) -> ForeignPlan:
+        """Return the last part of this run, as `Plan.tail` does, by whole steps of the scheduler's `order`."""
+        check_strength(strength)
+        order = int(getattr(self.scheduler, "order", 1))
+        count = len(self.scheduler.timesteps)
+        steps = max(-(-count // order), 1)
+        first = (steps - max(min(int(steps * strength), steps), 1)) * order
+        return replace(self, first=min(first, count - 1))
+
+    def slice(self, start: float | None = None, end: float | None = None) -> ForeignPlan:
+        """Return the part of this run between two fractions of the training schedule, as `Plan.slice` does."""
+        length = int(getattr(self.scheduler.config, "num_train_timesteps", 1000))
+        times = [float(t) for t in self.timesteps]
+        first, stop = fractions(times, length, start, end)
+        return replace(self, first=self.first + first, end=self.first + stop)
+
     def start(self, noise: Tensor, source: Tensor | None = None) -> Tensor:
         """Return the first sample: noise alone, or `source` noised to the level of the first step."""
         if source is None:
             return noise * self.init_noise_sigma
-        return self.scheduler.add_noise(source, noise, self.scheduler.timesteps[:1])
+        return self._noised(self.first, source, noise)
+
+    def settle(self, step: Step, source: Tensor, noise: Tensor) -> Tensor:
+        """Return `source` noised to where the sample is after a step."""
+        after = self.first + step.index + 1
+        return source if after >= len(self.scheduler.timesteps) else self._noised(after, source, noise)
+
+    def _noised(self, index: int, source: Tensor, noise: Tensor) -> Tensor:
+        if not callable(getattr(self.scheduler, "add_noise", None)):
+            raise ConfigError(f"{type(self.scheduler).__name__} has no `add_noise`, which a start from a picture needs.")
+        return self.scheduler.add_noise(source, noise, self.scheduler.timesteps[index : index + 1])
 
     def begin(self, noise: Noise | None = None) -> ForeignRun:
         """Start a run; the scheduler draws its own noise, from the generator in `options`."""
-        return ForeignRun(copy.deepcopy(self.scheduler), self.options)
+        scheduler = copy.deepcopy(self.scheduler)
+        if self.first and callable(getattr(scheduler, "set_begin_index", None)):
+            scheduler.set_begin_index(self.first)
+        return ForeignRun(scheduler, self.options, self.first)
 
 
 class ForeignRun:
     """One run of a foreign scheduler, on a copy of its own."""
 
-    def __init__(self, scheduler: Any, options: Mapping[str, Any]) -> None:
-        self.scheduler, self.options = scheduler, dict(options)
+    def __init__(self, scheduler: Any, options: Mapping[str, Any], first: int = 0) -> None:
+        self.scheduler, self.options, self.first = scheduler, dict(options), first
 
     def scaled(self, x: Tensor, time: Tensor) -> Tensor:
         """Return the sample as the network wants it; the protocol asks for this call before every step."""
@@ -77,7 +115,7 @@ class ForeignRun:
     def advance(self, x: Tensor, output: Tensor, index: int, **changed: Any) -> Tensor:
         """Return the sample after step `index`; `changed` replaces options that the scheduler's `step` takes."""
         options = self.options | {name: value for name, value in changed.items() if name in self.options}
-        time = self.scheduler.timesteps[index]
+        time = self.scheduler.timesteps[self.first + index]
         self.scaled(x, time)
         result = self.scheduler.step(output, time, x, **options)
         return result[0] if isinstance(result, (tuple, list)) else result.prev_sample

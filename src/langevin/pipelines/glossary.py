@@ -47,12 +47,25 @@ GLOSSARY: dict[str, str] = {
         "switch it off and halve the work."
     ),
     "height": "Height of the picture in pixels, a multiple of the autoencoder's factor. None: the model's own size.",
+    "image": (
+        "Picture to start from, or one per prompt: PIL pictures, arrays (height, width, channels) or tensors "
+        "(channels, height, width) in [0, 1] or [-1, 1]; a tensor with the latents' number of channels is latents."
+    ),
     "ip_adapter_image": "Picture prompt for an IP-Adapter; needs a loaded adapter.",
     "ip_adapter_image_embeds": "Picture embeddings in place of `ip_adapter_image`, one tensor per adapter.",
     "latents": (
         "Starting noise with unit variance in place of a drawn one, (pictures, channels, height / factor, width / "
         "factor)."
     ),
+    "mask_feather": "Pixels inside the hole over which the kept part fades out when it is pasted back.",
+    "mask_image": (
+        "Mask over the picture: white is painted anew, black is kept. A picture, array or tensor in [0, 1], cut at one "
+        "half."
+    ),
+    "masked_image_latents": (
+        "Latents of the picture without its masked part, for networks that see them; None encodes it."
+    ),
+    "match_colour": "Bring the colours of the painted part to those around the hole when the kept part is pasted back.",
     "negative_prompt": "What the picture should not show: one text for all prompts or one per prompt. Needs guidance.",
     "negative_prompt_embeds": "Encoded negative prompts (prompts, tokens, width) in place of `negative_prompt`.",
     "num_images_per_prompt": "Number of pictures per prompt.",
@@ -60,6 +73,13 @@ GLOSSARY: dict[str, str] = {
     "output_type": (
         '"pil" (list of PIL pictures), "np" (array (pictures, height, width, channels) in [0, 1]), "pt" (tensor '
         '(pictures, channels, height, width) in [0, 1]) or, where there are latents, "latent" (not decoded).'
+    ),
+    "padding_mask_crop": (
+        "Margin in pixels around the masked part: that part alone is enlarged, painted and put back. None works on the "
+        "whole picture."
+    ),
+    "paste_back": (
+        "Give every kept pixel back exactly as it was; False returns what the autoencoder makes of it."
     ),
     "prompt": "What the picture should show: one text, or a list for several pictures.",
     "prompt_embeds": "Encoded prompts (prompts, tokens, width) in place of `prompt`, as `encode_prompt` returns them.",
@@ -69,6 +89,10 @@ GLOSSARY: dict[str, str] = {
         "that seed s + k makes alone."
     ),
     "sigmas": "Own noise levels, descending, for samplers that take them; replaces `num_inference_steps`.",
+    "strength": (
+        "How much of the picture is replaced, in [0, 1]: the run starts from the picture with that part of the noise "
+        "and makes that part of the steps. 0 returns the picture, 1 all but ignores it."
+    ),
     "timesteps": "Own timesteps, descending, for samplers that take them; replaces `num_inference_steps`.",
     "use_clipped_model_output": (
         "Recompute the noise prediction from the clipped picture prediction (DDIM only); None is the sampler's default."

@@ -230,6 +230,7 @@ MAY_BE_NONE = {
     "num_images_per_prompt",
     "padding_mask_crop",
 }
+"""Arguments that may be None although their check wants a value."""
 CHECKS: dict[str, Callable[[str, Any], None]] = {
     "aesthetic_score": check_number,
     "batch_size": check_count,

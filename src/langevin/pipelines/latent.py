@@ -20,10 +20,16 @@ from .base import DiffusionPipeline
 from .image_processor import VaeImageProcessor
 from .inputs import Call, check_latents, check_size
 from .pictures import Picture, read_picture
+from .regions import Box
 from .runs import RunField, RunState
 from .sampling import denoise
 
 logger = get_logger(__name__)
+
+
+def identity(images: Any) -> Any:
+    """Return pictures as they are."""
+    return images
 
 
 class LatentPipeline(DiffusionPipeline):
@@ -70,10 +76,20 @@ class LatentPipeline(DiffusionPipeline):
         """The picture processor that fits the autoencoder."""
         return VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
-    def _picture(self, call: Call, name: str = "image") -> Picture:
-        """Return a picture of the call; where the call has a height and a width, resized to them."""
-        size = {"height": call.get("height"), "width": call.get("width")}
-        return read_picture(call[name], factor=self.vae_scale_factor, channels=self._channels(), **size)
+    def _picture(self, call: Call, *, box: Box | None = None, size: tuple[int, int] | None = None) -> Picture:
+        """Return the picture of the call, resized to the call's height and width, else to `size`, where there are any.
+
+        Args:
+            box: (left, top, right, bottom) of the part to take.
+        """
+        height, width = (call.get(name) for name in ("height", "width"))
+        if size is not None:
+            height, width = size[0] if height is None else height, size[1] if width is None else width
+        factor = self.vae_scale_factor
+        if height is not None and width is not None:
+            check_size(height, width, factor=factor)
+        place = {"factor": factor, "channels": self._channels(), "height": height, "width": width}
+        return read_picture(call["image"], box=box, **place)
 
     def _space(self, call: Call, picture: Picture | None = None) -> LatentSpace:
         """Return the latent space of a call: of the picture's size, else of the size asked for, else that of the given

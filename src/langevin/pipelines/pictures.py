@@ -13,7 +13,7 @@ from ..core.images import ImageInput
 from ..families.latents import LatentSpace, spread_rows
 from .image_processor import VaeImageProcessor
 from .inputs import Call
-from .regions import pad_to_multiple
+from .regions import Box, pad_to_multiple
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,27 @@ class Picture:
 
     Attributes:
         values: the pixels or latents.
-        latent: which of the two.
+        unit: the pixels as they were given, in [0, 1] where that is their range; None for latents.
         size: height and width in pixels that the run works at, multiples of the autoencoder's factor.
         visible: height and width of the picture in it; the rest is margin.
     """
 
     values: Tensor
-    latent: bool
+    unit: Tensor | None
     size: tuple[int, int]
     visible: tuple[int, int]
 
     def latents(self, call: Call, space: LatentSpace, place: dict[str, Any]) -> Tensor:
-        """Return latents, one row per result, on a device and in a type; pixels are encoded, see `LatentSpace.encode`."""
+        """Return latents, one row per result, on a device and in a type; `LatentSpace.encode` draws for pixels."""
         values = self.values.to(**place)
-        return spread_rows(values, call.images) if self.latent else space.encode(values, call.images, rng=call.rng)
+        if self.unit is None:
+            return spread_rows(values, call.images)
+        return space.encode(values, call.images, rng=call.rng)
+
+    @property
+    def latent(self) -> bool:
+        """Whether these are latents."""
+        return self.unit is None
 
     @property
     def pixels(self) -> Tensor:
@@ -44,30 +51,39 @@ class Picture:
 
 
 def read_picture(
-    image: ImageInput | None, *, factor: int, channels: int = 4, height: int | None = None, width: int | None = None
+    image: ImageInput | None,
+    *,
+    factor: int,
+    channels: int = 4,
+    height: int | None = None,
+    width: int | None = None,
+    box: Box | None = None,
 ) -> Picture:
     """Return a caller's picture: resized where a size is given, else at its own size with a margin to fit.
 
     Args:
         image: pictures of one size in any form; a tensor with `channels` channels is latents.
         factor: pixels per latent and side.
+        box: (left, top, right, bottom) of the part to take, which then fills height and width in its own ratio.
 
     Raises:
         InputError: when there is none, or it cannot be read; NonFiniteError for NaN and infinity.
     """
     if image is None:
         raise InputError("No `image` was given; pass the picture to start from.")
-    resize = height is not None or width is not None
     reader = VaeImageProcessor(
-        do_resize=resize, vae_scale_factor=factor, vae_latent_channels=channels, do_convert_rgb=True
+        do_resize=height is not None or width is not None,
+        vae_scale_factor=factor,
+        vae_latent_channels=channels,
+        do_convert_rgb=True,
+        do_normalize=False,
     )
-    values = reader.preprocess(image, height, width)
+    unit = reader.preprocess(image, height, width, "default" if box is None else "fill", box)
     if is_latents(image, channels):
-        own = values.shape[-2] * factor, values.shape[-1] * factor
-        return Picture(values, True, own, own)
-    padded, crop = pad_to_multiple(values, factor)
-    size = (padded.shape[-2], padded.shape[-1])
-    return Picture(padded, False, size, (crop.height, crop.width))
+        own = unit.shape[-2] * factor, unit.shape[-1] * factor
+        return Picture(unit, None, own, own)
+    padded, crop = pad_to_multiple(unit if unit.min() < 0 else reader.normalize(unit), factor)
+    return Picture(padded, unit, (padded.shape[-2], padded.shape[-1]), (crop.height, crop.width))
 
 
 def is_latents(image: Any, channels: int) -> bool:

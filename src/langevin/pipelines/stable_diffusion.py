@@ -1,14 +1,15 @@
-"""Stable Diffusion 1 and 2 (Rombach et al. 2022): what its pipelines share, and text to picture."""
+"""Stable Diffusion 1 and 2 (Rombach et al. 2022): text to picture, picture to picture, inpainting."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from ..core.images import ImageInput
 from ..core.logging import get_logger
 from ..core.rng import Generators
 from ..families import sd
@@ -18,8 +19,9 @@ from . import tasks
 from .callbacks import Callback, MultiPipelineCallbacks, PipelineCallback
 from .glossary import documented
 from .image_processor import VaeImageProcessor
+from .inpainting import inpaint
 from .inputs import TEXTS, Call, begin, check_prompts
-from .latent import LatentPipeline
+from .latent import LatentPipeline, identity
 from .outputs import StableDiffusionPipelineOutput
 
 logger = get_logger(__name__)
@@ -149,10 +151,10 @@ class StableDiffusionFamily(LatentPipeline):
             return self._output(call, latents)
         return self._deliver(call, space.decode(latents))
 
-    def _deliver(self, call: Call, image: Tensor) -> Any:
-        """Check and convert pictures (batch, channels, height, width) in [-1, 1]."""
+    def _deliver(self, call: Call, image: Tensor, finish: Callable[[Any], Any] = identity) -> Any:
+        """Check and convert pictures (batch, channels, height, width) in [-1, 1]; `finish` edits the converted ones."""
         image, flags = self.run_safety_checker(image)
-        return self._output(call, self.image_processor.postprocess(image, call["output_type"]), flags)
+        return self._output(call, finish(self.image_processor.postprocess(image, call["output_type"])), flags)
 
     def _output(self, call: Call, images: Any, flags: list[bool] | None = None) -> Any:
         return StableDiffusionPipelineOutput(images, flags) if call["return_dict"] else (images, flags)
@@ -209,6 +211,102 @@ class StableDiffusionPipeline(StableDiffusionFamily):
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Draw pictures of what the prompts say."""
         return tasks.text_to_image(self, begin(self, locals()))
+
+
+class StableDiffusionImg2ImgPipeline(StableDiffusionFamily):
+    """Pictures from a prompt and a picture to start from.
+
+    Draw order: the latents of the picture, one draw per picture given or, with a list of generators or `seed`, per
+    result; the noise; then one draw per step, as the scheduler asks. Components as in `StableDiffusionPipeline`.
+    """
+
+    @documented
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        image: ImageInput | None = None,
+        strength: float = 0.8,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Sequence[Tensor] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        seed: int | Sequence[int] | None = None,
+        **deprecated: Any,
+    ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
+        """Change a picture into what the prompt says."""
+        return tasks.image_to_image(self, begin(self, locals()))
+
+
+class StableDiffusionInpaintPipeline(StableDiffusionFamily):
+    """Pictures of which a part is painted anew, with networks trained for it (9 channels) or any other (4 channels).
+
+    Draw order: the latents of the picture, unless the network sees them and strength is 1; the noise; the latents of
+    the picture without its masked part; then one draw per step, as the scheduler asks. Components as in
+    `StableDiffusionPipeline`.
+    """
+
+    _callback_tensor_inputs = (
+        "latents",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "mask",
+        "masked_image_latents",
+    )
+
+    @documented
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        image: ImageInput | None = None,
+        mask_image: ImageInput | None = None,
+        masked_image_latents: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        padding_mask_crop: int | None = None,
+        strength: float = 1.0,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Sequence[Tensor] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        seed: int | Sequence[int] | None = None,
+        paste_back: bool = True,
+        mask_feather: int = 0,
+        match_colour: bool = False,
+        **deprecated: Any,
+    ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
+        """Paint the white part of the mask as the prompt says and keep the rest."""
+        return inpaint(self, begin(self, locals()))
 
 
 def corrected(scheduler: Any) -> Any:

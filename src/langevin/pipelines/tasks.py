@@ -41,7 +41,7 @@ def text_to_image(pipe: Any, call: Call) -> Any:
 
 
 def image_to_image(pipe: Any, call: Call) -> Any:
-    """Start from a noised picture (Meng et al. 2022, SDEdit); with `denoising_start` from one that is noised already."""
+    """Start from a noised picture (Meng et al. 2022), or with `denoising_start` from one that is noised already."""
     picture = pipe._picture(call)
     space = pipe._space(call, picture)
     pipe._check_channels(space, {})

@@ -1,0 +1,188 @@
+"""Inpainting: paint the white part of a mask anew and keep the rest.
+
+Networks trained for it see the mask and the rest of the picture as further channels (Rombach et al. 2022, section 4.5).
+With any other network, the rest is put back after every step, noised to the level of the sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, InputError
+from ..core.images import decode
+from ..core.rng import normal
+from ..diffusion.known import blend
+from ..diffusion.table import Plan, Step
+from ..families.common import option
+from ..families.denoiser import Channels
+from ..families.latents import LatentSpace, default_size, spread_rows
+from .inputs import Call
+from .masks import crop_region, latent_mask, mask_tensor, masked_image, paste_back
+from .pictures import Picture
+from .regions import Box
+from .runs import running
+from .sampling import plan_of
+from .tasks import part_of, place_of, starting_noise, unchanged
+
+
+@dataclass
+class KeepOutside:
+    """A constraint: outside the mask, the sample after each step is the picture at the level of the sample.
+
+    Attributes:
+        tensor: the mask at the size of the latents, 1 where the picture is painted anew.
+        source, noise: the picture's latents and the noise that is added to them.
+        plan: says how much.
+    """
+
+    tensor: Tensor
+    source: Tensor
+    noise: Tensor
+    plan: Plan
+    name = "mask"
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        """Return the sample with the kept part put back."""
+        return blend(x, self.plan.settle(step, self.source, self.noise), 1.0 - self.tensor)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an inpainting call is given: the picture, the mask over it, and where on the whole picture both are.
+
+    Attributes:
+        picture: at the size that the run works at.
+        mask: (1 or rows, 1, height, width) of 0 and 1, white is painted anew.
+        box: the part (left, top, right, bottom) of the caller's picture that is worked on; None for all of it.
+    """
+
+    picture: Picture
+    mask: Tensor
+    box: Box | None
+
+
+def read_scene(pipe: Any, call: Call) -> Scene:
+    """Return the picture and the mask of a call.
+
+    Raises:
+        InputError: when there is no mask, or a crop was asked of anything but a single PIL picture.
+    """
+    if call["mask_image"] is None:
+        raise InputError("No `mask_image` was given; pass a mask, white where the picture is to be painted anew.")
+    if not call.get("paste_back", True) and (call.get("mask_feather") or call.get("match_colour")):
+        raise InputError("`mask_feather` and `match_colour` act when the kept part is pasted back; set paste_back.")
+    own = default_size(pipe.unet, pipe.vae)
+    size = (call.get("height") or own[0], call.get("width") or own[1])
+    box = None if call.get("padding_mask_crop") is None else crop_of(call, size)
+    picture = pipe._picture(call, box=box, size=size)
+    if box is None:
+        return Scene(picture, mask_tensor(call["mask_image"], *picture.size), None)
+    mask = call["mask_image"].crop(box)
+    return Scene(picture, mask_tensor(pipe.image_processor.resize(mask, *picture.size, "fill")), box)
+
+
+def crop_of(call: Call, size: tuple[int, int]) -> Box:
+    """Return the part (left, top, right, bottom) of the picture that `padding_mask_crop` asks to work on.
+
+    Raises:
+        InputError: for anything but one PIL picture and one PIL mask of its size, and PIL output.
+    """
+    image, mask = call["image"], call["mask_image"]
+    if not (hasattr(image, "getbands") and hasattr(mask, "getbands")):
+        raise InputError("`padding_mask_crop` takes one PIL picture and one PIL mask.")
+    if call["output_type"] != "pil":
+        raise InputError(f"`padding_mask_crop` gives PIL pictures, and output_type is {call['output_type']!r}.")
+    if image.size != mask.size:
+        raise InputError(f"The mask, {mask.size}, must be as large as the picture, {image.size}.")
+    return crop_region(mask, size[1], size[0], call["padding_mask_crop"])
+
+
+def inpaint(pipe: Any, call: Call) -> Any:
+    """Paint the masked part of a picture anew.
+
+    Draw order: the picture's latents, where the network does not see them or strength is below 1; the noise; the
+    latents of the picture without its masked part.
+    """
+    scene = read_scene(pipe, call)
+    picture, strength = scene.picture, call["strength"]
+    space = pipe._space(call, picture)
+    sees = option(pipe.unet, "in_channels", space.channels) != space.channels
+    pipe._check_channels(space, {"the mask": 1, "the masked picture": space.channels} if sees else {})
+    begun = call.get("denoising_start") is not None
+    if strength == 0 and not begun:
+        return unchanged(pipe, call, space, picture)
+    plan = part_of(plan_of(call), call)
+    with running(call) as run:
+        conditions = pipe._conditions(call, space)
+        place = place_of(conditions, call)
+        hole = spread_rows(latent_mask(scene.mask, *space.size).to(**place), call.images)
+        source = None
+        if not sees or strength < 1 or begun:
+            source = picture.latents(call, space, place)
+        noise = starting_noise(call, space, place)
+        x = plan.start(noise, source if strength < 1 else None)
+        x = source if begun else x
+        masked = masked_latents(call, space, scene, place, needed=sees)
+        channels: tuple[Channels, ...] = ()
+        after: tuple[KeepOutside, ...] = ()
+        if sees:
+            channels = (Channels("mask", hole), Channels("masked_image_latents", masked))
+        else:
+            after = (KeepOutside(hole, source, noise, plan),)
+        x = pipe._sample(run, space, plan, x, conditions, channels=channels, after=after)
+        return deliver(pipe, call, space, scene, x)
+
+
+def masked_latents(call: Call, space: LatentSpace, scene: Scene, place: dict[str, Any], *, needed: bool) -> Tensor:
+    """Return the latents of the picture without its masked part, one row per result.
+
+    Args:
+        needed: False when the network does not see them: then they are not computed, and the draw is made all the same.
+    """
+    given, picture = call.get("masked_image_latents"), scene.picture
+    if given is not None:
+        if given.shape[1:] != space.shape(1)[1:]:
+            raise InputError(f"`masked_image_latents` has shape {tuple(given.shape)}; it must be {space.shape(1)}.")
+        return spread_rows(given.to(**place), call.images)
+    if picture.latent:
+        if needed:
+            raise ConfigError("This network sees the masked picture, and latents cannot be masked; pass pixels.")
+        return torch.zeros(space.shape(call.images), **place)
+    if not needed:
+        rows = call.images if isinstance(call.rng, list) else len(picture.values)
+        return spread_rows(normal(space.shape(rows), generator=call.rng, **place), call.images)
+    pixels = masked_image(picture.values, scene.mask).to(**place)
+    return space.encode(pixels, call.images, rng=call.rng)
+
+
+def deliver(pipe: Any, call: Call, space: LatentSpace, scene: Scene, latents: Tensor) -> Any:
+    """Return the output of a finished run, with the kept part of the picture as it was."""
+    output_type, picture, keeps = call["output_type"], scene.picture, call.get("paste_back", True)
+    if output_type == "latent" or (picture.latent and scene.box is None):
+        return pipe._finish(call, space, latents)
+    options = {"feather": call.get("mask_feather", 0), "match_colour": call.get("match_colour", False)}
+
+    def finish(images: Any) -> Any:
+        if scene.box is None:
+            return paste_back(images, picture.unit, scene.mask, **options) if keeps else images
+        whole, mask = decode(call["image"]), call["mask_image"]
+        overlay = pipe.image_processor.apply_overlay
+        if not keeps:
+            return [overlay(mask, whole, image, scene.box) for image in images]
+        white = mask.convert("L").point(lambda value: 255)
+        laid = [overlay(white, whole, image, scene.box) for image in images]
+        return paste_back(laid, whole, inside(mask_tensor(mask), scene.box), **options)
+
+    return pipe._deliver(call, space.decode(latents), finish)
+
+
+def inside(mask: Tensor, box: Box) -> Tensor:
+    """Return the mask, black outside the box (left, top, right, bottom)."""
+    left, top, right, bottom = box
+    cut = torch.zeros_like(mask)
+    cut[..., top:bottom, left:right] = mask[..., top:bottom, left:right]
+    return cut
