@@ -38,6 +38,8 @@ Talk = Generator[Branches, Predictions, torch.Tensor]
 Guidance = Callable[[torch.Tensor, Step], Talk]
 
 POSITIVE, NEGATIVE = Branch("positive"), Branch("negative")
+PICTURE, NOTHING = Branch("picture"), Branch("nothing")
+"""The negative prompt with the picture that is edited, and without it."""
 
 
 def guided(guidance: Guidance, x: torch.Tensor, step: Step, predict: Callable[[Branches], Predictions]) -> torch.Tensor:
@@ -80,6 +82,28 @@ class CFG:
             return (yield from alone(x, step))
         negative, positive = yield (NEGATIVE, POSITIVE)
         prediction = negative + self.scale * (positive - negative)
+        return rescaled(prediction, positive, self.rescale) if self.rescale else prediction
+
+
+@dataclass(frozen=True)
+class DualCFG:
+    """Guidance by a prompt and by a picture: Brooks et al. 2023 (2211.09800), eq. 3.
+
+    nothing + picture_scale * (picture - nothing) + scale * (positive - picture)
+
+    Attributes:
+        scale: weight of the prompt.
+        picture_scale: weight of the picture.
+        rescale: share of the rescaled prediction, see `rescaled`.
+    """
+
+    scale: float = 7.5
+    picture_scale: float = 1.5
+    rescale: float = 0.0
+
+    def __call__(self, x: torch.Tensor, step: Step) -> Talk:
+        positive, picture, nothing = yield (POSITIVE, PICTURE, NOTHING)
+        prediction = nothing + self.scale * (positive - picture) + self.picture_scale * (picture - nothing)
         return rescaled(prediction, positive, self.rescale) if self.rescale else prediction
 
 
