@@ -270,3 +270,13 @@ def test_conversions_and_small_tools() -> None:
     assert VaeImageProcessor.convert_to_grayscale(picture()).mode == "L"
     assert VaeImageProcessor().resize(array, 8, 8).shape == (2, 8, 8, 3)
     assert VaeImageProcessor().get_default_height_width(picture()) == (48, 32)
+
+
+def test_arguments_that_the_peer_ignores_for_arrays_have_an_effect() -> None:
+    values = np.random.default_rng(0).random((40, 40, 3), dtype=np.float32)
+    box = (8, 8, 24, 32)
+    theirs, ours = (cls().preprocess(values, crops_coords=box) for cls in (PeerProcessor, VaeImageProcessor))
+    assert theirs.shape[-2:] == (40, 40) and ours.shape[-2:] == (24, 16)
+    assert PeerProcessor().preprocess(values, 16, 16, resize_mode="fill").shape[-2:] == (16, 16)
+    with pytest.raises(InputError, match="for PIL pictures"):
+        VaeImageProcessor().preprocess(values, 16, 16, resize_mode="fill")

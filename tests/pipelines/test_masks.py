@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import types
 
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
 from diffusers.image_processor import VaeImageProcessor as PeerProcessor
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,6 +68,7 @@ def forms() -> dict[str, object]:
         "pt hw1": values[..., None],
         "pt b1hw": values[None, None],
         "pt bhw1": values[None, ..., None],
+        "pt half b3hw": values.half().expand(1, 3, -1, -1),
         "pt b3hw": values.expand(1, 3, -1, -1),
         "pt bhw3": values[None, ..., None].expand(-1, -1, -1, 3),
     }
@@ -174,6 +177,22 @@ def test_latent_masks() -> None:
     image = torch.rand(1, 3, 64, 48) * 2 - 1
     hidden = masks.masked_image(image, mask)
     assert torch.equal(hidden, torch.where(mask > 0.5, 0.0, image))
+
+
+@pytest.mark.parity
+def test_latent_masks_and_masked_pictures_follow_the_peer(monkeypatch) -> None:
+    """The peer's preparation is run with an encoder that gives back what it is asked to encode."""
+    image = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for pipeline in (StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline):
+        stub = types.SimpleNamespace(vae_scale_factor=8, _encode_vae_image=lambda image, generator: image)
+        for one in (noise(64, 48), noise(61, 67), block(64, 48)):
+            mask = masks.mask_tensor(one, 64, 48)
+            hidden = masks.masked_image(image, mask)
+            theirs, encoded = pipeline.prepare_mask_latents(
+                stub, mask, hidden, 2, 64, 48, torch.float32, torch.device("cpu"), None, False
+            )
+            assert torch.equal(theirs, masks.latent_mask(mask, 8, 6).expand(2, -1, -1, -1))
+            assert torch.equal(encoded, hidden)
 
 
 @pytest.mark.parity

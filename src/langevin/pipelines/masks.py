@@ -11,7 +11,7 @@ from torch.nn import functional
 from ..core.errors import InputError, check_choice
 from ..core.images import ImageInput, decode, from_array, luminance, sort_out, to_grey, to_tensor
 from ..core.logging import get_logger
-from .image_processor import VaeImageProcessor
+from .image_processor import SLACK, VaeImageProcessor
 from .regions import FILLS, Box, crop_box, margin_index
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _grey(mask: Any, kind: str) -> torch.Tensor:
         mask = wide > 0 if wide.min() >= 0 and wide.max() <= 1 else mask
     values = to_grey(mask)
     low, high = values.min(), values.max()
-    if low < 0 or high > 1:
+    if low < -SLACK or high > 1 + SLACK:
         raise InputError(f"A mask holds values from {low:g} to {high:g}; floats lie in [0, 1]; or give uint8 or bool.")
     return values.float()
 
