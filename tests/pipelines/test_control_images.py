@@ -139,6 +139,10 @@ def test_edges_of_every_kind_and_their_thresholds() -> None:
     assert not np.asarray(canny(disc, 2000, 3000)).any()
     faint = disc.point(lambda v: v // 8)
     assert not np.asarray(canny(faint)).any() and np.asarray(canny(faint, 10, 20)).any()
+    with pytest.raises(InputError, match="permute"):
+        canny(torch.zeros(1, 48, 48, 3))
+    with pytest.raises(InputError, match="not 4"):
+        canny(torch.zeros(1, 4, 48, 48))
     with pytest.raises(InputError, match="low <= high"):
         canny(disc, 200, 100)
 

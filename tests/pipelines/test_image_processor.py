@@ -187,6 +187,8 @@ def test_tensors_of_latent_channels_are_latents_alone_and_in_lists() -> None:
     assert torch.equal(processor.preprocess([batch, batch]), torch.cat([batch, batch]))
     wide = torch.randn(1, 16, 5, 7)
     assert VaeImageProcessor(vae_latent_channels=16).preprocess(wide) is wide
+    small = torch.randn(1, 16, 4, 4)
+    assert VaeImageProcessor(vae_latent_channels=16).preprocess(small) is small
 
 
 def test_exif_orientation_is_applied_in_every_mode() -> None:

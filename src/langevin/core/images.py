@@ -177,8 +177,6 @@ def to_tensor(images: ImageInput, *, background: Colour = WHITE) -> torch.Tensor
         return unit(pixels)[None, None]
     pixels = unit(pixels if pixels.ndim == 4 else pixels[None])
     if kind == "pt":
-        if pixels.shape[-1] in (1, 3, 4) and pixels.shape[1] > 4:
-            raise InputError(f"A tensor has channels before height and width; got {tuple(pixels.shape)}, permute it.")
         return pixels
     if pixels.shape[-1] > 4:
         raise InputError(f"An array has its channels (1 to 4) as last axis; got {tuple(pixels.shape)}, move them.")
@@ -219,6 +217,12 @@ def check_finite(values: torch.Tensor, what: str = "The picture") -> None:
         raise NonFiniteError(f"{what} holds NaN or infinity.")
 
 
+def check_axes(pixels: torch.Tensor) -> None:
+    """Raise InputError for a picture tensor (batch, channels, height, width) whose channels seem to come last."""
+    if pixels.shape[-1] in (1, 3, 4) and pixels.shape[1] > 4:
+        raise InputError(f"A tensor has channels before height and width; got {tuple(pixels.shape)}, permute it.")
+
+
 def without_alpha(pixels: torch.Tensor, background: Colour = WHITE) -> torch.Tensor:
     """Return pixels (batch, 1 to 4 channels, height, width); alpha, the second or fourth, is laid over a colour.
 
@@ -242,9 +246,16 @@ def without_alpha(pixels: torch.Tensor, background: Colour = WHITE) -> torch.Ten
 
 
 def luminance(pixels: torch.Tensor) -> torch.Tensor:
-    """Return the grey, (batch, 1, height, width), of pixels with one or three channels."""
+    """Return the grey, (batch, 1, height, width), of pixels with one or three channels.
+
+    Raises:
+        InputError: for another number of channels.
+    """
+    check_axes(pixels)
     if pixels.shape[1] == 1:
         return pixels
+    if pixels.shape[1] != 3:
+        raise InputError(f"Grey is made of one or three channels, not {pixels.shape[1]}.")
     weights = torch.tensor(LUMINANCE, dtype=pixels.dtype, device=pixels.device)
     return (pixels * weights[:, None, None]).sum(1, keepdim=True)
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ..core.config import ConfigMixin, register_to_config
 from ..core.errors import InputError, check_choice
-from ..core.images import ImageInput, decode, from_array, sort_out, to_grey, to_images, to_tensor, upright
+from ..core.images import ImageInput, check_axes, decode, from_array, sort_out, to_grey, to_images, to_tensor, upright
 from ..core.logging import get_logger
 from .regions import Box, crop_box
 
@@ -130,6 +130,7 @@ class VaeImageProcessor(ConfigMixin):
     ) -> torch.Tensor:
         """Return arrays or tensors converted, cut and resized."""
         pixels = to_grey(image) if self.config.do_convert_grayscale else to_tensor(image)
+        check_axes(pixels)
         if self.config.do_convert_rgb and pixels.shape[1] == 1:
             pixels = pixels.expand(-1, 3, -1, -1)
         if box is not None:
