@@ -21,9 +21,8 @@ from langevin.picturebook.loop import Budget, Recipe, fit
 from langevin.picturebook.world import render, sample_scene
 
 
-def tiny_stage(folder) -> denoiser.DenoiserStage:
-    torch.manual_seed(0)
-    model = UNet2DConditionModel(
+def tiny_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16),
         layers_per_block=1,
@@ -33,6 +32,11 @@ def tiny_stage(folder) -> denoiser.DenoiserStage:
         cross_attention_dim=16,
         norm_num_groups=4,
     )
+
+
+def tiny_stage(folder) -> denoiser.DenoiserStage:
+    torch.manual_seed(0)
+    model = tiny_unet()
     latents, states = torch.randn(10, 4, 8, 8).half(), torch.randn(20, 5, 16).half()
     stage = denoiser.DenoiserStage(
         folder, latents, states, untold=torch.zeros(5, 16), shown=states[:2].float(), model=model
@@ -58,17 +62,22 @@ def stop_at(stage, step: int) -> None:
     stage.loss = stopping
 
 
-def test_a_stopped_run_resumes_bit_for_bit(tmp_path):
-    whole = tiny_stage(tmp_path / "whole")
+def resume(make, folder) -> None:
+    """Train once in one go and once with a stop in between, and compare the weights bit for bit."""
+    whole = make(folder / "whole")
     list(fit(whole, Budget(steps=4)))
-    first = tiny_stage(tmp_path / "parts")
+    first = make(folder / "parts")
     stop_at(first, 2)
     with pytest.raises(Stopped):
         list(fit(first, Budget(steps=4), save_every=-1))
-    second = tiny_stage(tmp_path / "parts")
+    second = make(folder / "parts")
     list(fit(second, Budget(steps=4)))
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path):
+    resume(tiny_stage, tmp_path)
 
 
 def test_a_finished_run_does_nothing_more(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,11 +91,13 @@ def signal_levels() -> Tensor:
     return (1 - betas).cumprod(0).float()
 
 
-def _cached(path: Path, shape: tuple[int, ...], rows: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the float16 array in `path`, computed block by block (rows of the first axis) if it is not there."""
+def cached(
+    path: Path, shape: tuple[int, ...], rows: int, compute: Callable[[Tensor], Tensor], *, dtype: Any = np.float16
+) -> Tensor:
+    """Return the array in `path`, computed block by block (rows of the first axis) if it is not there."""
     if not path.exists():
         with atomic_file(path) as partial:
-            array = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
+            array = np.lib.format.open_memmap(partial, "w+", dtype, shape)
             for start in progress_bar(range(0, shape[0], rows), desc=path.stem):
                 block = compute(torch.arange(start, min(start + rows, shape[0])))
                 array[start : start + len(block)] = block.numpy()
@@ -105,7 +108,7 @@ def _cached(path: Path, shape: tuple[int, ...], rows: int, compute: Callable[[Te
 def cache_latents(folder: Path, scenes: Scenes, vae: AutoencoderKL) -> Tensor:
     """Return the mean latents of all scenes, float16 of shape (scenes, 4, 16, 16), not yet scaled; kept in `folder`."""
     vae = vae.eval().to(memory_format=torch.channels_last)
-    return _cached(folder / "latents.npy", (len(scenes), 4, 16, 16), 100, lambda rows: encode(vae, scenes.images(rows)))
+    return cached(folder / "latents.npy", (len(scenes), 4, 16, 16), 100, lambda rows: encode(vae, scenes.images(rows)))
 
 
 def cache_states(folder: Path, ids: Tensor, text_encoder: nn.Module) -> Tensor:
@@ -113,7 +116,7 @@ def cache_states(folder: Path, ids: Tensor, text_encoder: nn.Module) -> Tensor:
     flat = ids.flatten(0, 1)
     text_encoder.eval()
     shape = (len(flat), flat.shape[1], WIDTH)
-    return _cached(folder / "states.npy", shape, 250, lambda rows: text_states(text_encoder, flat[rows]))
+    return cached(folder / "states.npy", shape, 250, lambda rows: text_states(text_encoder, flat[rows]))
 
 
 class DenoiserStage(Stage):
@@ -128,6 +131,8 @@ class DenoiserStage(Stage):
 
     name = "unet"
     recipe = Recipe(lr=7e-4, batch=64, warmup=200, average=0.999, betas=(0.9, 0.99))
+    left_out = UNTOLD
+    """Share of samples whose caption is left out."""
 
     def __init__(
         self,
@@ -138,7 +143,7 @@ class DenoiserStage(Stage):
         untold: Tensor,
         shown: Tensor,
         vae: AutoencoderKL | None = None,
-        model: UNet2DConditionModel | None = None,
+        model: Any = None,
     ) -> None:
         self.folder, self.latents, self.states = folder, latents, states
         self.untold, self.shown, self.vae = untold, shown, vae
@@ -156,17 +161,21 @@ class DenoiserStage(Stage):
             if weight.ndim > 1 and not name.startswith(("conv_in", "conv_out")):
                 yield weight
 
-    def predict(self, x: Tensor, t: Tensor, states: Tensor) -> Tensor:
-        """Return the UNet's v in float32."""
+    def predict(self, x: Tensor, t: Tensor, states: Tensor, *told: Tensor) -> Tensor:
+        """Return the UNet's v in float32; a subclass may be told more than text."""
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
             return self.model(x, t, states, return_dict=False)[0].float()
 
-    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw clean latents, timesteps spread evenly over their distribution, and text states with some left out."""
-        count = self.recipe.batch
-        rows = torch.randint(len(self.latents), (count,), generator=generator)
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw scenes; return their clean latents, timesteps, and what the model is told about them, see `told`."""
+        rows = torch.randint(len(self.latents), (self.recipe.batch,), generator=generator)
+        return self.told(rows, generator)
+
+    def told(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return clean latents, timesteps spread evenly over their distribution, and text states with some left out."""
+        count = len(rows)
         wording = torch.randint(self.wordings, (count,), generator=generator)
-        told = torch.rand(count, 1, 1, generator=generator) >= UNTOLD
+        told = torch.rand(count, 1, 1, generator=generator) >= self.left_out
         states = torch.where(told, self.states[rows * self.wordings + wording].float(), self.untold)
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         x0 = self.latents[rows].float() * self.scale
@@ -175,12 +184,12 @@ class DenoiserStage(Stage):
         return x0, (times * len(self.signal)).long(), states
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
-        x0, t, states = self.batch(generator)
+        x0, t, *told = self.batch(generator)
         eps = torch.randn(x0.shape, generator=generator)
         levels = torch.stack([self.signal[t], self.noise[t], self.weight[t]])
-        x0, t, states, eps, levels = (each.to(self.device) for each in (x0, t, states, eps, levels))
+        x0, t, eps, levels, *told = (each.to(self.device) for each in (x0, t, eps, levels, *told))
         signal, noise = levels[:2, :, None, None, None]
-        v = self.predict(signal * x0 + noise * eps, t, states)
+        v = self.predict(signal * x0 + noise * eps, t, *told)
         error = (v - (signal * eps - noise * x0)).square().mean(dim=(1, 2, 3))
         return {"loss": (levels[2] * error).mean(), "error": error.mean()}
 
@@ -189,16 +198,21 @@ class DenoiserStage(Stage):
         if self.vae is None:
             return
         made = self.vae.decode(self.sample(self.shown) / self.scale).sample
-        grid(to_images(made), rows=2, cols=6).resize((1152, 384), 0).save(self.folder / f"unet-{step}.png")
+        grid(to_images(made), rows=2, cols=6).resize((1152, 384), 0).save(self.folder / f"{self.name}-{step}.png")
 
-    def sample(self, states: Tensor, *, scale: float = 3.0, steps: int = 25, seed: int = 0) -> Tensor:
-        """Return scaled latents for text states, on the CPU, by DDIM with classifier-free guidance."""
+    def sample(self, states: Tensor, *told: Tensor, scale: float = 3.0, steps: int = 25, seed: int = 0) -> Tensor:
+        """Return scaled latents for text states, on the CPU, by DDIM with classifier-free guidance.
+
+        Args:
+            told: what `predict` takes beside the text, the same with and without it.
+        """
         scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, timestep_spacing="trailing")
         scheduler.set_timesteps(steps)
         x = torch.randn(len(states), 4, 16, 16, generator=torch.Generator().manual_seed(seed)).to(self.device)
         both = torch.cat([self.untold.expand_as(states), states]).to(self.device)
+        more = [torch.cat([each, each]).to(self.device) for each in told]
         for t in scheduler.timesteps:
-            without, with_text = self.predict(torch.cat([x, x]), t, both).chunk(2)
+            without, with_text = self.predict(torch.cat([x, x]), t, both, *more).chunk(2)
             x = scheduler.step(without + scale * (with_text - without), t, x).prev_sample
         return x.cpu()
 

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from ..core.files import atomic_file, atomic_folder
 from ..core.weights_io import write_safetensors
 from ..models.autoencoders.autoencoder_kl import AutoencoderKL
-from ..models.unets.unet_2d_condition import UNet2DConditionModel
+from ..models.controlnets.controlnet import ControlNetModel
 from ..pipelines.stable_diffusion import StableDiffusionPipeline
 from ..schedulers.log_snr import DPMSolverMultistepScheduler
 from . import denoiser, tokenizer
 from .clip import CHANNEL_MEAN, CHANNEL_SPREAD
+from .control import WIDTHS
 from .loop import load_average
 from .train import Training
 
@@ -41,19 +42,12 @@ def pipeline(training: Training) -> StableDiffusionPipeline:
         vae=vae.eval(),
         text_encoder=text_encoder(training.text_tower),
         tokenizer=training.words,
-        unet=trained_unet(training),
+        unet=training.trained_unet(),
         scheduler=DPMSolverMultistepScheduler(**denoiser.SCHEDULE, steps_offset=1, timestep_spacing="trailing"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-
-
-def trained_unet(training: Training) -> UNet2DConditionModel:
-    """Return the UNet with its averaged weights, without the caches that its training needs."""
-    model = denoiser.build()
-    load_average(model, training.folder / "unet.pt")
-    return model.eval()
 
 
 def image_processor() -> Any:
@@ -88,5 +82,19 @@ def export(training: Training, folder: Path) -> None:
             (partial / name / "tokenizer.json").unlink(missing_ok=True)
             for file in tokenizer.FILES:
                 shutil.copy(training.word_files / file, partial / name / file)
+    print(_measured(folder))
+
+
+def export_control(training: Training, folder: Path) -> None:
+    """Write the ControlNet into `folder`, in half precision."""
+    model = ControlNetModel.from_unet(training.unet, conditioning_embedding_out_channels=WIDTHS)
+    load_average(model, training.folder / "control.pt")
+    with atomic_folder(folder) as partial:
+        model.eval().half().save_pretrained(partial)
+    print(_measured(folder))
+
+
+def _measured(folder: Path) -> str:
+    """Return a folder's name and size as text."""
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{folder}: {size / 2**20:.1f} MiB")
+    return f"{folder}: {size / 2**20:.1f} MiB"

@@ -9,6 +9,11 @@ The stages, each of which goes on from its own checkpoint:
     unet         caches latents and text states, then trains the denoiser on them
     decoder      goes on with the decoder, the encoder locked
     export       writes a StableDiffusionPipeline folder
+
+Two more are run by name, when there is a denoiser:
+
+    control         trains a ControlNet on edges for it
+    export-control  writes that as a ControlNetModel folder
 """
 
 from __future__ import annotations
@@ -21,15 +26,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 
 from ..models.autoencoders.autoencoder_kl import AutoencoderKL
 from ..models.unets.unet_2d_condition import UNet2DConditionModel
-from . import autoencoder, clip, data, denoiser, tokenizer
+from . import autoencoder, clip, control, data, denoiser, edges, tokenizer
 from .loop import Budget, Stage, fit, load_average
 
-MINUTES = {"clip": 6.0, "text": 5.0, "autoencoder": 12.0, "unet": 90.0, "decoder": 10.0}
+STAGES = ("tokenizer", "clip", "text", "autoencoder", "unet", "decoder", "export")
+"""The stages that make a pipeline, in order."""
+
+EXTRAS = ("control", "export-control")
+"""Stages that add to a pipeline."""
+
+MINUTES = {"clip": 6.0, "text": 5.0, "autoencoder": 12.0, "unet": 90.0, "decoder": 10.0, "control": 45.0}
 """How long a stage trains unless --minutes says otherwise, on two cores."""
 
 STALE = {"clip": ("states.npy",), "text": ("states.npy",), "autoencoder": ("latents.npy",)}
@@ -47,7 +59,8 @@ class Settings:
         scenes: how many scenes the training set has.
         budget: how long the chosen stage trains in all.
         recipe: numbers of the recipe that differ from the stage's own.
-        start: a pipeline folder written by export; the unet stage goes on from its denoiser and uses its other parts.
+        start: a pipeline folder written by export; the unet stage goes on from its denoiser and uses its other parts,
+            the control stage steers its denoiser.
         device: where stages train.
     """
 
@@ -126,6 +139,19 @@ class Training:
             return CLIPTextModel.from_pretrained(self.settings.start / "text_encoder").float().eval()
         return self.finished(clip.TextStage(self.clip_stage)).tower  # type: ignore[attr-defined]
 
+    @cached_property
+    def unet(self) -> UNet2DConditionModel:
+        """The denoiser that training starts from or steers: that of the start's folder, or the one trained here."""
+        if self.settings.start:
+            return UNet2DConditionModel.from_pretrained(self.settings.start / "unet")
+        return self.trained_unet()
+
+    def trained_unet(self) -> UNet2DConditionModel:
+        """Return the denoiser trained here with its averaged weights, without the caches that its training needs."""
+        model = denoiser.build()
+        load_average(model, self.folder / "unet.pt")
+        return model.eval()
+
     def states(self, prompts: Sequence[str]) -> torch.Tensor:
         """Return the text states of prompts: (prompts, 32, 256)."""
         inputs = self.words(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
@@ -144,15 +170,28 @@ class Training:
             return clip.TextStage(self.clip_stage)
         latents = denoiser.cache_latents(self.folder / "data", scenes, self.vae)
         states = denoiser.cache_states(self.folder / "data", self.ids, self.text_tower)
-        start = self.settings.start
+        untold = self.states([""])[0]
+        if name == "control":
+            fresh = edges.tasks(12)
+            return control.ControlStage(
+                self.folder,
+                latents,
+                states,
+                control.cache_edges(self.folder / "data", scenes),
+                unet=self.unet,
+                untold=untold,
+                shown=self.states([task.caption for task in fresh]),
+                shown_outlines=torch.from_numpy(np.stack([task.outline for task in fresh])),
+                vae=self.vae,
+            )
         return denoiser.DenoiserStage(
             self.folder,
             latents,
             states,
-            untold=self.states([""])[0],
+            untold=untold,
             shown=self.states(denoiser.PROMPTS),
             vae=self.vae,
-            model=UNet2DConditionModel.from_pretrained(start / "unet") if start else None,
+            model=self.unet if self.settings.start else None,
         )
 
     def train(self, name: str, report: Callable[[str], None] = print) -> Stage:
@@ -169,24 +208,26 @@ class Training:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stages that the command line names."""
-    stages = ("tokenizer", "clip", "text", "autoencoder", "unet", "decoder", "export")
     parser = argparse.ArgumentParser(
         prog="python -m langevin.picturebook.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "--stage", choices=(*stages, "all"), default="all", help="which stage to run (default: all, in this order)"
+        "--stage",
+        choices=(*STAGES, *EXTRAS, "all"),
+        default="all",
+        help="which stage to run (default: all of a pipeline, in this order)",
     )
     parser.add_argument("--minutes", type=float, help="how long a stage trains in all, earlier runs included")
     parser.add_argument("--steps", type=int, help="how many steps a stage trains in all, instead of --minutes")
     parser.add_argument("--scenes", type=int, default=60_000, help="scenes of the training set (default: 60000)")
     parser.add_argument("--batch", type=int, help="samples of a step")
     parser.add_argument("--lr", type=float, help="learning rate")
-    parser.add_argument("--start", type=Path, help="pipeline folder whose denoiser the unet stage goes on from")
+    parser.add_argument("--start", type=Path, help="pipeline folder whose denoiser is trained on or steered")
     parser.add_argument("--device", default="cpu", help="where to train, for example cuda (default: cpu)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of a CPU")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=HOME, help=f"checkpoints and caches (default: {HOME})")
-    parser.add_argument("--output", type=Path, help="where export writes the pipeline (default: model/ in --folder)")
+    parser.add_argument("--output", type=Path, help="where an export writes (default: model/ or control/ in --folder)")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -202,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device=chosen.device,
         seed=chosen.seed,
     )
-    for name in stages if chosen.stage == "all" else (chosen.stage,):
+    for name in STAGES if chosen.stage == "all" else (chosen.stage,):
         training = Training(settings)
         if name == "tokenizer":
             tokenizer.write(chosen.folder / "tokenizer")
@@ -210,6 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from .export import export
 
             export(training, chosen.output or chosen.folder / "model")
+        elif name == "export-control":
+            from .export import export_control
+
+            export_control(training, chosen.output or chosen.folder / "control")
         else:
             training.train(name, lambda line: print(line, flush=True))
 
