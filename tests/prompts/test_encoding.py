@@ -9,6 +9,7 @@ import torch
 
 from langevin.core.errors import InputError
 from langevin.prompts.encoding import Encoding, aligned, encode, given
+from langevin.prompts.reader import Tower
 from langevin.prompts.syntax import SYNTAXES, parse, parse_all
 from langevin.prompts.weighting import scaled
 from tests.prompts.towers import states, tower
@@ -193,6 +194,23 @@ def test_half_precision_is_weighed_in_single(words, encoder) -> None:
     for text, syntax in (("(cat:1.3)", "a1111"), ("(cat:1.3)", "comfy"), ("(cat)1.3 b-", "compel")):
         got, exact = embed(low, text, syntax), embed(half, text, syntax)
         assert got.dtype == torch.float16 and same(got.float(), exact, 4e-3)
+
+
+def test_everything_stays_on_the_device_of_the_encoder(words) -> None:
+    def encode_ids(ids, mask):
+        return torch.empty(*ids.shape, 8, device="meta"), torch.empty(len(ids), 4, device="meta")
+
+    away = Tower(encode_ids, words)
+    for syntax, text in [
+        ("a1111", f"(a:1.2) [b|c] {'cat ' * 80} AND (dog:0.5)"),
+        ("comfy", "(a:1.2)"),
+        ("compel", "a+ b-"),
+        ("compel", '("a+ b-", "c").blend(1, 2)'),
+        ("compel", '("a+ b-", "c").and(1, 2)'),
+    ]:
+        encoding = encode([away], [parse_all([text, "dog"], syntax)], steps=2)
+        for condition in aligned(encoding, given(torch.empty(2, 231, 8, device="meta")))[0].at(1):
+            assert condition.hidden.shape == (2, 231, 8) and condition.hidden.device.type == "meta"
 
 
 def test_only_weighted_prompts_cost_more_calls(sd) -> None:

@@ -20,7 +20,7 @@ from .reader import Reader, Tower
 LONG_PROMPTS = ("chunk", "truncate")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Condition:
     """What the network is told about a batch.
 
@@ -35,7 +35,7 @@ class Condition:
     weights: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoding:
     """The conditions of a run.
 
@@ -47,7 +47,7 @@ class Encoding:
 
     states: tuple[tuple[Condition, ...], ...]
     index: tuple[int, ...] = (0,)
-    empty: Callable[[], Tensor] | None = field(default=None, repr=False, compare=False)
+    empty: Callable[[], Tensor] | None = field(default=None, repr=False)
 
     def at(self, step: int) -> tuple[Condition, ...]:
         """Return the conditions of a step, counted from 0; the last one named goes on."""
