@@ -93,6 +93,7 @@ def test_bad_control_images_are_named(image, options, message) -> None:
 
 def test_other_channels_and_values() -> None:
     assert control_tensor(torch.zeros(1, 6, 8, 8), 8, 8, 2, factor=8, channels=6).shape == (2, 6, 8, 8)
+    assert control_tensor(torch.zeros(1, 4, 16, 16), 8, 8, 1, factor=8, channels=4).shape == (1, 4, 8, 8)
     assert control_tensor(torch.zeros(1, 8, 8), 8, 8, 1, factor=8).shape == (1, 3, 8, 8)
     assert control_tensor(torch.zeros(1, 1, 8, 8).half(), 8, 8, 1, factor=8).dtype == torch.float32
     with pytest.raises(NonFiniteError):
