@@ -114,6 +114,26 @@ UNCLIP_DECODER: Options = {
     "cross_attention_dim": 1536,
     "class_embed_type": "identity",
 }
+X2_UPSCALER: Options = {
+    "sample_size": 128,
+    "in_channels": 8,
+    "out_channels": 5,
+    "block_out_channels": [384, 384, 768, 768],
+    "down_block_types": ["KDownBlock2D", *["KCrossAttnDownBlock2D"] * 3],
+    "mid_block_type": None,
+    "up_block_types": [*["KCrossAttnUpBlock2D"] * 3, "KUpBlock2D"],
+    "layers_per_block": 4,
+    "norm_num_groups": None,
+    "conv_in_kernel": 1,
+    "conv_out_kernel": 1,
+    "act_fn": "gelu",
+    "attention_head_dim": 64,
+    "cross_attention_dim": 768,
+    "resnet_time_scale_shift": "scale_shift",
+    "time_cond_proj_dim": 896,
+    "time_embedding_type": "fourier",
+    "timestep_post_act": "gelu",
+}
 
 CONDITIONAL: dict[str, Options] = {
     "default": {},
@@ -123,11 +143,17 @@ CONDITIONAL: dict[str, Options] = {
     "sd-2.1": SD21,
     "sd-2-depth": {**SD21_BASE, "in_channels": 5},
     "sd-2-inpainting": {**SD21_BASE, "in_channels": 9},
+    "sd-1.5-instruct-pix2pix": {**SD15, "in_channels": 8},
+    "sd-image-variations": SD15,
     "sd-x4-upscaler": X4_UPSCALER,
+    "sd-x2-latent-upscaler": X2_UPSCALER,
+    "sd-turbo": SD21_BASE,
     "stable-unclip-h": {**SD21, "class_embed_type": "projection", "projection_class_embeddings_input_dim": 2048},
     "stable-unclip-l": {**SD21, "class_embed_type": "projection", "projection_class_embeddings_input_dim": 1536},
     "sdxl-base": SDXL,
     "sdxl-inpainting": {**SDXL, "in_channels": 9},
+    "sdxl-instruct-pix2pix": {**SDXL, "in_channels": 8},
+    "sdxl-turbo": {**SDXL, "sample_size": 64},
     "sdxl-refiner": SDXL_REFINER,
     "lcm-sd-1.5": {**SD15, "time_cond_proj_dim": 256},
     "kandinsky-2.1": KANDINSKY21,
@@ -175,5 +201,39 @@ UNCONDITIONAL: dict[str, Options] = {
         "block_out_channels": [128, 128, 256, 256, 256, 256, 256],
         "down_block_types": [*["SkipDownBlock2D"] * 4, "AttnSkipDownBlock2D", *["SkipDownBlock2D"] * 2],
         "up_block_types": [*["SkipUpBlock2D"] * 2, "AttnSkipUpBlock2D", *["SkipUpBlock2D"] * 4],
+    },
+}
+
+
+def half(unet: Options, **more: Any) -> Options:
+    """Return the options of a UNet that its ControlNet shares."""
+    return {**{k: v for k, v in unet.items() if k not in ("sample_size", "up_block_types")}, **more}
+
+
+CONTROLNETS: dict[str, Options] = {
+    "default": {},
+    "sd-controlnet-canny": half(SD15),
+    "control-v11e-sd15-shuffle": half(SD15, global_pool_conditions=True),
+    "controlnet-sd21-canny": half(SD21),
+    "controlnet-canny-sdxl-1.0": half(SDXL),
+    "controlnet-canny-sdxl-1.0-mid": half(SDXL, transformer_layers_per_block=1),
+    "controlnet-canny-sdxl-1.0-small": half(
+        SDXL, down_block_types=["DownBlock2D"] * 3, mid_block_type="UNetMidBlock2D", transformer_layers_per_block=1
+    ),
+}
+T2I_ADAPTERS: dict[str, Options] = {
+    "default": {},
+    "t2iadapter-canny-sd14v1": {"in_channels": 1, "channels": [320, 640, 1280, 1280], "downscale_factor": 8},
+    "t2iadapter-seg-sd14v1": {"in_channels": 3, "channels": [320, 640, 1280, 1280], "downscale_factor": 8},
+    "t2iadapter-color-sd14v1": {
+        "channels": [320, 640, 1280],
+        "num_res_blocks": 4,
+        "downscale_factor": 8,
+        "adapter_type": "light_adapter",
+    },
+    "t2i-adapter-canny-sdxl-1.0": {
+        "channels": [320, 640, 1280, 1280],
+        "downscale_factor": 16,
+        "adapter_type": "full_adapter_xl",
     },
 }

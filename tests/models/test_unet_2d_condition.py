@@ -52,6 +52,25 @@ SDXL: dict[str, Any] = {
     "projection_class_embeddings_input_dim": 80,
 }
 SD2: dict[str, Any] = {**TINY, "attention_head_dim": (2, 4), "use_linear_projection": True, "upcast_attention": True}
+K_BLOCKS: dict[str, Any] = {
+    "in_channels": 8,
+    "out_channels": 5,
+    "block_out_channels": (32, 32, 64, 64),
+    "down_block_types": ("KDownBlock2D", *("KCrossAttnDownBlock2D",) * 3),
+    "mid_block_type": None,
+    "up_block_types": (*("KCrossAttnUpBlock2D",) * 3, "KUpBlock2D"),
+    "layers_per_block": 3,
+    "norm_num_groups": None,
+    "conv_in_kernel": 1,
+    "conv_out_kernel": 1,
+    "act_fn": "gelu",
+    "attention_head_dim": 8,
+    "cross_attention_dim": 48,
+    "resnet_time_scale_shift": "scale_shift",
+    "time_cond_proj_dim": 40,
+    "time_embedding_type": "fourier",
+    "timestep_post_act": "gelu",
+}
 DRAW = torch.Generator().manual_seed(7)
 
 
@@ -70,6 +89,11 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "x4-upscaler": (
         {**SD2, "in_channels": 7, "num_class_embeds": 50, "only_cross_attention": (True, False)},
         {**TEXT, "class_labels": torch.tensor([3, 20])},
+    ),
+    "latent-upscaler": (K_BLOCKS, {**WIDE_TEXT, "timestep": torch.tensor([0.3, -1.2]), "timestep_cond": noise(2, 40)}),
+    "latent-upscaler-upright": (
+        {**K_BLOCKS, "layers_per_block": 1, "upcast_attention": True},
+        {**WIDE_TEXT, "timestep": 0.25, "timestep_cond": noise(2, 40), "sample": noise(2, 8, 24, 16)},
     ),
     "stable-unclip": (
         {**SD2, "class_embed_type": "projection", "projection_class_embeddings_input_dim": 24},
@@ -182,7 +206,7 @@ def test_timestep_forms(timestep: Any, peer: type) -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("family", ["sd1", "if-II"])
+@pytest.mark.parametrize("family", ["sd1", "if-II", "latent-upscaler"])
 def test_gradients(family: str, checkpointing: bool, peer: type) -> None:
     config, given = FAMILIES[family]
     theirs, ours = pair(peer, UNet2DConditionModel, config)
@@ -309,7 +333,7 @@ def test_tuple_output() -> None:
     assert torch.equal(out[0], model(**given).sample)
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2", "token-attention", "kandinsky-2.2"])
+@pytest.mark.parametrize("family", ["sd1", "sd2", "token-attention", "kandinsky-2.2", "latent-upscaler"])
 def test_memory_format_stays(family: str) -> None:
     config, given = FAMILIES[family]
     model = UNet2DConditionModel(**config).eval()
@@ -327,7 +351,7 @@ def test_memory_format_stays(family: str) -> None:
     assert difference(expected, out) <= TOLERANCE
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl", "if-II", "kandinsky-2.2-hint"])
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "if-II", "kandinsky-2.2-hint", "latent-upscaler"])
 def test_compiles_as_one_graph(family: str) -> None:
     config, given = FAMILIES[family]
     model = UNet2DConditionModel(**config).eval()
@@ -338,7 +362,7 @@ def test_compiles_as_one_graph(family: str) -> None:
         assert torch.allclose(compiled(**given).sample, model(**given).sample, atol=1e-6)
         counters = torch._dynamo.utils.counters
         before = counters["stats"]["unique_graphs"]
-        compiled(**{**given, "timestep": torch.tensor([30, 30]), "sample": given["sample"] + 1})
+        compiled(**{**given, "timestep": torch.full_like(given["timestep"], 30), "sample": given["sample"] + 1})
         assert counters["stats"]["unique_graphs"] == before
 
 
@@ -391,6 +415,7 @@ def test_prompt_length_and_time_as_number_recompile_once() -> None:
         ({"act_fn": "sillu"}, "'silu'"),
         ({"num_attention_heads": 8}, "attention_head_dim"),
         ({"cross_attention_nrom": "group_norm"}, "'cross_attention_norm'"),
+        ({"up_block_types": ("KUpBlock2D", "CrossAttnUpBlock2D")}, r"blocks named K\.\.\."),
     ],
 )
 def test_wrong_options(options: dict[str, Any], words: str) -> None:
@@ -414,6 +439,25 @@ def test_wrong_inputs() -> None:
     for wrong, words in cases:
         with pytest.raises(InputError, match=words):
             model(**{**given, **wrong})
+
+
+def test_sizes_of_the_latent_upscaler() -> None:
+    model = UNet2DConditionModel(**K_BLOCKS).eval()
+    given = inputs(*FAMILIES["latent-upscaler"])
+    for height, width in ((20, 16), (8, 16)):
+        with pytest.raises(InputError, match=f"sample is {height}x{width}; this model needs multiples of 8, at least"):
+            model(**{**given, "sample": noise(2, 8, height, width)})
+    with pytest.raises(InputError, match="encoder_hidden_states is None"):
+        model(**{**given, "encoder_hidden_states": None})
+
+
+def test_adapter_maps_reach_the_latent_upscaler() -> None:
+    model = UNet2DConditionModel(**K_BLOCKS).eval()
+    given = inputs(*FAMILIES["latent-upscaler"])
+    maps = [noise(2, c, s, s) for c, s in ((32, 16), (32, 8), (64, 4), (64, 2))]
+    with torch.no_grad():
+        led = model(**given, down_intrablock_additional_residuals=maps).sample
+        assert difference(model(**given).sample, led) > 1e-3
 
 
 def test_unread_processor_keywords_are_refused() -> None:

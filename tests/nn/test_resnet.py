@@ -7,6 +7,7 @@ import torch
 
 from langevin.core.errors import ConfigError, InputError
 from langevin.nn.activation import activation
+from langevin.nn.norm import AdaGroupNorm
 from langevin.nn.resnet import Downsample, FirResample, ResnetBlock, Upsample
 
 OPTIONS = {
@@ -85,6 +86,28 @@ def test_the_filter_keeps_a_constant_inside() -> None:
     x = torch.full((1, 2, 8, 8), 3.0)
     for up in (True, False):
         assert torch.allclose(FirResample(up=up)(x)[..., 1:-1, 1:-1], torch.tensor(3.0))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("up", [False, True])
+def test_the_reflecting_filter_agrees_with_the_peer(up: bool) -> None:
+    resample = pytest.importorskip("diffusers.models." + ("upsampling" if up else "downsampling"))
+    theirs = resample.KUpsample2D() if up else resample.KDownsample2D()
+    x = torch.randn(2, 5, 6, 8, generator=torch.Generator().manual_seed(3))
+    ours = FirResample(up=up, reflect=True)
+    assert torch.allclose(theirs(x), ours(x), atol=1e-6)
+    assert torch.allclose(ours(torch.full((1, 2, 6, 6), 3.0)), torch.tensor(3.0))
+
+
+def test_the_adaptive_norm_starts_from_the_plain_one() -> None:
+    norm = AdaGroupNorm(8, 16, 4)
+    x, embedding = torch.randn(2, 16, 5, 5), torch.randn(2, 8)
+    plain = torch.nn.functional.group_norm(x, 4)
+    with torch.no_grad():
+        assert not torch.allclose(norm(x, embedding), plain, atol=1e-3)
+        norm.linear.weight.zero_()
+        norm.linear.bias.zero_()
+        assert torch.equal(norm(x, embedding), plain)
 
 
 def test_the_filter_has_its_values_on_the_meta_device() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError, InputError, check_choice
 from .activation import activation
-from .norm import scale_shift
+from .norm import AdaGroupNorm, scale_shift
 
 FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
 
@@ -92,13 +92,16 @@ class Downsample(nn.Module):
 
 
 class FirResample(nn.Module):
-    """Double or halve height and width through the separable filter 1-3-3-1 (Karras et al. 2019; Zhang 2019)."""
+    """Double or halve height and width through the separable filter 1-3-3-1 (Karras et al. 2019; Zhang 2019).
+
+    Beyond the border there are zeros, or with `reflect` the mirrored picture.
+    """
 
     kernel: Tensor
 
-    def __init__(self, *, up: bool) -> None:
+    def __init__(self, *, up: bool, reflect: bool = False) -> None:
         super().__init__()
-        self.up = up
+        self.up, self.reflect = up, reflect
         # Placed on the CPU by name, so that building a model on the meta device leaves the values in place.
         taps = torch.tensor(FIR_TAPS, device="cpu")
         kernel = torch.outer(taps, taps) / taps.sum().square()
@@ -108,7 +111,10 @@ class FirResample(nn.Module):
         channels = x.shape[1]
         weight = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
         resample = F.conv_transpose2d if self.up else F.conv2d
-        return resample(x, weight, stride=2, padding=1, groups=channels)
+        if not self.reflect:
+            return resample(x, weight, stride=2, padding=1, groups=channels)
+        x = F.pad(x, (1, 1, 1, 1), mode="reflect")
+        return resample(x, weight, stride=2, padding=3 if self.up else 0, groups=channels)
 
 
 class ResnetBlock(nn.Module):
@@ -195,6 +201,44 @@ class ResnetBlock(nn.Module):
         if self.time_embedding_norm == "scale_shift":
             return scale_shift(self.norm2(hidden), projected)
         return self.norm2(hidden + projected)
+
+
+class AdaResnetBlock(nn.Module):
+    """Two 3x3 convolutions around a residual path, each after a norm that the time embedding steers (Crowson 2022).
+
+    forward: x (B, in_channels, H, W) and time_embedding (B, time_channels) to (B, last_channels, H, W).
+    `last_channels`, by default `out_channels`, is the width after the second convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        time_channels: int,
+        last_channels: int | None = None,
+        groups: int = 32,
+        groups_out: int | None = None,
+        eps: float = 1e-5,
+        dropout: float = 0.0,
+        act: str = "silu",
+    ) -> None:
+        super().__init__()
+        last_channels = last_channels or out_channels
+        self.norm1 = AdaGroupNorm(time_channels, in_channels, groups, eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = AdaGroupNorm(time_channels, out_channels, groups_out or groups, eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, last_channels, 3, padding=1)
+        self.nonlinearity = activation(act)
+        reshaped = in_channels != last_channels
+        self.conv_shortcut = nn.Conv2d(in_channels, last_channels, 1, bias=False) if reshaped else None
+
+    def forward(self, x: Tensor, time_embedding: Tensor) -> Tensor:
+        hidden = self.conv1(self.nonlinearity(self.norm1(x, time_embedding)))
+        hidden = self.dropout(self.nonlinearity(self.norm2(hidden, time_embedding)))
+        straight = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return straight + self.conv2(hidden)
 
 
 def check_channels(layer: nn.Module, x: Tensor) -> None:

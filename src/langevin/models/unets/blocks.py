@@ -23,20 +23,22 @@ from ...nn.transformer import Transformer2D
 class Kind:
     """What a published block name stands for.
 
-    attention: None, "tokens" (self-attention over positions), "transformer" (`Transformer2D` with cross-attention) or
-    "added" (attention to positions and context at once). resample: "conv", "resnet" (a residual block that resamples)
-    or "option" (the model's `downsample_type` or `upsample_type` decides). skip: carries a picture beside the
-    features (Song et al. 2021, NCSN++).
+    attention: None, "tokens" (self-attention over positions), "transformer" (`Transformer2D` with cross-attention),
+    "added" (attention to positions and context at once) or "adaptive" (cross-attention normalised by time).
+    resample: "conv", "resnet" (a residual block that resamples) or "option" (the model's `downsample_type` or
+    `upsample_type` decides). skip: carries a picture beside the features (Song et al. 2021, NCSN++). adaptive: norms
+    are steered by time (`k_blocks`).
     """
 
     attention: str | None = None
     resample: str = "conv"
     skip: bool = False
+    adaptive: bool = False
 
     @property
     def reads_context(self) -> bool:
         """Whether blocks of this kind need an encoder's output."""
-        return self.attention in ("transformer", "added")
+        return self.attention in ("transformer", "added", "adaptive")
 
     def resampling(self, option: str | None) -> str:
         """Return how the resolution changes, given the model's own choice."""
@@ -51,6 +53,8 @@ DOWN_KINDS: dict[str, Kind] = {
     "SimpleCrossAttnDownBlock2D": Kind("added", "resnet"),
     "SkipDownBlock2D": Kind(None, "resnet", skip=True),
     "AttnSkipDownBlock2D": Kind("tokens", "resnet", skip=True),
+    "KDownBlock2D": Kind(adaptive=True),
+    "KCrossAttnDownBlock2D": Kind("adaptive", adaptive=True),
 }
 UP_KINDS = {name.replace("Down", "Up"): kind for name, kind in DOWN_KINDS.items()}
 """The mirror images, named alike: "UpBlock2D", "CrossAttnUpBlock2D", "ResnetUpsampleBlock2D", ..."""
@@ -116,6 +120,13 @@ class Level:
     context_channels: int | None = None
     transformer_layers: Sequence[int] = ()
     only_cross_attention: bool = False
+    deepest: bool = False
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the block's norms are steered by time."""
+        kind = DOWN_KINDS.get(self.name) or UP_KINDS.get(self.name)
+        return kind is not None and kind.adaptive
 
     def attention(self, kind: str | None, layer: int, common: Common, *, scale: float = 1.0) -> nn.Module | None:
         """Build the attention that follows residual block `layer`; `scale` divides the output of kind "tokens"."""
@@ -186,8 +197,8 @@ class Block(nn.Module):
     attention: str | None = None
 
     @property
-    def has_cross_attention(self) -> bool:
-        """Whether the block reads the context."""
+    def adds_inside(self) -> bool:
+        """Whether a map of an adapter is added before the block changes the resolution."""
         return self.attention in ("transformer", "added")
 
     def resnet(self, layer: int, x: Tensor, given: Conditions) -> Tensor:

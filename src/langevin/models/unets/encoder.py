@@ -13,6 +13,7 @@ from ...nn.attention import Attention
 from ...nn.embedding import HINT_CHANNELS, batch_timesteps
 from .blocks import Common, Conditions, DownBlock, MidBlock
 from .conditioning import ConditioningMixin
+from .k_blocks import KDownBlock
 from .layout import Layout, lay_out
 
 HIDDEN = -10000.0
@@ -38,7 +39,10 @@ class EncoderMixin(ConditioningMixin):
         self.conv_in = nn.Conv2d(options.in_channels, options.block_out_channels[0], kernel, padding=(kernel - 1) // 2)
         common = self._common(self.build_conditioning())
         layout = self._layout()
-        self.down_blocks = nn.ModuleList(DownBlock(level, common) for level in layout.down)
+        self.down_blocks = nn.ModuleList(
+            (KDownBlock if level.adaptive else DownBlock)(level, common) for level in layout.down
+        )
+        self.size_multiple = 2 ** sum(level.adaptive and level.resample for level in layout.down)
         self.mid_block = None if layout.mid is None else MidBlock(layout.mid, common, attention=layout.mid.layers > 0)
         return layout, common
 
@@ -134,7 +138,7 @@ class EncoderMixin(ConditioningMixin):
         context = self.process_encoder_hidden_states(encoder_hidden_states, added)
         width = self.config.cross_attention_dim
         if context is None:
-            if any(block.attention == "transformer" for block in self._reading_blocks()):
+            if any(block.attention in ("transformer", "adaptive") for block in self._reading_blocks()):
                 raise InputError("encoder_hidden_states is None, but this model has cross-attention")
         elif isinstance(width, int):
             self.check_width(context, width, "cross_attention_dim")
@@ -169,6 +173,12 @@ class EncoderMixin(ConditioningMixin):
                 f"sample has shape {tuple(sample.shape)}, but this model's in_channels asks for "
                 f"(batch, {channels}, height, width)"
             )
+        multiple, (height, width) = self.size_multiple, sample.shape[-2:]
+        if multiple > 1 and (height % multiple or width % multiple or min(height, width) < 2 * multiple):
+            raise InputError(
+                f"sample is {height}x{width}; this model needs multiples of {multiple}, at least {2 * multiple}: "
+                "pad the sample, and cut the result"
+            )
 
     def go_down(
         self, x: Tensor, given: Conditions, adapter: tuple[Tensor, ...] | None = None
@@ -180,8 +190,8 @@ class EncoderMixin(ConditioningMixin):
         kept: tuple[Tensor, ...] = (x,)
         for i, block in enumerate(self.down_blocks):
             extra = adapter[i] if adapter is not None and i < len(adapter) else None
-            x, more = block(x, given, extra if block.has_cross_attention else None)
-            if extra is not None and not block.has_cross_attention:
+            x, more = block(x, given, extra if block.adds_inside else None)
+            if extra is not None and not block.adds_inside:
                 x = x + extra
                 more = (*more[:-1], x)
             kept += more

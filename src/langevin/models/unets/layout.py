@@ -107,6 +107,7 @@ def lay_out(
             "context_channels": context[i],
             "transformer_layers": depths(depth, layers_here),
             "only_cross_attention": bool(only_cross[i]),
+            "deepest": i == count - 1,
         }
         return Level(**{**given, **more})
 
@@ -120,6 +121,8 @@ def lay_out(
         skip = widths[max(i - 1, 0)]
         above = widths[min(i + 1, count - 1)]
         up.append(level(i, name, above, layers[i] + 1, up_depths[j], resample=i > 0, channels_skip=skip))
+    if len({level.adaptive for level in (*down, *up)}) > 1:
+        raise ConfigError("blocks named K... go only with blocks named K..., on the way down and up")
     mid = None
     if mid_block_type is not None:
         name = block_name("mid_block_type", mid_block_type, MID_KINDS, usable)

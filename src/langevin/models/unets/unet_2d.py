@@ -123,7 +123,9 @@ class UNet2DModel(ModelMixin):
             "down_block_types", "mid_block_type", "up_block_types", "block_out_channels", "layers_per_block",
             "attention_head_dim",
         )  # fmt: skip
-        layout = lay_out(usable=lambda kind: not kind.reads_context, **{name: config[name] for name in names})
+        layout = lay_out(
+            usable=lambda kind: not (kind.reads_context or kind.adaptive), **{name: config[name] for name in names}
+        )
         common = Common(
             time_channels=time_channels,
             groups=config.norm_num_groups,

@@ -14,6 +14,7 @@ from ...nn.activation import activation
 from ..base import ModelMixin
 from .blocks import Conditions, UpBlock
 from .encoder import EncoderMixin
+from .k_blocks import KUpBlock
 
 
 @dataclass
@@ -96,7 +97,7 @@ class UNet2DConditionModel(EncoderMixin, ModelMixin):
         self._check_config()
         first = block_out_channels[0]
         layout, common = self.build_encoder()
-        self.up_blocks = nn.ModuleList(UpBlock(level, common) for level in layout.up)
+        self.up_blocks = nn.ModuleList((KUpBlock if level.adaptive else UpBlock)(level, common) for level in layout.up)
         self.num_upsamplers = sum(level.resample for level in layout.up)
         self.conv_norm_out = self.conv_act = None
         if norm_num_groups is not None:
