@@ -77,9 +77,17 @@ PIPELINES = (
     Row("DDPMPipeline", "pipelines.unconditional", "unconditional", "generation"),
     Row("DiffusionPipeline", "pipelines.base"),
     Row("PNDMPipeline", "pipelines.unconditional", "unconditional", "generation"),
+    Row("StableDiffusionControlNetImg2ImgPipeline", "pipelines.controlnet", "stable_diffusion", "controlnet-image"),
+    Row("StableDiffusionControlNetInpaintPipeline", "pipelines.controlnet", "stable_diffusion", "controlnet-inpainting"),
+    Row("StableDiffusionControlNetPipeline", "pipelines.controlnet", "stable_diffusion", "controlnet-text-to-image"),
+    Row("StableDiffusionDepth2ImgPipeline", "pipelines.stable_diffusion_edit", "stable_diffusion", "depth-to-image"),
+    Row("StableDiffusionImageVariationPipeline", "pipelines.stable_diffusion_edit", "stable_diffusion", "variation"),
     Row("StableDiffusionImg2ImgPipeline", "pipelines.stable_diffusion", "stable_diffusion", "image-to-image"),
     Row("StableDiffusionInpaintPipeline", "pipelines.stable_diffusion", "stable_diffusion", "inpainting"),
+    Row("StableDiffusionInstructPix2PixPipeline", "pipelines.stable_diffusion_edit", "stable_diffusion", "instruction"),
+    Row("StableDiffusionLatentUpscalePipeline", "pipelines.stable_diffusion_upscale", "stable_diffusion", "upscaling"),
     Row("StableDiffusionPipeline", "pipelines.stable_diffusion", "stable_diffusion", "text-to-image"),
+    Row("StableDiffusionUpscalePipeline", "pipelines.stable_diffusion_upscale", "stable_diffusion", "upscaling"),
 )
 PIPELINE_PARTS = (
     Row("ImagePipelineOutput", "pipelines.outputs"),

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-
 import torch
 
 WIDTH = 32
@@ -108,6 +107,46 @@ def feature_extractor():
     return CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
 
+def image_encoder():
+    """Build a random image encoder whose embedding is as wide as the text."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(6)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = CLIPVisionConfig(**shape, image_size=32, patch_size=8, projection_dim=WIDTH)
+    return CLIPVisionModelWithProjection(config).eval()
+
+
+def depth_estimator():
+    """Build a random depth estimator and its picture processor."""
+    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+    torch.manual_seed(7)
+    config = DPTConfig(
+        image_size=32,
+        patch_size=16,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=20,
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+        backbone_out_indices=[0, 1, 2, 3],
+        is_hybrid=False,
+    )
+    reader = DPTImageProcessor(size={"height": 32, "width": 32}, ensure_multiple_of=1)
+    return DPTForDepthEstimation(config).eval(), reader
+
+
+def both(name: str, **options):
+    """Return a scheduler of the peer and the same of this library."""
+    import diffusers
+
+    import langevin
+
+    return scheduler(diffusers, name, **options), scheduler(langevin, name, **options)
+
+
 def networks(library) -> dict:
     """Build a random UNet and autoencoder of a library."""
     torch.manual_seed(0)
@@ -117,14 +156,23 @@ def networks(library) -> dict:
 
 
 def unets(**options):
-    """Return random UNets with the same weights, the peer's and this library's, with options that differ from `UNET`."""
+    """Return random UNets with the same weights, the peer's and ours, with options that differ from `UNET`."""
+    return same_weights("UNet2DConditionModel", {**UNET, **options})
+
+
+def vaes(**options):
+    """Return random autoencoders with the same weights, with options that differ from `VAE`."""
+    return same_weights("AutoencoderKL", {**VAE, **options})
+
+
+def same_weights(name: str, config: dict):
+    """Return a random network of the peer and the same of this library."""
     import diffusers
 
     import langevin
 
     torch.manual_seed(5)
-    theirs = diffusers.UNet2DConditionModel(**{**UNET, **options}).eval()
-    ours = langevin.UNet2DConditionModel(**{**UNET, **options}).eval()
+    theirs, ours = (getattr(library, name)(**config).eval() for library in (diffusers, langevin))
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,6 +37,19 @@ class ModelCall:
 
 Attachment = Callable[[ModelCall, Step, Branches], None]
 """Edits a call of the network before it is made: adds channels, adds residuals to those that are there."""
+
+
+@runtime_checkable
+class Shown(Protocol):
+    """What callbacks may see of an attachment, and replace.
+
+    Attributes:
+        name: under which they know it.
+        tensor: one row per picture, or a list of such tensors.
+    """
+
+    name: str
+    tensor: Any
 
 
 @dataclass
@@ -105,12 +118,21 @@ class Denoiser:
         dtype = dtype_of(self.unet, x.dtype)
         cond = Conditioning.cat([self.condition(branch, step) for branch in branches]).to(dtype=dtype)
         shared = {name: torch.cat([rows] * len(branches)) for name, rows in self.shared.items()}
-        call = ModelCall(samples.to(dtype), timestep_on(step.timestep, x.device), cond, {**self.options, **shared})
+        told = timestep_on(self.told(step), x.device)
+        call = ModelCall(samples.to(dtype), told, cond, {**self.options, **shared})
         for attach in self.attach:
             attach(call, step, branches)
         with branches[0].patch() if branches[0].patch else nullcontext():
             output = self.unet(call.sample, call.timestep, **call.cond.keywords(), **call.options)
-        return sample_of(output).to(x.dtype).chunk(len(branches))
+        return self.read(sample_of(output).to(x.dtype), x, step).chunk(len(branches))
+
+    def told(self, step: Step) -> int | float:
+        """Return what the network is told of the time."""
+        return step.timestep
+
+    def read(self, output: Tensor, x: Tensor, step: Step) -> Tensor:
+        """Return the predictions of all branches for the sample `x`, from the network's output."""
+        return output
 
     def condition(self, branch: Branch, step: Step) -> Conditioning:
         """Return a branch's conditioning at a step.
@@ -139,9 +161,9 @@ class Denoiser:
             rows = [getattr(cond, part) for cond in (negative, positive) if cond is not None]
             seen[name] = torch.cat(rows) if rows[0] is not None else None
             seen[negative_name(name)] = None if negative is None else rows[0]
-        return seen | {edit.name: edit.tensor for edit in self.attach if isinstance(edit, Channels)}
+        return seen | {edit.name: edit.tensor for edit in self.attach if isinstance(edit, Shown)}
 
-    def replace(self, **returned: Tensor | None) -> None:
+    def replace(self, **returned: Any) -> None:
         """Go on with tensors that a callback returned, under the names of `tensors`.
 
         Args:
@@ -151,8 +173,8 @@ class Denoiser:
             InputError: for another number of rows.
         """
         for edit in self.attach:
-            if isinstance(edit, Channels) and returned.get(edit.name) is not None:
-                edit.tensor = returned[edit.name]  # type: ignore[assignment]
+            if isinstance(edit, Shown) and returned.get(edit.name) is not None:
+                edit.tensor = returned[edit.name]
         positive, _ = self._pair()
         for name, part in positive.offered.items():
             rows, given = len(getattr(positive, part)), returned.get(name)
@@ -186,13 +208,10 @@ def negative_name(name: str) -> str:
     return {"add_text_embeds": "negative_pooled_prompt_embeds"}.get(name, f"negative_{name}")
 
 
-def guidance_embedding(unet: Any, scale: float, images: int, *, device: torch.device | str) -> Tensor | None:
-    """Return the embedded guidance scale (images, width) for a network distilled to take it, else None.
+def guidance_embedding(unet: Any, scale: float, images: int, *, device: torch.device | str) -> Tensor:
+    """Return the embedded guidance scale (images, width) for a network distilled to take it.
 
     Source: Meng et al. 2023; the embedding is that of a timestep 1000 (scale - 1).
     """
-    width = option(unet, "time_cond_proj_dim")
-    if width is None:
-        return None
     scales = torch.full((images,), scale - 1.0, device=device)
-    return sinusoidal(scales, width, scale=1000.0).to(dtype_of(unet, torch.float32))
+    return sinusoidal(scales, option(unet, "time_cond_proj_dim"), scale=1000.0).to(dtype_of(unet, torch.float32))

@@ -44,6 +44,7 @@ class LatentSpace:
         height, width: of the picture in pixels, multiples of `scale_factor`.
         visible: height and width of the picture without the margin that makes its size fit, at the top left; None for
             all of it.
+        scaling: scale of the latents in place of the autoencoder's own.
         upcast: encode and decode in float32 when the weights are float16, for autoencoders that overflow there.
     """
 
@@ -52,6 +53,7 @@ class LatentSpace:
     height: int
     width: int
     visible: tuple[int, int] | None = None
+    scaling: float | None = None
     upcast: bool = False
 
     @property
@@ -109,14 +111,12 @@ class LatentSpace:
 
     def scale(self, latents: Tensor) -> Tensor:
         """Return an autoencoder's latents as the network sees them, with about unit variance."""
-        factor = option(self.vae, "scaling_factor", 0.18215)
-        mean, std = self._statistics(latents)
+        factor, mean, std = self._statistics(latents)
         return latents * factor if mean is None else (latents - mean) * factor / std
 
     def unscale(self, latents: Tensor) -> Tensor:
         """Return latents as the autoencoder decodes them: the inverse of `scale`."""
-        factor = option(self.vae, "scaling_factor", 0.18215)
-        mean, std = self._statistics(latents)
+        factor, mean, std = self._statistics(latents)
         return latents / factor if mean is None else latents * std / factor + mean
 
     def _autoencoder(self) -> Any:
@@ -125,13 +125,14 @@ class LatentSpace:
             return self.vae
         return copy.deepcopy(self.vae).float()
 
-    def _statistics(self, latents: Tensor) -> tuple[Any, Any]:
-        """Return the mean and deviation per channel that the autoencoder's configuration may name, else None."""
+    def _statistics(self, latents: Tensor) -> tuple[float, Any, Any]:
+        """Return the scale, and the mean and deviation per channel that the configuration may name, else None."""
+        factor = option(self.vae, "scaling_factor", 0.18215) if self.scaling is None else self.scaling
         found = (option(self.vae, "latents_mean"), option(self.vae, "latents_std"))
         if None in found:
-            return None, None
+            return factor, None, None
         mean, std = (torch.tensor(v, dtype=latents.dtype, device=latents.device).view(1, -1, 1, 1) for v in found)
-        return mean, std
+        return factor, mean, std
 
     def _check(self, result: Tensor) -> None:
         if not torch.isfinite(result).all():

@@ -90,7 +90,7 @@ class ForeignPlan:
 
     def _noised(self, index: int, source: Tensor, noise: Tensor) -> Tensor:
         if not callable(getattr(self.scheduler, "add_noise", None)):
-            raise ConfigError(f"{type(self.scheduler).__name__} has no `add_noise`, which a start from a picture needs.")
+            raise ConfigError(f"{type(self.scheduler).__name__} has no `add_noise`; a start from a picture needs it.")
         return self.scheduler.add_noise(source, noise, self.scheduler.timesteps[index : index + 1])
 
     def begin(self, noise: Noise | None = None) -> ForeignRun:

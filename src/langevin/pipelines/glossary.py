@@ -13,6 +13,7 @@ Call_ = TypeVar("Call_", bound=Callable[..., Any])
 
 GLOSSARY: dict[str, str] = {
     "batch_size": "Number of pictures to make.",
+    "callback": "Deprecated: function `(step, timestep, latents)`, called every `callback_steps` steps.",
     "callback_on_step_end": (
         "Function `(pipe, step, timestep, tensors) -> tensors`, or a `PipelineCallback`, called after every step. "
         "`tensors` holds what `callback_on_step_end_tensor_inputs` names; what it returns replaces them. Setting "
@@ -21,11 +22,26 @@ GLOSSARY: dict[str, str] = {
     "callback_on_step_end_tensor_inputs": (
         "Names of the tensors the callback receives; a pipeline lists those it offers in `_callback_tensor_inputs`."
     ),
+    "callback_steps": "Every how many steps the deprecated `callback` is called.",
     "clip_skip": (
         "Number of last layers of the text encoder to skip: 1 takes the output of the layer before the last. None "
         "takes the last."
     ),
+    "control_guidance_end": (
+        "Part of the run after which a ControlNet is not asked any more, in [0, 1]; one number, or one per ControlNet."
+    ),
+    "control_guidance_start": (
+        "Part of the run before which a ControlNet is not asked, in [0, 1]; one number, or one per ControlNet."
+    ),
+    "control_image": (
+        "Picture that a ControlNet follows, or one per prompt; several ControlNets take a list with one entry each, or "
+        "one such list per prompt. Values in [0, 1] in the order of `image`."
+    ),
+    "controlnet_conditioning_scale": (
+        "Weight of the ControlNet; 0 switches it off. One number, or one per ControlNet."
+    ),
     "cross_attention_kwargs": "Options handed to the attention processors of the denoising network, such as `scale`.",
+    "depth_map": "Depth of the picture, a tensor (rows, height, width); near is large. None estimates it.",
     "deprecated": (
         "Old documented keywords: `callback(step, timestep, latents)` and `callback_steps`, every how many steps it is "
         "called; use `callback_on_step_end`."
@@ -46,10 +62,19 @@ GLOSSARY: dict[str, str] = {
         "Weight w of classifier-free guidance (Ho & Salimans 2022): uncond + w (cond - uncond). Values of 1 and below "
         "switch it off and halve the work."
     ),
+    "guess_mode": (
+        "Let the control picture guide without a prompt: the ControlNet acts on the positive prompt alone and its "
+        "early layers are weakened (Zhang & Agrawala 2023); a guidance_scale of 3 to 5 suits it."
+    ),
     "height": "Height of the picture in pixels, a multiple of the autoencoder's factor. None: the model's own size.",
     "image": (
         "Picture to start from, or one per prompt: PIL pictures, arrays (height, width, channels) or tensors "
-        "(channels, height, width) in [0, 1] or [-1, 1]; a tensor with the latents' number of channels is latents."
+        "(channels, height, width) in [0, 1] or [-1, 1]; a tensor with the latents' number of channels is latents. In "
+        "text-to-image pipelines with a control it is the control picture, as `control_image` elsewhere."
+    ),
+    "image_guidance_scale": (
+        "Weight of the picture that is edited (Brooks et al. 2023): larger values stay closer to it. Below 1 guidance "
+        "is off."
     ),
     "ip_adapter_image": "Picture prompt for an IP-Adapter; needs a loaded adapter.",
     "ip_adapter_image_embeds": "Picture embeddings in place of `ip_adapter_image`, one tensor per adapter.",
@@ -68,6 +93,8 @@ GLOSSARY: dict[str, str] = {
     "match_colour": "Bring the colours of the painted part to those around the hole when the kept part is pasted back.",
     "negative_prompt": "What the picture should not show: one text for all prompts or one per prompt. Needs guidance.",
     "negative_prompt_embeds": "Encoded negative prompts (prompts, tokens, width) in place of `negative_prompt`.",
+    "negative_pooled_prompt_embeds": "Pooled encodings (prompts, width) of the negative prompts.",
+    "noise_level": "Training step of the noise that is added to the small picture; more hides more of its flaws.",
     "num_images_per_prompt": "Number of pictures per prompt.",
     "num_inference_steps": "Number of denoising steps; more are slower and usually better.",
     "output_type": (
@@ -81,6 +108,7 @@ GLOSSARY: dict[str, str] = {
     "paste_back": (
         "Give every kept pixel back exactly as it was; False returns what the autoencoder makes of it."
     ),
+    "pooled_prompt_embeds": "Pooled encodings (prompts, width) of the prompts, beside `prompt_embeds`.",
     "prompt": "What the picture should show: one text, or a list for several pictures.",
     "prompt_embeds": "Encoded prompts (prompts, tokens, width) in place of `prompt`, as `encode_prompt` returns them.",
     "return_dict": "True returns an output object, False a plain tuple of its fields.",

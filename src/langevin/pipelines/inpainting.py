@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, InputError
-from ..core.images import decode
+from ..core.images import decode, upright
 from ..core.rng import normal
 from ..diffusion.known import blend
 from ..diffusion.table import Plan, Step
@@ -81,7 +81,7 @@ def read_scene(pipe: Any, call: Call) -> Scene:
     picture = pipe._picture(call, box=box, size=size)
     if box is None:
         return Scene(picture, mask_tensor(call["mask_image"], *picture.size), None)
-    mask = call["mask_image"].crop(box)
+    mask = upright(call["mask_image"]).crop(box)
     return Scene(picture, mask_tensor(pipe.image_processor.resize(mask, *picture.size, "fill")), box)
 
 
@@ -96,6 +96,7 @@ def crop_of(call: Call, size: tuple[int, int]) -> Box:
         raise InputError("`padding_mask_crop` takes one PIL picture and one PIL mask.")
     if call["output_type"] != "pil":
         raise InputError(f"`padding_mask_crop` gives PIL pictures, and output_type is {call['output_type']!r}.")
+    image, mask = upright(image), upright(mask)
     if image.size != mask.size:
         raise InputError(f"The mask, {mask.size}, must be as large as the picture, {image.size}.")
     return crop_region(mask, size[1], size[0], call["padding_mask_crop"])
@@ -169,7 +170,7 @@ def deliver(pipe: Any, call: Call, space: LatentSpace, scene: Scene, latents: Te
     def finish(images: Any) -> Any:
         if scene.box is None:
             return paste_back(images, picture.unit, scene.mask, **options) if keeps else images
-        whole, mask = decode(call["image"]), call["mask_image"]
+        whole, mask = decode(call["image"]), upright(call["mask_image"])
         overlay = pipe.image_processor.apply_overlay
         if not keeps:
             return [overlay(mask, whole, image, scene.box) for image in images]

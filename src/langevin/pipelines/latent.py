@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -37,12 +37,21 @@ class LatentPipeline(DiffusionPipeline):
 
     A family writes `_conditions` and `_finish`. A control (a ControlNet, an adapter) is a mixin that writes
     `_attachments`. The tasks stand in `pipelines.tasks`.
+
+    Attributes:
+        upcasts_vae: whether an autoencoder in float16 works in float32.
+        adds: what the task shows the network beside the sample -> its channels.
+        denoiser: how the network is called.
+        scaling: scale of the latents, where it is not for the autoencoder's configuration to say.
     """
 
     vae: Any
     unet: Any
     scheduler: Any
-    upcasts_vae = False
+    upcasts_vae: ClassVar[bool] = False
+    adds: ClassVar[Mapping[str, int]] = {}
+    denoiser: ClassVar[type[Denoiser]] = Denoiser
+    scaling: ClassVar[float | None] = None
 
     guidance_scale = _guidance_scale = RunField("guidance_scale")
     guidance_rescale = _guidance_rescale = RunField("guidance_rescale")
@@ -63,6 +72,23 @@ class LatentPipeline(DiffusionPipeline):
     def _attachments(self, call: Call, space: LatentSpace, plan: Plan) -> Sequence[Attachment]:
         """Return what edits the network's calls: nothing, unless the pipeline has a control."""
         return ()
+
+    def _channels_beside(
+        self, call: Call, space: LatentSpace, picture: Picture | None, place: Mapping[str, Any]
+    ) -> Sequence[Channels]:
+        """Return the channels that the task shows the network beside the sample, `adds` in all.
+
+        Called before the starting noise is drawn.
+
+        Args:
+            picture: the call's picture.
+            place: device and type of the result.
+        """
+        return ()
+
+    def _shared(self, call: Call) -> Mapping[str, Tensor]:
+        """Return further keywords of the network, one row per picture."""
+        return {}
 
     # Sizes ----------------------------------------------------------------------------------------------------------
 
@@ -112,7 +138,8 @@ class LatentPipeline(DiffusionPipeline):
             own = default_size(self.unet, self.vae)
             height, width = own[0] if height is None else height, own[1] if width is None else width
         check_size(height, width, factor=factor)
-        space = LatentSpace(self.vae, self._channels(), height, width, visible, upcast=self.upcasts_vae)
+        facts = {"upcast": self.upcasts_vae, "scaling": self.scaling}
+        space = LatentSpace(self.vae, self._channels(), height, width, visible, **facts)
         check_latents(latents, space.shape(call.images))
         return space
 
@@ -133,20 +160,29 @@ class LatentPipeline(DiffusionPipeline):
     # Guidance -------------------------------------------------------------------------------------------------------
 
     @property
+    def _embeds_guidance(self) -> bool:
+        """Whether the network was distilled to be told the guidance scale, so that it is asked once per step."""
+        return option(self.unet, "time_cond_proj_dim") is not None
+
+    @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the run in progress asks the network twice per step."""
         return self._is_guided(self.guidance_scale or 0.0)
 
     def _is_guided(self, guidance_scale: float, negative_prompt: Any = None) -> bool:
         """Tell whether a guidance scale needs the negative prompts: not when the network was distilled to embed it."""
-        guided = CFG(guidance_scale).active and option(self.unet, "time_cond_proj_dim") is None
+        guided = CFG(guidance_scale).active and not self._embeds_guidance
         if negative_prompt and not guided:
             logger.warning("`negative_prompt` has no effect: guidance_scale=%s switches guidance off.", guidance_scale)
         return guided
 
+    def _wants_negative(self, call: Call) -> bool:
+        """Tell whether the negative prompts of a call are asked at all."""
+        return self._is_guided(call["guidance_scale"], call.get("negative_prompt"))
+
     def _guidance(self, run: RunState) -> Guidance:
         """Return the guidance of a run, which follows when a callback changes the run's scale."""
-        if option(self.unet, "time_cond_proj_dim") is not None:
+        if self._embeds_guidance:
             return alone
 
         def guidance(x: Tensor, step: Step) -> Talk:
@@ -166,8 +202,6 @@ class LatentPipeline(DiffusionPipeline):
         *,
         channels: Sequence[Channels] = (),
         after: Iterable[Edit] = (),
-        guidance: Guidance | None = None,
-        shared: Mapping[str, Tensor | None] | None = None,
     ) -> Tensor:
         """Return the latents of a finished run.
 
@@ -175,17 +209,13 @@ class LatentPipeline(DiffusionPipeline):
             x: the first sample.
             channels: channels of the task, which follow the pipeline's own attachments.
             after: edits of the sample after each step.
-            guidance: in place of the call's classifier-free guidance.
-            shared: further keywords of the network, one row per picture.
         """
         call = run.call
-        scale = call.get("guidance_scale", 0.0)
-        options = {
-            "cross_attention_kwargs": call.get("cross_attention_kwargs"),
-            "timestep_cond": guidance_embedding(self.unet, scale, call.images, device=call.device),
-        }
+        options = {"cross_attention_kwargs": call.get("cross_attention_kwargs")}
+        if self._embeds_guidance:
+            scale = call.get("guidance_scale", 0.0)
+            options["timestep_cond"] = guidance_embedding(self.unet, scale, call.images, device=call.device)
         attach = (*self._attachments(call, space, plan), *channels)
-        model = Denoiser(
-            self.unet, conditions, guidance or self._guidance(run), attach=attach, options=options, shared=shared
-        )
+        rest = {"attach": attach, "options": options, "shared": self._shared(call)}
+        model = self.denoiser(self.unet, conditions, self._guidance(run), **rest)
         return denoise(run, model, x, plan, after=after)

@@ -32,12 +32,16 @@ class Picture:
     size: tuple[int, int]
     visible: tuple[int, int]
 
-    def latents(self, call: Call, space: LatentSpace, place: dict[str, Any]) -> Tensor:
-        """Return latents, one row per result, on a device and in a type; `LatentSpace.encode` draws for pixels."""
+    def latents(self, call: Call, space: LatentSpace, place: dict[str, Any], *, mode: bool = False) -> Tensor:
+        """Return latents, one row per result, on a device and in a type; `LatentSpace.encode` draws for pixels.
+
+        Args:
+            mode: see `LatentSpace.encode`.
+        """
         values = self.values.to(**place)
         if self.unit is None:
             return spread_rows(values, call.images)
-        return space.encode(values, call.images, rng=call.rng)
+        return space.encode(values, call.images, rng=call.rng, mode=mode)
 
     @property
     def latent(self) -> bool:

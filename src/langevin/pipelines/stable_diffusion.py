@@ -38,9 +38,9 @@ class StableDiffusionFamily(LatentPipeline):
 
     text_encoder: Any
     tokenizer: Any
-    safety_checker: Any
-    feature_extractor: Any
-    image_encoder: Any
+    safety_checker: Any = None
+    feature_extractor: Any = None
+    image_encoder: Any = None
 
     def __init__(
         self,
@@ -54,16 +54,7 @@ class StableDiffusionFamily(LatentPipeline):
         image_encoder: Any = None,
         requires_safety_checker: bool = True,
     ) -> None:
-        if safety_checker is None and requires_safety_checker:
-            logger.warning(
-                "%s has no safety checker: pictures are returned unchecked. Pass requires_safety_checker=False when "
-                "that is meant; keep the checker where the licence of the weights asks for it.",
-                type(self).__name__,
-            )
-        if safety_checker is not None and feature_extractor is None:
-            raise ConfigError(
-                "A safety checker needs a `feature_extractor` (CLIPImageProcessor); pass one or drop both."
-            )
+        check_safety(type(self).__name__, safety_checker, feature_extractor, required=requires_safety_checker)
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -139,7 +130,7 @@ class StableDiffusionFamily(LatentPipeline):
             self.tokenizer,
             **call.pick(*TEXTS),
             device=call.device,
-            guided=self._is_guided(call["guidance_scale"], call.get("negative_prompt")),
+            guided=self._wants_negative(call),
             per_prompt=call.per_prompt,
             clip_skip=call.get("clip_skip"),
         )
@@ -307,6 +298,18 @@ class StableDiffusionInpaintPipeline(StableDiffusionFamily):
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Paint the white part of the mask as the prompt says and keep the rest."""
         return inpaint(self, begin(self, locals()))
+
+
+def check_safety(pipeline: str, checker: Any, extractor: Any, *, required: bool) -> None:
+    """Warn about a missing safety checker; ConfigError for one that cannot see."""
+    if checker is None and required:
+        logger.warning(
+            "%s has no safety checker: pictures are returned unchecked. Pass requires_safety_checker=False when "
+            "that is meant; keep the checker where the licence of the weights asks for it.",
+            pipeline,
+        )
+    if checker is not None and extractor is None:
+        raise ConfigError("A safety checker needs a `feature_extractor` (CLIPImageProcessor); pass one or drop both.")
 
 
 def corrected(scheduler: Any) -> Any:

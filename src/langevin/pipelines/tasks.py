@@ -28,15 +28,17 @@ def starting_noise(call: Call, space: LatentSpace, place: dict[str, Any]) -> Ten
     return space.noise(call.images, rng=call.rng, **place) if given is None else given.to(**place)
 
 
-def text_to_image(pipe: Any, call: Call) -> Any:
-    """Draw from noise alone."""
-    space = pipe._space(call)
-    pipe._check_channels(space, {})
+def text_to_image(pipe: Any, call: Call, picture: Picture | None = None) -> Any:
+    """Draw from noise alone; with a picture that the network sees, at its size."""
+    space = pipe._space(call, picture)
+    pipe._check_channels(space, pipe.adds)
     plan = part_of(plan_of(call), call)
     with running(call) as run:
         conditions = pipe._conditions(call, space)
-        noise = starting_noise(call, space, place_of(conditions, call))
-        x = pipe._sample(run, space, plan, plan.start(noise), conditions)
+        place = place_of(conditions, call)
+        channels = pipe._channels_beside(call, space, picture, place)
+        noise = starting_noise(call, space, place)
+        x = pipe._sample(run, space, plan, plan.start(noise), conditions, channels=channels)
         return pipe._finish(call, space, x)
 
 
@@ -44,18 +46,19 @@ def image_to_image(pipe: Any, call: Call) -> Any:
     """Start from a noised picture (Meng et al. 2022), or with `denoising_start` from one that is noised already."""
     picture = pipe._picture(call)
     space = pipe._space(call, picture)
-    pipe._check_channels(space, {})
+    pipe._check_channels(space, pipe.adds)
     if call["strength"] == 0 and call.get("denoising_start") is None:
         return unchanged(pipe, call, space, picture)
     plan = part_of(plan_of(call), call)
     with running(call) as run:
         conditions = pipe._conditions(call, space)
         place = place_of(conditions, call)
+        channels = pipe._channels_beside(call, space, picture, place)
         source = picture.latents(call, space, place)
         x = source
         if call.get("denoising_start") is None:
             x = plan.start(starting_noise(call, space, place), source)
-        x = pipe._sample(run, space, plan, x, conditions)
+        x = pipe._sample(run, space, plan, x, conditions, channels=channels)
         return pipe._finish(call, space, x)
 
 

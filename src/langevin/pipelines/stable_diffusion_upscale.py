@@ -1,0 +1,260 @@
+"""Enlarging pictures with Stable Diffusion: four times beside the picture, two times in latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..core.errors import InputError
+from ..core.images import ImageInput
+from ..core.rng import Generators, normal
+from ..families import sd
+from ..families.common import option
+from ..families.denoiser import Channels
+from ..families.latents import LatentSpace, spread_rows
+from ..families.upscaling import PooledText, PreconditionedDenoiser
+from . import tasks
+from .glossary import documented
+from .image_processor import VaeImageProcessor
+from .inputs import Call, begin
+from .outputs import ImagePipelineOutput, StableDiffusionPipelineOutput
+from .pictures import Picture
+from .stable_diffusion import StableDiffusionFamily, check_safety
+
+
+class StableDiffusionUpscalePipeline(StableDiffusionFamily):
+    """Pictures enlarged four times, as a prompt says (Rombach et al. 2022, section 4.4).
+
+    Draw order: the noise on the small picture, in its shape; the starting noise; then one draw per step, as the
+    scheduler asks.
+
+    Args:
+        low_res_scheduler: adds noise to the small picture, so that its flaws are painted over.
+        watermarker: object with `apply_watermark(pictures)`, pictures in [-1, 1], or None.
+        max_noise_level: largest `noise_level` that the network was trained for.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ("watermarker", "safety_checker", "feature_extractor")
+    upcasts_vae = True
+    scaling = 0.08333
+    adds = {"the picture": 3}
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        low_res_scheduler: Any,
+        scheduler: Any,
+        safety_checker: Any = None,
+        feature_extractor: Any = None,
+        watermarker: Any = None,
+        max_noise_level: int = 350,
+    ) -> None:
+        check_safety(type(self).__name__, safety_checker, feature_extractor, required=False)
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            low_res_scheduler=low_res_scheduler,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            watermarker=watermarker,
+        )
+        self.register_to_config(max_noise_level=max_noise_level)
+
+    def _picture(self, call: Call, **place: Any) -> Picture:
+        """Return the small picture; its size is that of the latents, so any size fits."""
+        if call["image"] is None:
+            raise InputError("No `image` was given; pass the picture to enlarge.")
+        reader = VaeImageProcessor(do_resize=False, vae_latent_channels=0, do_convert_rgb=True)
+        values = reader.preprocess(call["image"])
+        size = tuple(side * self.vae_scale_factor for side in values.shape[-2:])
+        return Picture(values, values, size, size)  # type: ignore[arg-type]
+
+    def _channels_beside(
+        self, call: Call, space: LatentSpace, picture: Picture | None, place: Mapping[str, Any]
+    ) -> Sequence[Channels]:
+        assert picture is not None
+        values, rng = picture.values.to(**place), call.rng
+        if isinstance(rng, list):
+            values = spread_rows(values, call.images)
+        noise = normal(values.shape, generator=rng, **place)
+        level = torch.tensor([call["noise_level"]], dtype=torch.long, device=call.device)
+        values = self._part("low_res_scheduler").add_noise(values, noise, level)
+        return (Channels("image", spread_rows(values, call.images)),)
+
+    def _shared(self, call: Call) -> dict[str, Tensor]:
+        """Return the noise level of the small picture, which the network takes as a class."""
+        return {"class_labels": torch.full((call.images,), call["noise_level"], dtype=torch.long, device=call.device)}
+
+    def _deliver(self, call: Call, image: Tensor, **finish: Any) -> Any:
+        if self.watermarker is not None:
+            image = self.watermarker.apply_watermark(image)
+        return super()._deliver(call, image, **finish)
+
+    @documented
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        image: ImageInput | None = None,
+        num_inference_steps: int = 75,
+        guidance_scale: float = 9.0,
+        noise_level: int = 20,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback: Callable[[int, Any, Tensor], None] | None = None,
+        callback_steps: int = 1,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        clip_skip: int | None = None,
+        seed: int | Sequence[int] | None = None,
+    ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
+        """Enlarge a picture four times."""
+        call, most = begin(self, locals()), self.config["max_noise_level"]
+        if not 0 <= noise_level <= most:
+            raise InputError(f"`noise_level` is {noise_level}; this network was trained for 0 to {most}.")
+        return tasks.text_to_image(self, call, self._picture(call))
+
+
+class StableDiffusionLatentUpscalePipeline(StableDiffusionFamily):
+    """Pictures, or latents of Stable Diffusion, enlarged two times.
+
+    Draw order: the latents of the picture, unless latents are given; the starting noise; then one draw per step, as
+    the scheduler asks.
+
+    Args:
+        scheduler: `EulerDiscreteScheduler` with prediction_type="sample", or another whose samples keep their scale.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ()
+    denoiser = PreconditionedDenoiser
+    _embeds_guidance = False
+
+    def __init__(self, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any) -> None:
+        self.register_modules(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
+        )
+
+    def _channels(self) -> int:
+        return option(self.vae, "latent_channels", 4) if self.vae is not None else 4
+
+    @property
+    def adds(self) -> Mapping[str, int]:  # type: ignore[override]
+        """The latents of the picture, beside the sample."""
+        return {"the picture": self._channels()}
+
+    def _space(self, call: Call, picture: Picture | None = None) -> LatentSpace:
+        """Return the latent space of the enlarged picture; the small one is encoded in it too."""
+        assert picture is not None
+        doubled = Picture(
+            picture.values,
+            picture.unit,
+            (picture.size[0] * 2, picture.size[1] * 2),
+            (picture.visible[0] * 2, picture.visible[1] * 2),
+        )
+        return super()._space(call, doubled)
+
+    def _channels_beside(
+        self, call: Call, space: LatentSpace, picture: Picture | None, place: Mapping[str, Any]
+    ) -> Sequence[Channels]:
+        assert picture is not None
+        latents = picture.latents(call, space, dict(place))
+        return (Channels("image", functional.interpolate(latents, scale_factor=2, mode="nearest")),)
+
+    def _conditions(self, call: Call, space: LatentSpace) -> dict[str, PooledText | None]:
+        """Return the conditioning of the prompts, and of the negative prompts when guidance asks for them."""
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        found = self.encode_prompt(
+            call["prompt"],
+            call.device,
+            do_classifier_free_guidance=self._wants_negative(call),
+            negative_prompt=call["negative_prompt"],
+            **call.pick(*names),
+        )
+        positive, negative, pooled, negative_pooled = found
+        return {
+            "positive": PooledText(positive, pooled),
+            "negative": None if negative is None else PooledText(negative, negative_pooled),
+        }
+
+    def encode_prompt(  # type: ignore[override]
+        self,
+        prompt: str | Sequence[str] | None,
+        device: torch.device | str | None = None,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | Sequence[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Return (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds).
+
+        The embeddings are (prompts, tokens, width), the last layer without the final normalisation; the pooled ones
+        (prompts, width). The negative halves are None without guidance.
+        """
+        device = device or self._execution_device
+        if prompt_embeds is None:
+            prompt_embeds, pooled_prompt_embeds = self._hidden(prompt or "", 1, device)
+        if pooled_prompt_embeds is None:
+            raise InputError("`prompt_embeds` was given without `pooled_prompt_embeds`.")
+        if not do_classifier_free_guidance:
+            return prompt_embeds, None, pooled_prompt_embeds, None
+        if negative_prompt_embeds is None:
+            rows = len(prompt_embeds)
+            negative_prompt_embeds, negative_pooled_prompt_embeds = self._hidden(negative_prompt or "", rows, device)
+        if negative_pooled_prompt_embeds is None:
+            raise InputError("`negative_prompt_embeds` was given without `negative_pooled_prompt_embeds`.")
+        return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
+
+    def _hidden(self, texts: str | Sequence[str], count: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        encoder, tokenizer = self._part("text_encoder"), self._part("tokenizer")
+        texts = [texts] * count if isinstance(texts, str) else list(texts)
+        tokens = sd.tokenize(tokenizer, texts)
+        found = encoder(tokens.input_ids.to(device), output_hidden_states=True)
+        return found.hidden_states[-1], found.pooler_output
+
+    def _output(self, call: Call, images: Any, flags: list[bool] | None = None) -> Any:
+        return ImagePipelineOutput(images) if call["return_dict"] else (images,)
+
+    @documented
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        image: ImageInput | None = None,
+        num_inference_steps: int = 75,
+        guidance_scale: float = 9.0,
+        negative_prompt: str | Sequence[str] | None = None,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback: Callable[[int, Any, Tensor], None] | None = None,
+        callback_steps: int = 1,
+        seed: int | Sequence[int] | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Enlarge a picture two times."""
+        call = begin(self, locals())
+        return tasks.text_to_image(self, call, self._picture(call))
