@@ -77,8 +77,15 @@ PIPELINES = (
     Row("DDPMPipeline", "pipelines.unconditional", "unconditional", "generation"),
     Row("DiffusionPipeline", "pipelines.base"),
     Row("PNDMPipeline", "pipelines.unconditional", "unconditional", "generation"),
-    Row("StableDiffusionControlNetImg2ImgPipeline", "pipelines.controlnet", "stable_diffusion", "controlnet-image"),
-    Row("StableDiffusionControlNetInpaintPipeline", "pipelines.controlnet", "stable_diffusion", "controlnet-inpainting"),
+    Row(
+        "StableDiffusionControlNetImg2ImgPipeline",
+        "pipelines.controlnet",
+        "stable_diffusion",
+        "controlnet-image-to-image",
+    ),
+    Row(
+        "StableDiffusionControlNetInpaintPipeline", "pipelines.controlnet", "stable_diffusion", "controlnet-inpainting"
+    ),
     Row("StableDiffusionControlNetPipeline", "pipelines.controlnet", "stable_diffusion", "controlnet-text-to-image"),
     Row("StableDiffusionDepth2ImgPipeline", "pipelines.stable_diffusion_edit", "stable_diffusion", "depth-to-image"),
     Row("StableDiffusionImageVariationPipeline", "pipelines.stable_diffusion_edit", "stable_diffusion", "variation"),

@@ -27,6 +27,7 @@ SHARED = {
     "ChurningScheduler": "base of the schedulers whose step may raise the noise first",
     "FlowMatchScheduler": "base of the schedulers on straight paths",
     "LatentPipeline": "base of the pipelines that denoise latents",
+    "StableDiffusionControlNetFamily": "base of the Stable Diffusion pipelines with ControlNets",
     "StableDiffusionFamily": "base of the Stable Diffusion pipelines of all tasks",
     "TwoStageScheduler": "base of the schedulers that ask the network twice per step",
     "LogSNRScheduler": "base of the schedulers whose solvers step in the log signal-to-noise ratio",

@@ -213,6 +213,18 @@ def old_callback(call: Callable[..., Any], given: Mapping[str, Any]) -> tuple[Ca
     return callback, every
 
 
+def check_each(name: str, value: Any, check: Callable[[str, Any], None] = check_number) -> None:
+    """Check a number, or every entry of a list of numbers."""
+    for one in value if isinstance(value, (list, tuple)) else [value]:
+        check(name, one)
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Raise InputError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"`{name}` is {value!r}; it must be True or False.")
+
+
 def ip_adapter_missing(name: str, value: Any) -> None:
     """Raise ConfigError for a picture prompt, which needs an adapter that is not loaded."""
     raise ConfigError(f"`{name}` needs a loaded IP-Adapter, and this pipeline has none.")
@@ -235,11 +247,15 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "aesthetic_score": check_number,
     "batch_size": check_count,
     "callback_steps": check_count,
+    "control_guidance_end": partial(check_each, check=share),
+    "control_guidance_start": partial(check_each, check=share),
+    "controlnet_conditioning_scale": check_each,
     "denoising_end": share,
     "denoising_start": share,
     "eta": share,
     "guidance_rescale": share,
     "guidance_scale": check_number,
+    "guess_mode": check_switch,
     "image_guidance_scale": check_number,
     "ip_adapter_image": ip_adapter_missing,
     "ip_adapter_image_embeds": ip_adapter_missing,
