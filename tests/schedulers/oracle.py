@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 
 import langevin
@@ -54,7 +57,7 @@ def seeded(seed: int = 1) -> torch.Generator:
 
 def network(x: torch.Tensor, t: Any, *, doubled: bool = False) -> torch.Tensor:
     """A deterministic nonlinear toy network of bounded slope; `doubled` adds channels for a learned variance."""
-    phase = 0.3 * torch.sin(torch.tensor(float(t) / 90.0))
+    phase = 0.3 * torch.sin(torch.tensor(float(t) / 90.0, dtype=x.dtype))
     out = torch.tanh(0.8 * x + 0.2 * x.roll(1, -1) + phase)
     return torch.cat([out, torch.sin(1.3 * x)], dim=1) if doubled else out
 
@@ -65,7 +68,7 @@ def timeless(x: torch.Tensor, t: Any, *, doubled: bool = False) -> torch.Tensor:
 
 
 def first_noise() -> torch.Tensor:
-    return torch.randn(SHAPE, generator=seeded(7))
+    return torch.randn(SHAPE, generator=seeded(7), dtype=torch.float32)
 
 
 def protocol(
@@ -82,16 +85,88 @@ def protocol(
 
 
 def planned(
-    plan: Plan, *, model: Any = network, doubled: bool = False, x: Any = None, generator: Any = None
+    plan: Plan, *, model: Any = network, doubled: bool = False, x: Any = None, generator: Any = None, watch: Any = None
 ) -> torch.Tensor:
-    """Run the same loop through a plan and return the last sample."""
+    """Run the same loop through a plan and return the last sample; `watch` sees every one."""
     x = plan.start(first_noise()) if x is None else x
     return sample(
         lambda x, step: model(x * step.in_scale, step.timestep, doubled=doubled),
         x,
         plan,
         noise=lambda: normal(x.shape, generator=generator, dtype=x.dtype),
+        on_step=(lambda step, x: watch(x)) if watch else None,
     )
+
+
+def each(ours: Any, theirs: Any, *, dtype: torch.dtype = torch.float64) -> Iterator[Any]:
+    """Yield ours and then the peer's scheduler, which computes in float64 in its turn if that is the `dtype`."""
+    yield ours
+    with in_double(theirs) if dtype == torch.float64 else nullcontext():
+        yield theirs
+
+
+class Widened:
+    """A module some of whose names mean something else."""
+
+    def __init__(self, module: Any, **names: Any) -> None:
+        self.__dict__.update(names, _module=module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+@contextmanager
+def in_double(theirs: Any) -> Iterator[Any]:
+    """Let the peer's scheduler compute and draw in float64, from its float32 `alphas_cumprod` on."""
+    module = sys.modules[type(theirs).__module__]
+    wide = {"torch": Widened(torch, float32=torch.float64), "np": Widened(np, float32=np.float64)}
+    kept = {name: vars(module)[name] for name in wide if name in vars(module)}
+    vars(module).update({name: wide[name] for name in kept})
+    if hasattr(theirs, "alphas_cumprod"):
+        bars = theirs.alphas_cumprod.double()
+        alphas = bars / torch.cat([torch.ones(1, dtype=bars.dtype), bars[:-1]])
+        theirs.alphas_cumprod, theirs.alphas, theirs.betas = bars, alphas, 1 - alphas
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield theirs
+    finally:
+        torch.set_default_dtype(torch.float32)
+        vars(module).update(kept)
+
+
+def gap_in_double(ours: Any, theirs: Any, steps: int, **run: Any) -> float:
+    """Return the largest difference of two whole runs in float64, from equal generators."""
+    runs = []
+    for scheduler in each(ours, theirs):
+        scheduler.set_timesteps(steps)
+        x = first_noise().double() * float(scheduler.init_noise_sigma)
+        runs.append(protocol(scheduler, x=x, generator=seeded(), **run))
+    return max(map(difference, *runs))
+
+
+def rounding(
+    name: str, steps: int, config: dict[str, Any], *, model: Any = network, stop: int | None = None, **run: Any
+) -> dict[str, float]:
+    """Return how far runs are from the float64 one of ours: ours and the peer's in float32, the peer's in float64.
+
+    Where only the second is far off, the two libraries mean the same and the difference is the peer's rounding.
+
+    Args:
+        stop: where the comparison ends, None for the whole run.
+    """
+    ours, theirs = pair(name, **config)
+    plan, samples, x = ours.plan(steps, **run), {}, first_noise()
+    for kind in (torch.float64, torch.float32):
+        samples[kind] = []
+        planned(plan, model=model, x=x.to(kind) * plan.init_noise_sigma, watch=samples[kind].append)
+    theirs.set_timesteps(steps)
+    single = protocol(theirs, model=model, **run)
+    with in_double(pair(name, **config)[1]) as theirs:
+        theirs.set_timesteps(steps)
+        double = protocol(theirs, model=model, x=x.double() * float(theirs.init_noise_sigma), **run)
+    assert double[-1].dtype == torch.float64
+    runs = {"ours": samples[torch.float32], "peer": single, "peer in float64": double}
+    return {key: max(map(difference, made[:stop], samples[torch.float64][:stop])) for key, made in runs.items()}
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -144,17 +219,29 @@ def compare(name: str, steps: int, config: dict[str, Any], **run: Any) -> dict[s
 
 
 def failures(
-    name: str, cases: Any, *, limit: float = 2e-5, labels: float = 1e-6, plan: float = 1e-6, apart: tuple[str, ...] = ()
+    name: str,
+    cases: Any,
+    *,
+    limit: float = 2e-5,
+    labels: float = 1e-6,
+    plan: float = 1e-6,
+    apart: tuple[str, ...] = (),
+    rounded: bool = False,
 ) -> list[str]:
     """Run `compare` over (steps, config, run options) and return one line per case that differs too much.
 
     Args:
         limit, labels, plan: bounds of trajectories, of timesteps, and of runs through a plan.
         apart: entries of `compare` that differ on purpose.
+        rounded: whether a trajectory that is farther away than `limit` in float32 may be the peer's rounding, which is
+            then proved by `rounding`.
     """
     found, count = [], 0
     for steps, config, run in itertools.islice(cases, 0, None, EVERY):
         gaps = compare(name, steps, config, **run)
+        if rounded and gaps["trajectory"] > limit:
+            causes = rounding(name, steps, config, **run)
+            gaps["trajectory"] = max(causes["ours"], causes["peer in float64"])
         bounds = {"timesteps": labels, "trajectory": limit, "plan": plan}
         bad = {key: gap for key, gap in gaps.items() if key not in apart and not gap <= bounds.get(key, 1e-6)}
         count += 1

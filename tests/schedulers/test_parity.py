@@ -135,8 +135,8 @@ def test_euler(levels: str, kind: str) -> None:
             yield config | ends | ({levels: True} if levels else {}) | {"prediction_type": kind}
 
     assert failures("EulerDiscreteScheduler", counted(cases(False)), labels=2e-6, limit=2e-5) == []
-    # at sigma = 4096 the peer's x + d * dt cancels in float32
-    assert failures("EulerDiscreteScheduler", counted(cases(True)), labels=2e-6, limit=5e-4) == []
+    # at sigma = 4096 the peer's x - sigma * eps cancels in float32
+    assert failures("EulerDiscreteScheduler", counted(cases(True)), labels=2e-6, limit=1e-4, rounded=True) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -56,8 +56,9 @@ def test_heun(clip: bool) -> None:
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_lms(order: int) -> None:
-    """The peer integrates its weights numerically, to a relative 1e-4; ours are exact."""
-    assert failures("LMSDiscreteScheduler", counted(tabled(), order=order), limit=2e-4, plan=1e-4) == []
+    """The first of four steps goes down by 150 in sigma, so one of these runs shows the float32 rounding of both."""
+    cases = counted(tabled(), order=order)
+    assert failures("LMSDiscreteScheduler", cases, limit=1e-4, plan=1e-4, rounded=True) == []
 
 
 @pytest.mark.parametrize("name", ["KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"])
