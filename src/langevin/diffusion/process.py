@@ -75,6 +75,27 @@ def angular(sigma: float) -> Level:
     return Level(math.asin(sigma) * 2 / math.pi, math.sqrt(1.0 - sigma**2), sigma)
 
 
+def between(a: Level, b: Level, share: float, place: Callable[[Time], Level] | None = None) -> Level:
+    """Return the level a part of the way from `a` down to `b`, evenly in the timestep, which stays whole where it was.
+
+    On straight paths alpha and sigma follow the timestep. Elsewhere `place` says the level of a timestep, or else
+    log(sigma / alpha) follows the timestep; where that is infinite at one end, there is nothing between, and `a` is
+    returned.
+    """
+    straight = a.alpha < 1.0 and all(abs(level.alpha + level.sigma - 1.0) <= 1e-6 for level in (a, b))
+    if not straight and place is None and (b.ratio == 0 or math.isinf(a.ratio)):
+        return a
+    last = b.t if place is None else max(b.t, 0)
+    t = a.t + share * (last - a.t)
+    if isinstance(a.t, int) and isinstance(b.t, int):
+        t = round(t)
+        share = (t - a.t) / (last - a.t) if last != a.t else share
+    if straight:
+        return Level(t, a.alpha + share * (b.alpha - a.alpha), a.sigma + share * (b.sigma - a.sigma))
+    found = place(t) if place is not None else preserving(t, math.exp(-a.lam + share * (a.lam - b.lam)))
+    return found.exploding() if a.alpha == b.alpha == 1.0 else found
+
+
 class TableProcess:
     """A variance-preserving process known at whole training steps by its cumulative products of 1 - beta.
 

@@ -19,7 +19,7 @@ from ..core.errors import InputError
 from ..core.rng import normal, seeded
 from .grid import Grid, check_strength
 from .prediction import Prediction, Reading, mix
-from .process import Level, Time
+from .process import Level, Time, between
 from .score_sde import langevin
 
 Noise = Callable[[], torch.Tensor]
@@ -113,6 +113,8 @@ class Plan:
         train_steps: length of the training schedule, the unit of `slice`.
         noise_dtype: dtype of the noise of stochastic rows; None means that of the sample.
         noise_seed: seed of the noise of every run, instead of what the caller draws; None leaves it to the caller.
+        place: the level of a timestep of the training schedule, for starts between two levels of the grid; None where the
+            grid says all.
         first, end: the part of the whole table's network calls that this run makes.
     """
 
@@ -124,6 +126,7 @@ class Plan:
     train_steps: int = 1000
     noise_dtype: torch.dtype | None = None
     noise_seed: int | None = None
+    place: Callable[[Time], Level] | None = None
     first: int = 0
     end: int | None = None
 
@@ -207,8 +210,11 @@ class Plan:
     def tail(self, strength: float) -> Plan:
         """Return the last part of this run, for a sample that starts from a noised picture.
 
+        A part that is no whole number of steps begins with a shorter one, between two levels of the grid; solvers that
+        need even steps begin at the lower of the two.
+
         Args:
-            strength: part of the steps to make, in (0, 1]; at least one step is made.
+            strength: part of the steps to make, in (0, 1]; at least a part of the last step is made.
 
         Raises:
             InputError: when `strength` is outside (0, 1].
@@ -217,7 +223,16 @@ class Plan:
         if self.first or self.end is not None:
             raise InputError("`tail` counts the steps of a whole run; take it before `slice` or `part`.")
         steps = len(self.grid) - 1
-        begin = self.grid[steps - max(min(int(steps * strength), steps), 1)]
+        whole = int(steps * strength + 1e-6)
+        rest = steps * strength - whole
+        if rest > 1e-6 and getattr(self.solver, "begins_anywhere", True):
+            above, below = self.grid[steps - whole - 1 : steps - whole + 1]
+            start = between(above, below, 1.0 - rest, self.place)
+            if start.t == above.t:
+                whole += 1
+            elif start.t != below.t:
+                return replace(self, grid=(start, *self.grid[steps - whole :]))
+        begin = self.grid[steps - max(min(whole, steps), 1)]
         calls = [k for k, row in enumerate(self.rows) if row.level == begin]
         return self.part(next((k for k in calls if not self.rows[k].saved), calls[-1]))
 

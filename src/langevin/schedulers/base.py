@@ -241,6 +241,7 @@ class SchedulerMixin(PretrainedConfig):
     def _plan(self, grid: Grid, options: Mapping[str, Any]) -> Plan:
         solver = self._solver(**{**self.step_options, **options})
         shape = {"scale_input": self.scales_input, "train_steps": len(self), "noise_dtype": self.noise_dtype}
+        shape["place"] = getattr(getattr(self, "process", None), "level", None)
         return Plan(grid, solver, self._prediction(), init_noise_sigma=self._init_sigma(grid), **shape)
 
     using = changed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..grid import Grid
 from ..process import Level
@@ -32,6 +32,7 @@ class PseudoNumerical:
 
     middle: Callable[[Level, Level], Level] | None = None
     wants: Literal["eps"] = "eps"
+    begins_anywhere: ClassVar[bool] = False
 
     def rows(self, grid: Grid, begin: int = 0) -> tuple[Row, ...]:
         """Return the starting rows and then one row per level.
@@ -62,6 +63,7 @@ class AdamsBashforth:
     """Adams-Bashforth of order 4 for equal steps; the orders rise from 1 at the beginning of a run."""
 
     wants: Literal["eps"] = "eps"
+    begins_anywhere: ClassVar[bool] = False
 
     def rows(self, grid: Grid, begin: int = 0) -> tuple[Row, ...]:
         return tuple(multistep(a, b, known=known) for known, (a, b) in enumerate(pairwise(grid[begin:])))

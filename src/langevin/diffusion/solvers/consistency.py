@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ...core.errors import InputError
 from ..grid import Grid
@@ -29,6 +29,7 @@ class Renoising:
     scale: float = 1.0
     draw_last: bool = False
     wants: Literal["x0"] = "x0"
+    begins_anywhere: ClassVar[bool] = False
 
     def rows(self, grid: Grid, begin: int = 0) -> tuple[Row, ...]:
         last = len(grid) - 2
@@ -55,6 +56,7 @@ class Trajectory:
     level: Callable[[Time], Level]
     gamma: float = 0.3
     wants: Literal["x0"] = "x0"
+    begins_anywhere: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.gamma <= 1.0:
