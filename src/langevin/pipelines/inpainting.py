@@ -20,7 +20,7 @@ from ..diffusion.table import Plan, Step
 from ..families.common import option
 from ..families.denoiser import Channels
 from ..families.latents import LatentSpace, default_size, spread_rows
-from .inputs import Call
+from .inputs import Call, check_rows
 from .masks import crop_region, latent_mask, mask_tensor, masked_image, paste_back
 from .pictures import Picture
 from .regions import Box
@@ -111,9 +111,15 @@ def inpaint(pipe: Any, call: Call) -> Any:
     scene = read_scene(pipe, call)
     picture, strength = scene.picture, call["strength"]
     space = pipe._space(call, picture)
+    check_rows("masks", len(scene.mask), call)
     sees = option(pipe.unet, "in_channels", space.channels) != space.channels
     pipe._check_channels(space, {"the mask": 1, "the masked picture": space.channels} if sees else {})
     begun = call.get("denoising_start") is not None
+    given = call.get("masked_image_latents")
+    if given is not None and given.shape[1:] != space.shape(1)[1:]:
+        raise InputError(f"`masked_image_latents` has shape {tuple(given.shape)}; it must be {space.shape(1)}.")
+    if sees and given is None and picture.latent:
+        raise ConfigError("This network sees the masked picture, and latents cannot be masked; pass pixels.")
     if strength == 0 and not begun:
         return unchanged(pipe, call, space, picture)
     plan = part_of(plan_of(call), call)
@@ -146,12 +152,8 @@ def masked_latents(call: Call, space: LatentSpace, scene: Scene, place: dict[str
     """
     given, picture = call.get("masked_image_latents"), scene.picture
     if given is not None:
-        if given.shape[1:] != space.shape(1)[1:]:
-            raise InputError(f"`masked_image_latents` has shape {tuple(given.shape)}; it must be {space.shape(1)}.")
         return spread_rows(given.to(**place), call.images)
     if picture.latent:
-        if needed:
-            raise ConfigError("This network sees the masked picture, and latents cannot be masked; pass pixels.")
         return torch.zeros(space.shape(call.images), **place)
     if not needed:
         rows = call.images if isinstance(call.rng, list) else len(picture.values)

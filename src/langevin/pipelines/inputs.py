@@ -84,11 +84,14 @@ def begin(pipe: Any, given: Mapping[str, Any], *, prompts: int | None = None) ->
     names = wanted(callback, given.get("callback_on_step_end_tensor_inputs", ()))
     check_wanted(names, pipe._callback_tensor_inputs)
     check_steps(given.get("num_inference_steps", 1), given.get("timesteps"), given.get("sigmas"))
+    known = inspect.signature(type(pipe).__call__).parameters
+    optional = {name for name, parameter in known.items() if parameter.default is None} | {"num_images_per_prompt"}
     for name, value in given.items():
-        if name in CHECKS and (value is not None or name not in MAY_BE_NONE):
+        if name in CHECKS and (value is not None or name not in optional):
             CHECKS[name](name, value)
     if prompts is None:
         prompts = check_prompts(**{name: given.get(name) for name in TEXTS})
+        check_second_prompts(given, prompts)
     per_prompt = given.get("num_images_per_prompt")
     per_prompt = 1 if per_prompt is None else per_prompt
     seed = given.get("seed")
@@ -97,12 +100,18 @@ def begin(pipe: Any, given: Mapping[str, Any], *, prompts: int | None = None) ->
     return Call(pipe, given, pipe._execution_device, prompts, per_prompt, rng, names, old)
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raise InputError unless `value` is a whole number of at least 1."""
+def check_count(name: str, value: Any, *, low: int = 1) -> None:
+    """Raise InputError unless `value` is a whole number of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputError(f"`{name}` is {value!r}; it must be a whole number.")
-    if value < 1:
-        raise InputError(f"`{name}` is {value}; it must be at least 1.")
+    if value < low:
+        raise InputError(f"`{name}` is {value}; it must be at least {low}.")
+
+
+def check_rows(what: str, rows: int, call: Call) -> None:
+    """Raise InputError unless there is one of `what`, one per prompt, or one per picture."""
+    if rows not in (1, call.prompts, call.images):
+        raise InputError(f"{rows} {what} were given for {call.prompts} prompts; pass one, or one per prompt.")
 
 
 def check_number(name: str, value: Any, *, low: float = float("-inf"), high: float = float("inf")) -> None:
@@ -195,6 +204,42 @@ def check_prompts(
     return count
 
 
+def check_second_prompts(given: Mapping[str, Any], count: int) -> None:
+    """Check the prompts of a second encoder and the pooled embeddings of a call with `count` prompts.
+
+    Raises:
+        InputError: for a wrong type, shape or number, texts beside embeddings, or embeddings without pooled ones.
+    """
+    for name in ("prompt", "negative_prompt"):
+        embeds, pooled = given.get(f"{name}_embeds"), given.get(pooled_name(name))
+        if (text := given.get(f"{name}_2")) is not None:
+            if embeds is not None:
+                raise InputError(f"Both `{name}_2` and `{name}_embeds` were given; pass one of them.")
+            found = _texts(f"{name}_2", text)
+            if not isinstance(text, str) and found != count:
+                raise InputError(f"`{name}_2` has {found} texts for {count} prompts; pass one text or one per prompt.")
+        if pooled_name(name) in given and embeds is not None and pooled is None:
+            raise InputError(
+                f"`{name}_embeds` need `{pooled_name(name)}` beside them; `encode_prompt` returns both."
+            )
+        if pooled is not None and (not isinstance(pooled, torch.Tensor) or pooled.ndim != 2 or len(pooled) != count):
+            what = tuple(pooled.shape) if isinstance(pooled, torch.Tensor) else f"a {type(pooled).__name__}"
+            raise InputError(f"`{pooled_name(name)}` is {what}; it must be a tensor ({count}, width).")
+
+
+def pooled_name(prompt: str) -> str:
+    """Return the name of the pooled embeddings of `prompt` or `negative_prompt`."""
+    return prompt.replace("prompt", "pooled_prompt_embeds")
+
+
+def check_pair(name: str, value: Any) -> None:
+    """Raise InputError unless `value` is two numbers of pixels, height or top first."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise InputError(f"`{name}` is {value!r}; it must be two numbers of pixels, (height, width) or (top, left).")
+    for part in value:
+        check_number(name, part, low=0.0)
+
+
 def old_callback(call: Callable[..., Any], given: Mapping[str, Any]) -> tuple[Callable[..., Any] | None, int]:
     """Return the deprecated `callback` and `callback_steps` among the extra keywords of `call`, with a warning.
 
@@ -233,16 +278,6 @@ def ip_adapter_missing(name: str, value: Any) -> None:
 share = partial(check_number, low=0.0, high=1.0)
 """Checks a number between 0 and 1."""
 
-MAY_BE_NONE = {
-    "denoising_end",
-    "denoising_start",
-    "ip_adapter_image",
-    "ip_adapter_image_embeds",
-    "latents",
-    "num_images_per_prompt",
-    "padding_mask_crop",
-}
-"""Arguments that may be None although their check wants a value."""
 CHECKS: dict[str, Callable[[str, Any], None]] = {
     "aesthetic_score": check_number,
     "batch_size": check_count,
@@ -260,9 +295,17 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "ip_adapter_image": ip_adapter_missing,
     "ip_adapter_image_embeds": ip_adapter_missing,
     "latents": check_finite,
+    "mask_feather": partial(check_count, low=0),
+    "masked_image_latents": check_finite,
     "negative_aesthetic_score": check_number,
+    "negative_crops_coords_top_left": check_pair,
+    "negative_original_size": check_pair,
+    "negative_target_size": check_pair,
     "num_images_per_prompt": check_count,
+    "original_size": check_pair,
+    "padding_mask_crop": partial(check_count, low=0),
     "output_type": lambda name, value: check_choice(name, value, OUTPUT_TYPES),
     "strength": share,
+    "target_size": check_pair,
 }
 """Argument of a call -> its check, whatever the pipeline. What depends on several arguments stands in the tasks."""

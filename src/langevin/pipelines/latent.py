@@ -18,7 +18,7 @@ from ..families.denoiser import Attachment, Channels, Denoiser, guidance_embeddi
 from ..families.latents import LatentSpace, default_size, scale_factor
 from .base import DiffusionPipeline
 from .image_processor import VaeImageProcessor
-from .inputs import Call, check_latents, check_size
+from .inputs import Call, check_latents, check_rows, check_size
 from .pictures import Picture, read_picture
 from .regions import Box
 from .runs import RunField, RunState
@@ -131,6 +131,7 @@ class LatentPipeline(DiffusionPipeline):
         height, width = call.get("height"), call.get("width")
         visible = None
         if picture is not None:
+            check_rows("pictures", len(picture.values), call)
             (height, width), visible = picture.size, picture.visible
         elif height is None and width is None and getattr(latents, "ndim", 0) == 4:
             height, width = (side * factor for side in latents.shape[-2:])
