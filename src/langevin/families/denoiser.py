@@ -161,7 +161,7 @@ class Denoiser:
             rows = [getattr(cond, part) for cond in (negative, positive) if cond is not None]
             seen[name] = torch.cat(rows) if rows[0] is not None else None
             seen[negative_name(name)] = None if negative is None else rows[0]
-        return seen | {edit.name: edit.tensor for edit in self.attach if isinstance(edit, Shown)}
+        return seen | {edit.name: edit.tensor for edit in self._shown()}
 
     def replace(self, **returned: Any) -> None:
         """Go on with tensors that a callback returned, under the names of `tensors`.
@@ -172,8 +172,8 @@ class Denoiser:
         Raises:
             InputError: for another number of rows.
         """
-        for edit in self.attach:
-            if isinstance(edit, Shown) and returned.get(edit.name) is not None:
+        for edit in self._shown():
+            if returned.get(edit.name) is not None:
                 edit.tensor = returned[edit.name]
         positive, _ = self._pair()
         for name, part in positive.offered.items():
@@ -187,6 +187,10 @@ class Denoiser:
                 self._set("positive", part, given.expand(rows, *given.shape[1:]))
             if (alone := returned.get(negative_name(name))) is not None:
                 self._set("negative", part, alone.expand(rows, *alone.shape[1:]))
+
+    def _shown(self) -> list[Shown]:
+        """Return the attachments that callbacks may see."""
+        return [edit for edit in self.attach if isinstance(edit, Shown)]  # type: ignore[misc]
 
     def _pair(self) -> tuple[Conditioning, Conditioning | None]:
         """Return the conditionings of the positive and the negative prompt at the first step."""

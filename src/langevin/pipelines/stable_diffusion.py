@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,8 +33,8 @@ class StableDiffusionFamily(LatentPipeline):
     """What the Stable Diffusion pipelines of all tasks share: components, prompts, decoding, safety."""
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
-    _optional_components = ("safety_checker", "feature_extractor", "image_encoder")
-    _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds")
+    _optional_components: ClassVar[Sequence[str]] = ("safety_checker", "feature_extractor", "image_encoder")
+    _callback_tensor_inputs: ClassVar[Sequence[str]] = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
     text_encoder: Any
     tokenizer: Any
