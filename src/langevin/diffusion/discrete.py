@@ -8,6 +8,7 @@ per step and three per product of steps, kept as float64 logarithms. Probabiliti
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,8 +17,9 @@ import torch
 
 from ..core.errors import ConfigError, InputError
 
-ZERO = float(np.log(1e-30))
-"""The logarithm that stands for probability 0."""
+LEAST = 1e-30
+ZERO = math.log(LEAST)
+"""The logarithm that stands for probability 0, which is taken for `LEAST`."""
 
 
 def onehot(tokens: torch.Tensor, classes: int) -> torch.Tensor:
@@ -37,8 +39,8 @@ def gumbel_argmax(log_probabilities: torch.Tensor, uniform: torch.Tensor) -> tor
     Args:
         uniform: draws from [0, 1) in the same shape.
     """
-    gumbel = -torch.log(-torch.log(uniform + 1e-30) + 1e-30)
-    return (log_probabilities + gumbel).argmax(dim=1)
+    waiting = LEAST - (uniform + LEAST).log()  # exponentially distributed
+    return (log_probabilities - waiting.log()).argmax(dim=1)
 
 
 @dataclass(frozen=True)

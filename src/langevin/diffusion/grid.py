@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.errors import ConfigError, InputError, check_choice
 from ..core.imports import require
-from .process import Level, TableProcess, Time, flow, preserving
+from .process import Level, TableProcess, Time, flow, flow_sigma, preserving
 
 Grid = tuple[Level, ...]
 
@@ -224,6 +224,11 @@ def between_logs(process: TableProcess, times: np.ndarray) -> np.ndarray:
     return np.exp(np.interp(times, np.arange(len(process)), logs))
 
 
+def dynamic_shift(mu: float, kind: str = "exponential") -> float:
+    """Return the shift that `mu`, which grows with the size of the picture, stands for: exp(mu), or mu ("linear")."""
+    return math.exp(mu) if kind == "exponential" else mu
+
+
 SCHEDULES: dict[str, Callable[[int, float, float], np.ndarray]] = {
     "karras": karras,
     "exponential": exponential,
@@ -292,7 +297,7 @@ def between(grid: Grid, ratio: float) -> Level:
     elif all(math.isclose(level.alpha**2 + level.sigma**2, 1) for level in inner):
         made = preserving(0, ratio)
     elif all(math.isclose(level.alpha + level.sigma, 1) for level in inner):
-        made, inner = flow(0, ratio / (1 + ratio)), noisy
+        made, inner = flow(0, flow_sigma(ratio)), noisy
     else:
         raise ConfigError("The levels of this grid belong to no known process; name one between them by `place`.")
     straight = made.alpha < 1 and not math.isclose(made.alpha**2 + made.sigma**2, 1)

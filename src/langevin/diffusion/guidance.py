@@ -67,10 +67,14 @@ class CFG:
         scale: 1 or less switches guidance off; a tensor that broadcasts against the prediction gives every image or
             frame its own.
         rescale: share of the rescaled prediction, see `rescaled`.
+        members: names of several positive conditions and their weights, numbers or tensors that broadcast against the
+            prediction: eps = negative + scale * sum of weight * (member - negative), Liu et al. 2022 (2206.01714),
+            eq. 11. Empty for the one positive condition.
     """
 
     scale: float | torch.Tensor = 7.5
     rescale: float = 0.0
+    members: tuple[tuple[str, float | torch.Tensor], ...] = ()
 
     @property
     def active(self) -> bool:
@@ -80,7 +84,12 @@ class CFG:
     def __call__(self, x: torch.Tensor, step: Step) -> Talk:
         if not self.active:
             return (yield from alone(x, step))
-        negative, positive = yield (NEGATIVE, POSITIVE)
+        if self.members:
+            negative, *found = yield (NEGATIVE, *(Branch(name) for name, _ in self.members))
+            shares = (weight * (one - negative) for (_, weight), one in zip(self.members, found, strict=True))
+            positive = negative + sum(shares)
+        else:
+            negative, positive = yield (NEGATIVE, POSITIVE)
         prediction = negative + self.scale * (positive - negative)
         return rescaled(prediction, positive, self.rescale) if self.rescale else prediction
 

@@ -97,6 +97,10 @@ class Preconditioning:
         above, spread = sigma - self.low, sigma**2 + self.data**2
         return self.data**2 / (above**2 + self.data**2), self.sign * above * self.data / spread**0.5
 
+    def in_scale(self, sigma: Any) -> Any:
+        """Return c_in at `sigma`, which brings samples to unit variance on their way into the network."""
+        return (sigma**2 + self.data**2) ** -0.5
+
     def __call__(self, level: Level) -> tuple[Pair, Pair]:
         skip, out = self.data_pair(level.sigma)
         inverse = 1.0 / level.sigma if level.sigma > 0 else float("nan")

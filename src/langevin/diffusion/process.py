@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,11 @@ def flow(t: Time, sigma: float) -> Level:
     return Level(t, 1.0 - sigma, sigma)
 
 
+def flow_sigma(ratio: Any) -> Any:
+    """Return the sigma of straight paths at the noise level sigma / alpha = `ratio`, a number or an array."""
+    return ratio / (1 + ratio)
+
+
 def angular(sigma: float) -> Level:
     """Return the variance-preserving level of the given sigma, whose time is its angle in quarter turns."""
     return Level(math.asin(sigma) * 2 / math.pi, math.sqrt(1.0 - sigma**2), sigma)
@@ -106,6 +112,12 @@ class TableProcess:
         self.alphas_cumprod = np.asarray(alphas_cumprod, dtype=np.float64)
         with np.errstate(divide="ignore"):
             self.ratios = np.sqrt((1.0 - self.alphas_cumprod) / self.alphas_cumprod)
+
+    @property
+    def lams(self) -> np.ndarray:
+        """Half the log signal-to-noise ratio of every training step, see `Level.lam`."""
+        with np.errstate(divide="ignore"):
+            return -np.log(self.ratios)
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
@@ -152,15 +164,17 @@ def from_alpha_bar(alpha_bar: Callable[[float], float], count: int, *, largest: 
     return torch.tensor(betas, dtype=torch.float32, device="cpu")
 
 
-def _cosine_bar(t: float) -> float:
-    return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+def _cosine_bar(t: float, offset: float = 0.008) -> float:
+    """Nichol & Dhariwal 2021 (2102.09672), eq. 17, free of scale; `offset` keeps the first beta from vanishing."""
+    angle = (t + offset) / (1 + offset) * math.pi / 2
+    return math.cos(angle) ** 2
 
 
 def _laplace_bar(t: float) -> float:
     """The log signal-to-noise ratio follows a Laplace distribution: Hang et al. 2024 (2407.03297)."""
-    lam = -0.5 * math.copysign(1.0, 0.5 - t) * math.log(1.0 - 2.0 * abs(0.5 - t) + 1e-6)
-    snr = math.exp(lam)
-    return math.sqrt(snr / (1.0 + snr))
+    middle = t - 0.5
+    lam = math.copysign(0.5, middle) * math.log1p(1e-6 - 2 * abs(middle))
+    return 1.0 / math.sqrt(1.0 + math.exp(-lam))
 
 
 BETAS: dict[str, Callable[[int, float, float], torch.Tensor]] = {
@@ -204,6 +218,6 @@ def betas(
 def rescale_zero_terminal_snr(values: torch.Tensor) -> torch.Tensor:
     """Shift and stretch sqrt(alpha_bar) to end at 0 and keep its start: Lin et al. 2305.08891, algorithm 1."""
     root = torch.cumprod(1.0 - values, dim=0).sqrt()
-    first, last = root[0].clone(), root[-1].clone()
-    bar = ((root - last) * (first / (first - last))) ** 2
+    stretch = root[0] / (root[0] - root[-1])
+    bar = ((root - root[-1]) * stretch) ** 2
     return 1.0 - torch.cat([bar[:1], bar[1:] / bar[:-1]])

@@ -113,8 +113,8 @@ class Plan:
         train_steps: length of the training schedule, the unit of `slice`.
         noise_dtype: dtype of the noise of stochastic rows; None means that of the sample.
         noise_seed: seed of the noise of every run, instead of what the caller draws; None leaves it to the caller.
-        place: the level of a timestep of the training schedule, for starts between two levels of the grid; None where the
-            grid says all.
+        place: the level of a timestep of the training schedule, for starts between two levels of the grid; None where
+            the grid says all.
         first, end: the part of the whole table's network calls that this run makes.
     """
 
@@ -165,6 +165,12 @@ class Plan:
             )
             for k, row in enumerate(self.rows)
         )
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """The number, from 0, of the step that each network call belongs to."""
+        begun = [not row.saved for row in self.rows]
+        return tuple(max(sum(begun[: k + 1]) - 1, 0) for k in range(len(begun)))
 
     @cached_property
     def times(self) -> np.ndarray:
@@ -303,8 +309,21 @@ def noised(source: torch.Tensor, noise: torch.Tensor, level: Level) -> torch.Ten
 def noised_each(source: torch.Tensor, noise: torch.Tensor, levels: Sequence[Level]) -> torch.Tensor:
     """Return row k of the batch noised to `levels[k]`; a single level serves every row."""
     table = torch.tensor([(level.alpha, level.sigma) for level in levels], dtype=torch.float64).T
-    alpha, sigma = gathered(table, torch.arange(len(levels)), source)
+    return noised_at(table, torch.arange(len(levels)), source, noise)
+
+
+def noised_at(table: torch.Tensor, positions: torch.Tensor, source: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Return row k noised to the level whose alpha and sigma stand in column `positions[k]` of `table`."""
+    alpha, sigma = gathered(table, positions, source)
     return alpha * source + sigma * noise
+
+
+def velocity_at(
+    table: torch.Tensor, positions: torch.Tensor, source: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """Return the target of v-prediction at the same levels, alpha * eps - sigma * x_0 (Salimans & Ho 2202.00512)."""
+    alpha, sigma = gathered(table, positions, source)
+    return alpha * noise - sigma * source
 
 
 def gathered(table: torch.Tensor, positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -278,7 +278,7 @@ class SchedulerMixin(PretrainedConfig):
     def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None, timesteps: Numbers = None,
                       sigmas: Numbers = None, **options: Any) -> None:  # fmt: skip
         """Choose the schedule of the next run and put `timesteps` on `device`; see `plan` for the other arguments."""
-        if num_inference_steps is None and timesteps is None and sigmas is None:
+        if all(given is None for given in (num_inference_steps, timesteps, sigmas)):
             raise InputError("set_timesteps needs num_inference_steps, timesteps or sigmas.")
         plan = self.plan(num_inference_steps, timesteps=timesteps, sigmas=sigmas, **options)
         self._forget(plan.grid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from ..core.errors import ConfigError, InputError
 from ..core.rng import Generators
 from ..diffusion import Ask, Grid, Level, Plan, Prediction, Time, solvers
 from ..diffusion import grid as grids
+from ..diffusion.labels import LABELS, labelled
 from ..diffusion.levels import between_ends
 from ..diffusion.prediction import Preconditioning, mix
 from .base import Device, DrawingScheduler, GridNoising, Numbers, SchedulerMixin, Stepped, When
@@ -88,8 +89,8 @@ class EulerDiscreteScheduler(ChurningScheduler, ExplodingScheduler):
 
     def _grid(self, ask: Ask) -> Grid:
         grid = super()._grid(ask)
-        if self.config.timestep_type == "continuous" and self.config.prediction_type == "v_prediction":
-            grid = tuple(Level(0.25 * math.log(v.sigma), 1.0, v.sigma) if v.sigma else v for v in grid)
+        if (self.config.prediction_type, self.config.timestep_type) == ("v_prediction", "continuous"):
+            grid = tuple(labelled(level.sigma, "quarter_log") for level in grid)
         return grid
 
 
@@ -195,8 +196,13 @@ class DPMSolverSDEScheduler(TwoStageScheduler):
 
 
 class EDMScheduler(GridNoising):
-    """Base: levels from `sigma_max` to `sigma_min`, inputs of unit variance, outputs by Karras's preconditioning."""
+    """Base: levels from `sigma_max` to `sigma_min`, inputs of unit variance, outputs by Karras's preconditioning.
 
+    Attributes:
+        told: what the network is told of noise levels, a name in `LABELS`.
+    """
+
+    told: ClassVar[str] = "quarter_log"
     choices = {
         "sigma_schedule": ("karras", "exponential"),
         "prediction_type": ("epsilon", "v_prediction"),
@@ -207,20 +213,14 @@ class EDMScheduler(GridNoising):
         self.scales_input = self.config.sigma_data
         super()._setup()
 
-    def _label(self, sigma: Tensor) -> Tensor:
-        """Return what the network is told of noise levels."""
-        return 0.25 * sigma.log()
-
-    def _level(self, sigma: float) -> Level:
-        return Level(float(self._label(torch.tensor(sigma, dtype=torch.float64))) if sigma > 0 else -1.0, 1.0, sigma)
-
     def _grid(self, ask: Ask) -> Grid:
         if ask.timesteps is not None:
             raise InputError(f"{type(self).__name__} chooses noise levels; pass `sigmas`, the end of the run included.")
         high, low, schedule = self.config.sigma_max, self.config.sigma_min, self.config.sigma_schedule
         shape = {"rho": self.config.rho} if schedule == "karras" else {}
         end = low if self.config.final_sigmas_type == "sigma_min" else 0.0
-        return tuple(map(self._level, between_ends(ask, len(self), high, low, end=end, schedule=schedule, **shape)))
+        levels = between_ends(ask, len(self), high, low, end=end, schedule=schedule, **shape)
+        return tuple(labelled(sigma, self.told) for sigma in levels)
 
     def _prediction(self) -> Prediction:
         sign = -1.0 if self.config.prediction_type == "v_prediction" else 1.0
@@ -236,11 +236,11 @@ class EDMScheduler(GridNoising):
 
     def precondition_inputs(self, sample: Tensor, sigma: float | Tensor) -> Tensor:
         """Return the sample at noise level `sigma` (broadcast against it) brought to unit variance."""
-        return sample * torch.as_tensor(sigma).square().add(self.config.sigma_data**2).rsqrt()
+        return sample * self._prediction().scaling.in_scale(torch.as_tensor(sigma))  # type: ignore[union-attr]
 
     def precondition_noise(self, sigma: float | Tensor) -> Tensor:
         """Return what the network is told of `sigma`."""
-        return self._label(torch.as_tensor(sigma))
+        return LABELS[self.told](torch.as_tensor(sigma))
 
     def precondition_outputs(self, sample: Tensor, model_output: Tensor, sigma: float | Tensor) -> Tensor:
         """Return the estimate of the data at noise level `sigma`, free of bounds."""
@@ -288,7 +288,9 @@ class EDMDPMSolverMultistepScheduler(DrawingScheduler, EDMScheduler):
 
 
 class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
-    """SDE-DPM-Solver++ for networks that are told atan(sigma) * 2 / pi: Evans et al. 2024 (2407.14358)."""
+    """SDE-DPM-Solver++ for networks that are told an angle: Evans et al. 2024 (2407.14358)."""
+
+    told = "angle"
 
     def __init__(self, sigma_min: float = 0.3, sigma_max: float = 500, sigma_data: float = 1.0,
                  sigma_schedule: str = "exponential", num_train_timesteps: int = 1000, solver_order: int = 2,
@@ -296,12 +298,9 @@ class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
                  lower_order_final: bool = True, euler_at_final: bool = False,
                  final_sigmas_type: str = "zero") -> None: ...  # fmt: skip
 
-    def _label(self, sigma: Tensor) -> Tensor:
-        return sigma.atan() * 2 / math.pi
-
 
 class CMStochasticIterativeScheduler(DrawingScheduler, GridNoising):
-    """To the data, and back up with fresh noise, over Karras levels; the network is told 250 * log(sigma)."""
+    """To the data, and back up with fresh noise, over Karras levels."""
 
     def __init__(self, num_train_timesteps: int = 40, sigma_min: float = 0.002, sigma_max: float = 80.0,
                  sigma_data: float = 0.5, s_noise: float = 1.0, rho: float = 7.0,
@@ -329,4 +328,4 @@ class CMStochasticIterativeScheduler(DrawingScheduler, GridNoising):
             times = grids.leading(ask.count or total, total) if ask.timesteps is None else ask.timesteps
             table = grids.karras(total, self.config.sigma_max, low, rho=self.config.rho)
             levels = [*table[grids.check_positions("timesteps", times, total)[::-1]].tolist(), low]
-        return tuple(Level(250.0 * math.log(sigma), 1.0, sigma) for sigma in levels)
+        return tuple(labelled(sigma, "thousand_logs") for sigma in levels)

@@ -57,9 +57,7 @@ class FlowMatchScheduler(SchedulerMixin):
                 "`mu`, the shift for the size of the picture, belongs to use_dynamic_shifting=True with a number of "
                 "steps or sigmas: it is needed there and has no effect elsewhere."
             )
-        shift = self.shift
-        if mu is not None:
-            shift = math.exp(mu) if self.config.time_shift_type == "exponential" else mu
+        shift = self.shift if mu is None else grids.dynamic_shift(mu, self.config.time_shift_type)
         if ask.timesteps is not None and self._own("invert_sigmas"):
             ask = replace(ask, timesteps=[steps - t for t in ask.timesteps])
         low = float(grids.shifted(np.array(1 / steps), 1.0 if dynamic else self.config.shift))

@@ -12,7 +12,7 @@ from ..core.errors import ConfigError, InputError
 from ..core.rng import Generators
 from ..diffusion import Ask, Grid, Level, Time
 from ..diffusion import grid as grids
-from ..diffusion.process import flow, preserving
+from ..diffusion.process import flow, flow_sigma, preserving
 from ..diffusion.solvers import ALGORITHMS, DPMMultistep, DPMSinglestep, SASolver, UniPC
 from ..diffusion.solvers.sa import middle_noise
 from ..diffusion.solvers.unipc import VARIANTS
@@ -39,7 +39,7 @@ class LogSNRScheduler(GridNoising, TrainedScheduler):
 
     def _last(self) -> int:
         """Return the number of training steps whose lambda is not below `lambda_min_clipped`."""
-        return int((-np.log(self.process.ratios) >= self._own("lambda_min_clipped", -math.inf)).sum())
+        return int((self.process.lams >= self._own("lambda_min_clipped", -math.inf)).sum())
 
     def _spaced(self, count: int) -> np.ndarray:
         if self._fractional:
@@ -67,7 +67,7 @@ class LogSNRScheduler(GridNoising, TrainedScheduler):
     def _flow_sigmas(self, count: int, shift: float) -> np.ndarray:
         """Return the flow noise levels of `count` steps: shifted, or those of a sigma schedule's ratios."""
         if (ratios := self._ratios(count)) is not None:
-            return ratios / (1 + ratios)
+            return flow_sigma(ratios)
         return grids.shifted(np.linspace(1 - 1 / len(self), 0, count + 1)[:-1], shift)
 
     def _shift(self, ask: Ask) -> float:
@@ -76,7 +76,7 @@ class LogSNRScheduler(GridNoising, TrainedScheduler):
             return self.config.flow_shift
         if not self._own("use_dynamic_shifting"):
             raise InputError("`mu` sets the shift of dynamic shifting; it needs use_dynamic_shifting=True.")
-        return math.exp(mu)
+        return grids.dynamic_shift(mu)
 
     def _grid(self, ask: Ask) -> Grid:
         shift = self._shift(ask)

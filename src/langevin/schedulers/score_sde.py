@@ -17,7 +17,7 @@ from ..diffusion import grid as grids
 from ..diffusion.levels import between_ends
 from ..diffusion.score_sde import CLEAN, ExplodingSDE, PreservingSDE, along, langevin
 from ..diffusion.solvers import Churn, Churned, EulerMaruyama, Heun, ReverseDiffusion, rise
-from ..diffusion.table import gathered, widen
+from ..diffusion.table import noised_at, widen
 from .base import Device, DrawingScheduler, SchedulerOutput, Stepped, When
 
 
@@ -72,8 +72,8 @@ class ScoreScheduler(DrawingScheduler):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor | None, timesteps: Tensor) -> Tensor:
         """Return the samples noised to the levels number `timesteps`, shape (batch,), from the schedule's clean end."""
-        alpha, sigma = gathered(self._ascending(), timesteps, original_samples)
-        return alpha * original_samples + sigma * self._drawing(original_samples, original_samples, None, noise)()
+        drawn = self._drawing(original_samples, original_samples, None, noise)()
+        return noised_at(self._ascending(), timesteps, original_samples, drawn)
 
 
 class ScoreSdeVeScheduler(ScoreScheduler):

@@ -15,7 +15,7 @@ from ..diffusion import Ask, Grid, Level, Time
 from ..diffusion import grid as grids
 from ..diffusion.levels import on_table
 from ..diffusion.process import BETAS, TableProcess, betas, preserving
-from ..diffusion.table import gathered
+from ..diffusion.table import noised_at, velocity_at
 from .base import KarrasDiffusionSchedulers, SchedulerMixin
 
 
@@ -121,13 +121,13 @@ class TrainedScheduler(SchedulerMixin):
         label = None if self._fractional else self._label
         return on_table(ask, self.process, self._end(), spaced=self._spaced, ratios=self._ratios, label=label)
 
-    def _alpha_sigma(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        """Return alpha and sigma of the training table at integer timesteps, shaped to broadcast against `like`."""
+    def _alpha_sigma(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha and sigma of the training table, shape (2, steps), and checked timesteps of it."""
         timesteps = torch.as_tensor(timesteps, device=like.device)
         if timesteps.device.type == "cpu" and not bool(((timesteps >= 0) & (timesteps < len(self))).all()):
             raise InputError(f"Timesteps must lie in 0 ... {len(self) - 1}; given: {timesteps.tolist()}.")
         bars = self.alphas_cumprod.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
-        return gathered(torch.stack([bars.sqrt(), (1 - bars).sqrt()]), timesteps, like)
+        return torch.stack([bars.sqrt(), (1 - bars).sqrt()]), timesteps
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return the samples noised to their timesteps of the training table, alpha * x_0 + sigma * eps.
@@ -136,10 +136,8 @@ class TrainedScheduler(SchedulerMixin):
             original_samples, noise: shape (batch, ...).
             timesteps: integers, shape (batch,) or (1,).
         """
-        alpha, sigma = self._alpha_sigma(timesteps, original_samples)
-        return alpha * original_samples + sigma * noise
+        return noised_at(*self._alpha_sigma(timesteps, original_samples), original_samples, noise)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return the target of v-prediction, alpha * eps - sigma * x_0 (Salimans & Ho 2202.00512)."""
-        alpha, sigma = self._alpha_sigma(timesteps, sample)
-        return alpha * noise - sigma * sample
+        """Return the target of v-prediction at the samples' timesteps of the training table."""
+        return velocity_at(*self._alpha_sigma(timesteps, sample), sample, noise)
