@@ -40,6 +40,17 @@ def test_a_pipeline_makes_every_call_of_another_solver(name: str, tmp_path) -> N
         pipe.save_pretrained(tmp_path / "saved")
 
 
+@pytest.mark.parametrize("name", ["DDIMPipeline", "PNDMPipeline"])
+def test_a_scheduler_turned_into_the_class_of_a_pipeline_keeps_solver_and_levels(name: str) -> None:
+    given = langevin.EulerDiscreteScheduler().using(solver=Heun()).using(grid=lambda grid: (*grid[:-1:2], grid[-1]))
+    pipe = getattr(langevin, name)(tiny.pixel_unet(langevin), given)
+    assert type(pipe.scheduler).__name__ == name.replace("Pipeline", "Scheduler")
+    plan = pipe.scheduler.plan(8)
+    assert len(plan.grid) == 5 and len(plan.steps) == 7 and isinstance(plan.solver, Heun)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(num_inference_steps=8, output_type="np", seed=0).images.shape[0] == 1
+
+
 def test_a_pipeline_takes_aligned_levels(tmp_path) -> None:
     pipe = tiny.stable_diffusion(langevin, tmp_path, scheduler=langevin.EulerDiscreteScheduler())
     sigmas, seen = align_your_steps("stable-diffusion-1.5", 5), []

@@ -156,19 +156,18 @@ def whole(times: np.ndarray, quantise: Callable[[np.ndarray], np.ndarray] = np.r
 
 def karras(count: int, high: float, low: float, *, rho: float = 7.0) -> np.ndarray:
     """Return noise levels evenly spaced in sigma^(1/rho): Karras et al. 2022 (2206.00364), eq. 5."""
-    ramp = np.linspace(0, 1, count)
-    return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    return np.linspace(high ** (1 / rho), low ** (1 / rho), count) ** rho
 
 
 def exponential(count: int, high: float, low: float) -> np.ndarray:
     """Return noise levels evenly spaced in log sigma, which is uniform in lambda: Lu et al. 2022 (2206.00927)."""
-    return np.exp(np.linspace(math.log(high), math.log(low), count))
+    return np.geomspace(high, low, count)
 
 
 def beta(count: int, high: float, low: float, *, a: float = 0.6, b: float = 0.6) -> np.ndarray:
     """Return noise levels at the quantiles of a beta distribution: Lee et al. 2024 (2407.12173). Needs scipy."""
     stats = require("scipy.stats", why="A schedule of beta sigmas")
-    return low + stats.beta.ppf(1 - np.linspace(0, 1, count), a, b) * (high - low)
+    return low + stats.beta.ppf(np.linspace(1, 0, count), a, b) * (high - low)
 
 
 def shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:

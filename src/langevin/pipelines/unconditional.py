@@ -13,6 +13,7 @@ from ..core.images import to_images
 from ..core.rng import Generators, normal
 from ..diffusion.table import Step
 from ..families.common import option, sample_of, timestep_on
+from ..schedulers.base import SchedulerMixin
 from ..schedulers.preserving import DDIMScheduler, PNDMScheduler
 from .base import DiffusionPipeline
 from .glossary import documented
@@ -134,5 +135,7 @@ class PNDMPipeline(_Unconditional):
 
 
 def as_class(scheduler: Any, cls: type[Any]) -> Any:
-    """Return the scheduler when it is of `cls`, else one of `cls` with its configuration."""
-    return scheduler if scheduler is None or isinstance(scheduler, cls) else cls.from_config(scheduler.config)
+    """Return the scheduler when it is of `cls`, else one of `cls` with its configuration and what `using` gave it."""
+    if scheduler is None or isinstance(scheduler, cls):
+        return scheduler
+    return scheduler.turned_into(cls) if isinstance(scheduler, SchedulerMixin) else cls.from_config(scheduler.config)

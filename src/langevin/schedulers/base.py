@@ -85,6 +85,7 @@ def changed(scheduler: Any, *, solver: Any = None, grid: Callable[[Grid], Grid] 
         grid: gets the levels that the configuration means, the end included, and returns those to visit.
     """
     made = copy.copy(scheduler)
+    made._used = {**scheduler._used, **{k: v for k, v in (("solver", solver), ("grid", grid)) if v is not None}}
     if solver is not None:
         if getattr(solver, "place", made) is None:
             solver = replace(solver, place=partial(placed, scheduler))
@@ -157,6 +158,7 @@ class SchedulerMixin(PretrainedConfig):
     tuple_holds_data: ClassVar[bool] = False
     output_class: ClassVar[type] = SchedulerOutput
     _compatibles: ClassVar[tuple[str, ...]] = ()
+    _used: Mapping[str, Any] = {}
 
     num_inference_steps: int | None
     _levels: Grid | None
@@ -245,6 +247,11 @@ class SchedulerMixin(PretrainedConfig):
         return Plan(grid, solver, self._prediction(), init_noise_sigma=self._init_sigma(grid), **shape)
 
     using = changed
+
+    def turned_into(self, cls: type[Any], **changes: Any) -> Any:
+        """Return a scheduler of `cls` with this one's configuration, changed so, and what `using` gave this one."""
+        made = cls.from_config(self.config, **changes)
+        return made.using(**self._used) if self._used else made
 
     def _current(self) -> Grid:
         """Return the grid that is set, or the training table."""
@@ -346,9 +353,8 @@ class SchedulerMixin(PretrainedConfig):
         plan = self._table()
         expected = self._next if self._run is not None else self._begin
         if expected is not None and expected < len(plan.steps):
-            if isinstance(timestep, Tensor) and not timestep.is_cpu:
-                return expected
-            if same(number(timestep), plan.steps[expected].timestep):
+            remote = isinstance(timestep, Tensor) and not timestep.is_cpu
+            if remote or same(number(timestep), plan.steps[expected].timestep):
                 return expected
         value = number(timestep)
         return 0 if same(value, plan.steps[0].timestep) else plan.position(value)

@@ -191,8 +191,7 @@ class DPMSolverSDEScheduler(TwoStageScheduler):
     def step(self, model_output: Tensor, timestep: When, sample: Tensor, return_dict: bool = True, s_noise: float = 1.0,
              generator: Generators = None) -> Stepped:  # fmt: skip
         """Return the sample at which the network is to be asked next; `s_noise` scales the noise from `generator`."""
-        options = {"return_dict": return_dict, "s_noise": s_noise}
-        return self._step(model_output, timestep, sample, generator=generator, **options)
+        return self._step(model_output, timestep, sample, return_dict=return_dict, generator=generator, s_noise=s_noise)
 
 
 class EDMScheduler(GridNoising):
