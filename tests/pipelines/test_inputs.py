@@ -8,7 +8,6 @@ import torch
 
 import langevin
 from langevin.core.errors import ConfigError, InputError, NonFiniteError
-from langevin.families.sd import expand_words, tokenize
 from langevin.pipelines.glossary import describe, documented
 from tests.pipelines import tiny
 
@@ -145,22 +144,12 @@ def test_a_negative_prompt_without_guidance_is_reported(pipe, caplog_ours) -> No
 
 
 def test_dropped_words_are_named(pipe, caplog_ours) -> None:
-    pipe.encode_prompt("x " * 75 + "cat dog", num_images_per_prompt=1)
-    assert "79 tokens" in caplog_ours.text and "cat dog" in caplog_ours.text
+    pipe.encode_prompt("x " * 75 + "cat dog", long_prompt="truncate")
+    assert "2 tokens too many" in caplog_ours.text and "cat dog" in caplog_ours.text
     caplog_ours.clear()
-    pipe.encode_prompt("x " * 75)
+    pipe.encode_prompt("x " * 75, long_prompt="truncate")
+    pipe.encode_prompt("x " * 175)
     assert caplog_ours.text == ""
-
-
-def test_learned_words_of_several_tokens_are_written_out(pipe, sd_folder) -> None:
-    from transformers import CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(sd_folder / "tokenizer")
-    tokenizer.add_tokens(["<dog>", "<dog>_1", "<dog>_2", "<hat>"])
-    assert expand_words("a <dog> in a <hat>", tokenizer) == "a <dog> <dog>_1 <dog>_2 in a <hat>"
-    assert expand_words("a cat", tokenizer) == "a cat"
-    ids = tokenize(tokenizer, ["a <dog>"]).input_ids[0]
-    assert ids[2:5].tolist() == tokenizer.convert_tokens_to_ids(["<dog>", "<dog>_1", "<dog>_2"])
 
 
 def test_a_pipeline_without_an_autoencoder_gives_latents(pipe) -> None:

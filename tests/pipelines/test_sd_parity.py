@@ -16,9 +16,9 @@ pytestmark = pytest.mark.parity
 LIMIT = 1e-4
 
 
-def difference(peer, ours, name: str, **call) -> float:
+def difference(theirs, mine, name: str, **call) -> float:
     """Return the largest difference of the pictures of one call of both pipelines."""
-    return apart((peer, ours), name, **call)
+    return apart((theirs, mine), name, **call)
 
 
 
@@ -45,7 +45,7 @@ def test_every_scheduler_with_a_generator_per_picture(peer_sd, our_sd, name) -> 
         {"eta": 1.0, "seeds": [4, 5]},
         {"height": 24, "width": 32},
         {"num_inference_steps": 1},
-        {"prompt": "x " * 120, "negative_prompt": "y " * 100},
+        {"prompt": "x " * 120, "negative_prompt": "y " * 100, "ours": {"long_prompt": "truncate"}},
     ],
     ids=lambda call: "-".join(call),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -15,7 +15,7 @@ from ..diffusion.guidance import Branch, Branches, Guidance, guided
 from ..diffusion.table import Step
 from ..nn.embedding import sinusoidal
 from .common import dtype_of, option, sample_of, timestep_on
-from .conditioning import Conditioning
+from .conditioning import Conditioning, Conditions
 
 
 @dataclass
@@ -79,8 +79,7 @@ class Denoiser:
 
     Args:
         unet: called as `unet(sample, timestep, **conditioning, **options)` and nothing more.
-        conditions: the conditioning of every branch that the guidance may ask for, "positive" first. A function of the
-            step stands for a conditioning that changes on the way.
+        conditions: the conditioning of every branch that the guidance may ask for, "positive" first.
         guidance: which branches a step needs; see `diffusion.guidance`.
         attach: attachments, applied in order.
         options: keywords of every call; None values are left out.
@@ -90,7 +89,7 @@ class Denoiser:
     def __init__(
         self,
         unet: Any,
-        conditions: Mapping[str, Conditioning | Callable[[Step], Conditioning] | None],
+        conditions: Conditions,
         guidance: Guidance,
         *,
         attach: Sequence[Attachment] = (),
@@ -145,8 +144,7 @@ class Denoiser:
                 f"The guidance asks for the {branch.condition} prompt, which this run did not encode; "
                 "start with guidance above 1."
             )
-        found = self.conditions[branch.condition]
-        return found if isinstance(found, Conditioning) else found(step)
+        return self.conditions[branch.condition].at(step.index)
 
     # What callbacks see and change -----------------------------------------------------------------------------------
 
@@ -194,17 +192,12 @@ class Denoiser:
 
     def _pair(self) -> tuple[Conditioning, Conditioning | None]:
         """Return the conditionings of the positive and the negative prompt at the first step."""
-        first = Step(0, 1, 0, None, None, 1.0, False)  # type: ignore[arg-type]
-        found = [self.conditions.get(name) for name in ("positive", "negative")]
-        pair = [cond if isinstance(cond, Conditioning) or cond is None else cond(first) for cond in found]
-        return pair[0], pair[1]  # type: ignore[return-value]
+        positive, negative = self.conditions["positive"].at(0), self.conditions.get("negative")
+        return positive, None if negative is None else negative.at(0)
 
     def _set(self, name: str, part: str, rows: Tensor) -> None:
-        from dataclasses import replace
-
-        old = self.conditions.get(name, self._pair()[0])
-        old = old if isinstance(old, Conditioning) else self._pair()[name == "negative"]
-        self.conditions[name] = replace(old, **{part: rows})  # type: ignore[type-var]
+        old = self.conditions.get(name, self.conditions["positive"]).at(0)
+        self.conditions[name] = replace(old, **{part: rows})
 
 
 def negative_name(name: str) -> str:

@@ -45,7 +45,8 @@ class LatentSpace:
         visible: height and width of the picture without the margin that makes its size fit, at the top left; None for
             all of it.
         scaling: scale of the latents in place of the autoencoder's own.
-        upcast: encode and decode in float32 when the weights are float16, for autoencoders that overflow there.
+        upcast: encode and decode in float32 when the weights are float16, for autoencoders that overflow there; those
+            with force_upcast=False in their configuration do not.
     """
 
     vae: Any
@@ -121,7 +122,8 @@ class LatentSpace:
 
     def _autoencoder(self) -> Any:
         """Return the autoencoder, or a float32 copy of it; the component itself belongs to every thread."""
-        if not self.upcast or dtype_of(self.vae, torch.float32) != torch.float16:
+        overflows = self.upcast and option(self.vae, "force_upcast", True)
+        if not overflows or dtype_of(self.vae, torch.float32) != torch.float16:
             return self.vae
         return copy.deepcopy(self.vae).float()
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from .. import prompts
 from ..core.errors import ConfigError, InputError, NonFiniteError
-from ..core.logging import get_logger
+from ..prompts import Encoding, Tower, aligned, given, parse_all
 from .common import dtype_of
 from .conditioning import Conditioning
-
-logger = get_logger(__name__)
-_tokenizing = threading.Lock()
-"""Tokenizers keep padding and truncation as state between a call and its work, so threads take turns."""
 
 
 @dataclass(frozen=True)
@@ -32,59 +29,19 @@ class Text(Conditioning):
         return {"encoder_hidden_states": self.text}
 
 
-def expand_words(text: str, tokenizer: Any) -> str:
-    """Write out learned words that span several tokens: `<cat>` becomes `<cat> <cat>_1 <cat>_2` (Gal et al. 2022).
-
-    A tokenizer holds such a word as the added tokens `word`, `word_1`, `word_2`, ...
-    """
-    added = getattr(tokenizer, "added_tokens_encoder", None) or {}
-    for word in [w for w in added if f"{w}_1" in added and w in text]:
-        count = 1
-        while f"{word}_{count}" in added:
-            count += 1
-        text = text.replace(word, " ".join([word, *(f"{word}_{k}" for k in range(1, count))]))
-    return text
-
-
-def tokenize(tokenizer: Any, texts: Sequence[str], *, length: int | None = None) -> Any:
-    """Return token ids and mask of `texts`, padded to `length` tokens (the encoder's limit when None).
-
-    Words beyond the limit are dropped; a warning names them.
-    """
-    limit = length or tokenizer.model_max_length
-    texts = [expand_words(text, tokenizer) for text in texts]
-    with _tokenizing:
-        tokens = tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-        whole = tokenizer(texts, padding=False, truncation=False).input_ids
-    for text, ids in zip(texts, whole, strict=True):
-        if len(ids) > limit:
-            dropped = tokenizer.decode(ids[limit - 1 : -1]).strip()
-            logger.warning(
-                "The prompt %r has %d tokens, the encoder takes %d; dropped: %r", text, len(ids), limit, dropped
-            )
-    return tokens
-
-
-def encode_texts(
-    encoder: Any,
-    tokenizer: Any,
-    texts: Sequence[str],
-    *,
-    device: torch.device | str,
-    length: int | None = None,
-    clip_skip: int | None = None,
-) -> Tensor:
-    """Return the text encoder's hidden states (texts, tokens, width).
+def encode_ids(
+    encoder: Any, ids: Tensor, mask: Tensor | None = None, *, clip_skip: int | None = None
+) -> tuple[Tensor, None]:
+    """Return a text encoder's hidden states (rows, tokens, width).
 
     Args:
+        ids, mask: token ids and which of them count, (rows, tokens), on the encoder's device.
         clip_skip: leave out that many last layers; the final normalisation is applied all the same.
 
     Raises:
+        InputError: when there are not that many layers.
         NonFiniteError: when the encoder returns NaN or infinity.
     """
-    tokens = tokenize(tokenizer, texts, length=length)
-    mask = tokens.attention_mask.to(device) if getattr(encoder.config, "use_attention_mask", False) else None
-    ids = tokens.input_ids.to(device)
     if clip_skip is None:
         hidden = encoder(ids, attention_mask=mask)[0]
     else:
@@ -92,11 +49,34 @@ def encode_texts(
         if not 0 <= clip_skip < len(layers) - 1:
             raise InputError(f"`clip_skip` is {clip_skip}; this text encoder has {len(layers) - 1} layers.")
         hidden = getattr(encoder, "text_model", encoder).final_layer_norm(layers[-1 - clip_skip])
-    if not torch.isfinite(hidden).all():
-        raise NonFiniteError(
-            "The text encoder returned NaN or infinity; its weights are damaged.", module="text_encoder"
-        )
-    return hidden
+    check_encoded(hidden)
+    return hidden, None
+
+
+def check_encoded(*states: Tensor, name: str = "text_encoder") -> None:
+    """Raise NonFiniteError unless a text encoder's states are finite."""
+    if not all(torch.isfinite(state).all() for state in states):
+        what = name.replace("_", " ")
+        raise NonFiniteError(f"The {what} returned NaN or infinity; its weights are damaged.", module=name)
+
+
+def tower(encoder: Any, tokenizer: Any, *, device: torch.device | str, read: Callable[..., Any]) -> Tower:
+    """Return a text encoder as prompts are read with it.
+
+    Args:
+        read: from (encoder, ids, mask) to hidden and pooled states.
+
+    Raises:
+        ConfigError: when there is no text encoder or tokenizer.
+    """
+    if encoder is None or tokenizer is None:
+        missing = "text_encoder" if encoder is None else "tokenizer"
+        raise ConfigError(f"This pipeline has no {missing}; pass `prompt_embeds` (and `negative_prompt_embeds`).")
+
+    def encode(ids: Tensor, mask: Tensor | None) -> Any:
+        return read(encoder, ids.to(device), None if mask is None else mask.to(device))
+
+    return Tower(encode, tokenizer, masked=bool(getattr(encoder.config, "use_attention_mask", False)))
 
 
 def encode(
@@ -109,33 +89,48 @@ def encode(
     negative_prompt: str | Sequence[str] | None = None,
     prompt_embeds: Tensor | None = None,
     negative_prompt_embeds: Tensor | None = None,
-    per_prompt: int = 1,
     clip_skip: int | None = None,
-) -> tuple[Text, Text | None]:
-    """Return the conditioning of prompts and of negative prompts, each row `per_prompt` times.
+    prompt_syntax: str | None = None,
+    long_prompt: str = "chunk",
+    steps: int | None = None,
+    read: Callable[..., Any] = encode_ids,
+) -> tuple[Encoding, Encoding | None]:
+    """Return prompts and negative prompts, encoded, of one length.
 
     Args:
         guided: whether negative prompts are needed; a missing one is the empty text.
+        clip_skip: layers that the prompts leave out; negative prompts leave out none.
+        prompt_syntax, long_prompt, steps: see `prompts.parse` and `prompts.encode`.
+        read: from (encoder, ids, mask) to hidden and pooled states.
 
     Raises:
         ConfigError: when there is something to encode and no text encoder or tokenizer.
+        InputError: for prompts that their syntax cannot read.
     """
+    reading = {"steps": steps, "long_prompt": long_prompt}
 
-    def embed(texts: str | Sequence[str], count: int, length: int | None, skip: int | None) -> Tensor:
-        if encoder is None or tokenizer is None:
-            missing = "text_encoder" if encoder is None else "tokenizer"
-            raise ConfigError(f"This pipeline has no {missing}; pass `prompt_embeds` (and `negative_prompt_embeds`).")
-        texts = [texts] * count if isinstance(texts, str) else list(texts)
-        return encode_texts(encoder, tokenizer, texts, device=device, length=length, clip_skip=skip)
+    def states(texts: str | Sequence[str], count: int, length: int | None, skip: int | None) -> Encoding:
+        reader = partial(read, clip_skip=skip) if skip is not None else read
+        texts = [texts] * count if isinstance(texts, str) else texts
+        towers = [tower(encoder, tokenizer, device=device, read=reader)]
+        return prompts.encode(towers, [parse_all(texts, prompt_syntax)], length=length, **reading)
 
     if prompt_embeds is None:
         count = 1 if isinstance(prompt, str) else len(prompt or ())
-        prompt_embeds = embed(prompt or "", count, None, clip_skip)
-    dtype = prompt_embeds.dtype if encoder is None else dtype_of(encoder, prompt_embeds.dtype)
-    positive = Text(prompt_embeds).to(device, dtype).repeat(per_prompt)
+        positive = states(prompt or "", count, None, clip_skip)
+    else:
+        count, positive = len(prompt_embeds), given(prompt_embeds)
     if not guided:
         return positive, None
     if negative_prompt_embeds is None:
-        count, length = prompt_embeds.shape[:2]
-        negative_prompt_embeds = embed(negative_prompt or "", count, length, None)
-    return positive, Text(negative_prompt_embeds).to(device, dtype).repeat(per_prompt)
+        negative = states(negative_prompt or "", count, positive.tokens, None)
+    else:
+        negative = given(negative_prompt_embeds)
+    positive, negative = aligned(positive, negative)
+    return positive, negative
+
+
+def type_of(encoder: Any, encoding: Encoding) -> torch.dtype:
+    """Return the type that conditioning has: the text encoder's, or without one that of the embeddings."""
+    own = encoding.states[0][0].hidden.dtype
+    return own if encoder is None else dtype_of(encoder, own)

@@ -61,6 +61,12 @@ class ForeignPlan:
                 rehearsal.advance(one, torch.zeros_like(one), index, generator=torch.Generator(one.device))
         return tuple(steps)
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The number, from 0, of the step that each network call belongs to."""
+        order = int(getattr(self.scheduler, "order", 1))
+        return tuple(k // order for k in range(len(self.timesteps)))
+
     def tail(self, strength: float) -> ForeignPlan:
         """Return the last part of this run, as `Plan.tail` does, by whole steps of the scheduler's `order`."""
         check_strength(strength)

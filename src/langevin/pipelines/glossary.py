@@ -12,6 +12,8 @@ from ..core.errors import ConfigError
 Call_ = TypeVar("Call_", bound=Callable[..., Any])
 
 GLOSSARY: dict[str, str] = {
+    "adapter_conditioning_factor": "Part of the run, from its start, in which the adapter acts, in [0, 1].",
+    "adapter_conditioning_scale": "Weight of the T2I-Adapter; 0 switches it off. One number, or one per adapter.",
     "batch_size": "Number of pictures to make.",
     "callback": "Deprecated: function `(step, timestep, latents)`, called every `callback_steps` steps.",
     "callback_on_step_end": (
@@ -82,6 +84,10 @@ GLOSSARY: dict[str, str] = {
         "Starting noise with unit variance in place of a drawn one, (pictures, channels, height / factor, width / "
         "factor)."
     ),
+    "long_prompt": (
+        '"chunk" encodes prompts of any length in rows of the encoder\'s length; "truncate" drops what does not fit, '
+        "and a warning names the words."
+    ),
     "mask_feather": "Pixels inside the hole over which the kept part fades out when it is pasted back.",
     "mask_image": (
         "Mask over the picture: white is painted anew, black is kept. A picture, array or tensor in [0, 1], cut at one "
@@ -111,6 +117,9 @@ GLOSSARY: dict[str, str] = {
     "pooled_prompt_embeds": "Pooled encodings (prompts, width) of the prompts, beside `prompt_embeds`.",
     "prompt": "What the picture should show: one text, or a list for several pictures.",
     "prompt_embeds": "Encoded prompts (prompts, tokens, width) in place of `prompt`, as `encode_prompt` returns them.",
+    "prompt_syntax": (
+        'How prompts are read: "a1111", "compel" or "comfy" for weights and more; None takes them as plain text.'
+    ),
     "return_dict": "True returns an output object, False a plain tuple of its fields.",
     "seed": (
         "Whole number, or one per picture, in place of `generator`: picture k of a call with seed s is the picture "

@@ -123,6 +123,7 @@ def inpaint(pipe: Any, call: Call) -> Any:
     if strength == 0 and not begun:
         return unchanged(pipe, call, space, picture)
     plan = part_of(plan_of(call), call)
+    call = call.planned(plan)
     with running(call) as run:
         conditions = pipe._conditions(call, space)
         place = place_of(conditions, call)

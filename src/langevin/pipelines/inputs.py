@@ -6,7 +6,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -17,6 +17,9 @@ from ..core.errors import ConfigError, InputError, check_choice, check_known
 from ..core.images import OUTPUT_TYPES
 from ..core.logging import get_logger
 from ..core.rng import Generators, streams
+from ..diffusion.table import Plan
+from ..prompts import SYNTAXES, parse_all
+from ..prompts.encoding import LONG_PROMPTS
 from .callbacks import check_wanted, wanted
 
 logger = get_logger(__name__)
@@ -36,6 +39,7 @@ class Call:
         rng: one random stream, or one per picture.
         names: the tensors that the caller's callback wants.
         old: the deprecated callback, and every how many steps it is called.
+        numbers: the number of the step of every network call of the run, once it is planned.
     """
 
     pipe: Any
@@ -46,6 +50,11 @@ class Call:
     rng: Generators
     names: Sequence[str] = ()
     old: tuple[Callable[..., Any] | None, int] = (None, 1)
+    numbers: tuple[int, ...] = (0,)
+
+    def planned(self, plan: Plan) -> Call:
+        """Return it with the steps of a plan; samplers may ask the network more than once per step."""
+        return replace(self, numbers=plan.numbers)
 
     @property
     def images(self) -> int:
@@ -92,6 +101,9 @@ def begin(pipe: Any, given: Mapping[str, Any], *, prompts: int | None = None) ->
     if prompts is None:
         prompts = check_prompts(**{name: given.get(name) for name in TEXTS})
         check_second_prompts(given, prompts)
+    if "prompt_syntax" in given:
+        for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
+            parse_all(given.get(name) or (), given["prompt_syntax"])
     per_prompt = given.get("num_images_per_prompt")
     per_prompt = 1 if per_prompt is None else per_prompt
     seed = given.get("seed")
@@ -279,6 +291,8 @@ share = partial(check_number, low=0.0, high=1.0)
 """Checks a number between 0 and 1."""
 
 CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "adapter_conditioning_factor": share,
+    "adapter_conditioning_scale": check_each,
     "aesthetic_score": check_number,
     "batch_size": check_count,
     "callback_steps": check_count,
@@ -295,6 +309,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "ip_adapter_image": ip_adapter_missing,
     "ip_adapter_image_embeds": ip_adapter_missing,
     "latents": check_finite,
+    "long_prompt": lambda name, value: check_choice(f"`{name}`", value, LONG_PROMPTS),
     "mask_feather": partial(check_count, low=0),
     "masked_image_latents": check_finite,
     "negative_aesthetic_score": check_number,
@@ -305,6 +320,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "original_size": check_pair,
     "padding_mask_crop": partial(check_count, low=0),
     "output_type": lambda name, value: check_choice(name, value, OUTPUT_TYPES),
+    "prompt_syntax": lambda name, value: check_choice(f"`{name}`", value, SYNTAXES),
     "strength": share,
     "target_size": check_pair,
 }

@@ -13,7 +13,7 @@ from ..diffusion.guidance import CFG, Guidance, Talk, alone
 from ..diffusion.sampling import Edit
 from ..diffusion.table import Plan, Step
 from ..families.common import option
-from ..families.conditioning import Conditioning
+from ..families.conditioning import Conditions, members
 from ..families.denoiser import Attachment, Channels, Denoiser, guidance_embedding
 from ..families.latents import LatentSpace, default_size, scale_factor
 from .base import DiffusionPipeline
@@ -61,7 +61,7 @@ class LatentPipeline(DiffusionPipeline):
 
     # What a family and a control write ------------------------------------------------------------------------------
 
-    def _conditions(self, call: Call, space: LatentSpace) -> dict[str, Any]:
+    def _conditions(self, call: Call, space: LatentSpace) -> Conditions:
         """Return the conditioning of every branch that the call's guidance may ask for."""
         raise NotImplementedError
 
@@ -181,13 +181,19 @@ class LatentPipeline(DiffusionPipeline):
         """Tell whether the negative prompts of a call are asked at all."""
         return self._is_guided(call["guidance_scale"], call.get("negative_prompt"))
 
-    def _guidance(self, run: RunState) -> Guidance:
+    def _guidance(self, run: RunState, conditions: Conditions) -> Guidance:
         """Return the guidance of a run, which follows when a callback changes the run's scale."""
+        names = members(conditions)
         if self._embeds_guidance:
             return alone
 
+        def shares(step: Step) -> tuple[tuple[str, Tensor], ...]:
+            weights = ((name, conditions[name].at(step.index).weight) for name in names)  # type: ignore[union-attr]
+            return tuple((name, weight.view(-1, 1, 1, 1)) for name, weight in weights if weight is not None)
+
         def guidance(x: Tensor, step: Step) -> Talk:
-            return CFG(run.values["guidance_scale"], run.values.get("guidance_rescale", 0.0))(x, step)
+            scale, rescale = run.values["guidance_scale"], run.values.get("guidance_rescale", 0.0)
+            return CFG(scale, rescale, shares(step) if len(names) > 1 else ())(x, step)
 
         return guidance
 
@@ -199,7 +205,7 @@ class LatentPipeline(DiffusionPipeline):
         space: LatentSpace,
         plan: Plan,
         x: Tensor,
-        conditions: Mapping[str, Conditioning | None],
+        conditions: Conditions,
         *,
         channels: Sequence[Channels] = (),
         after: Iterable[Edit] = (),
@@ -218,5 +224,5 @@ class LatentPipeline(DiffusionPipeline):
             options["timestep_cond"] = guidance_embedding(self.unet, scale, call.images, device=call.device)
         attach = (*self._attachments(call, space, plan), *channels)
         rest = {"attach": attach, "options": options, "shared": self._shared(call)}
-        model = self.denoiser(self.unet, conditions, self._guidance(run), **rest)
+        model = self.denoiser(self.unet, conditions, self._guidance(run, conditions), **rest)
         return denoise(run, model, x, plan, after=after)

@@ -14,7 +14,9 @@ from ..core.logging import get_logger
 from ..core.rng import Generators
 from ..families import sd
 from ..families.common import dtype_of
+from ..families.conditioning import Conditions, branches
 from ..families.latents import LatentSpace
+from ..prompts import Encoding
 from . import tasks
 from .callbacks import Callback, MultiPipelineCallbacks, PipelineCallback
 from .glossary import documented
@@ -78,13 +80,16 @@ class StableDiffusionFamily(LatentPipeline):
         negative_prompt_embeds: Tensor | None = None,
         lora_scale: float | None = None,
         clip_skip: int | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
     ) -> tuple[Tensor, Tensor | None]:
         """Return (prompt_embeds, negative_prompt_embeds), each (prompts * num_images_per_prompt, tokens, width).
 
-        The negative half is None without guidance. Words beyond the encoder's limit are dropped with a warning.
+        The negative half is None without guidance.
 
         Args:
             lora_scale: strength of a loaded adapter of the text encoder.
+            prompt_syntax, long_prompt: as in the call; prompts that change between steps are for the call alone.
         """
         texts: dict[str, Any] = {
             "negative_prompt": negative_prompt,
@@ -101,10 +106,14 @@ class StableDiffusionFamily(LatentPipeline):
             **texts,
             device=device or self._execution_device,
             guided=do_classifier_free_guidance,
-            per_prompt=num_images_per_prompt,
             clip_skip=clip_skip,
+            prompt_syntax=prompt_syntax,
+            long_prompt=long_prompt,
         )
-        return positive.text, negative.text if negative is not None else None
+        kinds = {"dtype": sd.type_of(self.text_encoder, positive), "device": device or self._execution_device}
+        found = (encoding and encoding.only().hidden.to(**kinds) for encoding in (positive, negative))
+        found = (hidden if hidden is None else hidden.repeat_interleave(num_images_per_prompt, 0) for hidden in found)
+        return tuple(found)  # type: ignore[return-value]
 
     def run_safety_checker(
         self, image: Tensor, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -123,18 +132,24 @@ class StableDiffusionFamily(LatentPipeline):
                 image[k] = VaeImageProcessor.normalize(torch.as_tensor(unit[k]))
         return image, flags
 
-    def _conditions(self, call: Call, space: LatentSpace) -> dict[str, sd.Text | None]:
+    def _conditions(self, call: Call, space: LatentSpace) -> Conditions:
         """Return the conditioning of the prompts, and of the negative prompts when guidance asks for them."""
-        positive, negative = sd.encode(
+        positive, negative = self._encoded(call, sd.encode_ids)
+        dtype = sd.type_of(self.text_encoder, positive)
+        place: dict[str, Any] = {"device": call.device, "dtype": dtype, "per_prompt": call.per_prompt}
+        return branches(positive, negative, lambda one: sd.Text(one.hidden), numbers=call.numbers, **place)
+
+    def _encoded(self, call: Call, read: Callable[..., Any]) -> tuple[Encoding, Encoding | None]:
+        """Return the call's prompts and, when guidance asks for them, negative prompts; see `families.sd.encode`."""
+        return sd.encode(
             self.text_encoder,
             self.tokenizer,
-            **call.pick(*TEXTS),
+            **call.pick(*TEXTS, "clip_skip", "prompt_syntax", "long_prompt"),
             device=call.device,
             guided=self._wants_negative(call),
-            per_prompt=call.per_prompt,
-            clip_skip=call.get("clip_skip"),
+            steps=call.numbers[-1] + 1,
+            read=read,
         )
-        return {"positive": positive, "negative": negative}
 
     def _finish(self, call: Call, space: LatentSpace, latents: Tensor) -> Any:
         """Decode, check and convert the latents of a finished run."""
@@ -198,6 +213,8 @@ class StableDiffusionPipeline(StableDiffusionFamily):
         callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         seed: int | Sequence[int] | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
         **deprecated: Any,
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Draw pictures of what the prompts say."""
@@ -237,6 +254,8 @@ class StableDiffusionImg2ImgPipeline(StableDiffusionFamily):
         callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         seed: int | Sequence[int] | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
         **deprecated: Any,
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Change a picture into what the prompt says."""
@@ -291,6 +310,8 @@ class StableDiffusionInpaintPipeline(StableDiffusionFamily):
         callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         seed: int | Sequence[int] | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
         paste_back: bool = True,
         mask_feather: int = 0,
         match_colour: bool = False,

@@ -16,6 +16,7 @@ from ..diffusion.guidance import DualCFG, Guidance, Talk, alone
 from ..diffusion.table import Step
 from ..families import sd
 from ..families.common import dtype_of
+from ..families.conditioning import Conditions, members
 from ..families.denoiser import Channels
 from ..families.latents import LatentSpace, spread_rows
 from . import tasks
@@ -114,6 +115,8 @@ class StableDiffusionDepth2ImgPipeline(StableDiffusionFamily):
         callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         seed: int | Sequence[int] | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
         **deprecated: Any,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Change a picture into what the prompt says and keep its depth."""
@@ -148,11 +151,13 @@ class EditsByInstruction:
             return False
         return guided
 
-    def _conditions(self, call: Call, space: LatentSpace) -> dict[str, Any]:
+    def _conditions(self, call: Call, space: LatentSpace) -> Conditions:
         found = super()._conditions(call, space)  # type: ignore[misc]
+        if len(members(found)) > 1:
+            raise InputError("This task guides by one prompt and the picture; write the prompt without AND.")
         return {"positive": found["positive"], "picture": found["negative"], "nothing": found["negative"]}
 
-    def _guidance(self, run: RunState) -> Guidance:
+    def _guidance(self, run: RunState, conditions: Conditions) -> Guidance:
         """Return the guidance of a run, which follows when a callback changes the run's scales."""
         if self._embeds_guidance:  # type: ignore[attr-defined]
             return alone
@@ -206,6 +211,8 @@ class StableDiffusionInstructPix2PixPipeline(EditsByInstruction, StableDiffusion
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         cross_attention_kwargs: dict[str, Any] | None = None,
         seed: int | Sequence[int] | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
         **deprecated: Any,
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Edit a picture as the prompt instructs."""
@@ -247,7 +254,7 @@ class StableDiffusionImageVariationPipeline(StableDiffusionFamily):
         )
         self.register_to_config(requires_safety_checker=requires_safety_checker)
 
-    def _conditions(self, call: Call, space: LatentSpace) -> dict[str, sd.Text | None]:
+    def _conditions(self, call: Call, space: LatentSpace) -> Conditions:
         """Return the picture's embedding, and zeros for the negative branch."""
         encoder, image = self._part("image_encoder"), call["image"]
         if not isinstance(image, Tensor):

@@ -14,9 +14,11 @@ from ..core.images import ImageInput
 from ..core.rng import Generators, normal
 from ..families import sd
 from ..families.common import option
+from ..families.conditioning import Conditions, branches
 from ..families.denoiser import Channels
 from ..families.latents import LatentSpace, spread_rows
 from ..families.upscaling import PooledText, PreconditionedDenoiser
+from ..prompts import Condition
 from . import tasks
 from .glossary import documented
 from .image_processor import VaeImageProcessor
@@ -124,6 +126,8 @@ class StableDiffusionUpscalePipeline(StableDiffusionFamily):
         cross_attention_kwargs: dict[str, Any] | None = None,
         clip_skip: int | None = None,
         seed: int | Sequence[int] | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Enlarge a picture four times."""
         call, most = begin(self, locals()), self.config["max_noise_level"]
@@ -178,21 +182,18 @@ class StableDiffusionLatentUpscalePipeline(StableDiffusionFamily):
         latents = picture.latents(call, space, dict(place))
         return (Channels("image", functional.interpolate(latents, scale_factor=2, mode="nearest")),)
 
-    def _conditions(self, call: Call, space: LatentSpace) -> dict[str, PooledText | None]:
+    def _conditions(self, call: Call, space: LatentSpace) -> Conditions:
         """Return the conditioning of the prompts, and of the negative prompts when guidance asks for them."""
-        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-        found = self.encode_prompt(
-            call["prompt"],
-            call.device,
-            do_classifier_free_guidance=self._wants_negative(call),
-            negative_prompt=call["negative_prompt"],
-            **call.pick(*names),
-        )
-        positive, negative, pooled, negative_pooled = found
-        return {
-            "positive": PooledText(positive, pooled),
-            "negative": None if negative is None else PooledText(negative, negative_pooled),
-        }
+        positive, negative = self._encoded(call, read_pooled)
+        place = {"device": call.device, "dtype": sd.type_of(self.text_encoder, positive)}
+
+        def told(pooled: str) -> Callable[[Condition], PooledText]:
+            given = call[pooled]
+            return lambda one: PooledText(one.hidden, pooled_of(one, given, pooled))
+
+        names = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        make, make_negative = (told(name) for name in names)
+        return branches(positive, negative, make, make_negative=make_negative, numbers=call.numbers, **place)
 
     def encode_prompt(  # type: ignore[override]
         self,
@@ -204,32 +205,33 @@ class StableDiffusionLatentUpscalePipeline(StableDiffusionFamily):
         negative_prompt_embeds: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Return (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds).
 
         The embeddings are (prompts, tokens, width), the last layer without the final normalisation; the pooled ones
         (prompts, width). The negative halves are None without guidance.
         """
-        device = device or self._execution_device
-        if prompt_embeds is None:
-            prompt_embeds, pooled_prompt_embeds = self._hidden(prompt or "", 1, device)
-        if pooled_prompt_embeds is None:
-            raise InputError("`prompt_embeds` was given without `pooled_prompt_embeds`.")
-        if not do_classifier_free_guidance:
-            return prompt_embeds, None, pooled_prompt_embeds, None
-        if negative_prompt_embeds is None:
-            rows = len(prompt_embeds)
-            negative_prompt_embeds, negative_pooled_prompt_embeds = self._hidden(negative_prompt or "", rows, device)
-        if negative_pooled_prompt_embeds is None:
-            raise InputError("`negative_prompt_embeds` was given without `negative_pooled_prompt_embeds`.")
-        return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
-
-    def _hidden(self, texts: str | Sequence[str], count: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        encoder, tokenizer = self._part("text_encoder"), self._part("tokenizer")
-        texts = [texts] * count if isinstance(texts, str) else list(texts)
-        tokens = sd.tokenize(tokenizer, texts)
-        found = encoder(tokens.input_ids.to(device), output_hidden_states=True)
-        return found.hidden_states[-1], found.pooler_output
+        positive, negative = sd.encode(
+            self.text_encoder,
+            self.tokenizer,
+            prompt,
+            device=device or self._execution_device,
+            guided=do_classifier_free_guidance,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            prompt_syntax=prompt_syntax,
+            long_prompt=long_prompt,
+            read=read_pooled,
+        )
+        one, other = positive.only(), negative.only("negative prompt") if negative is not None else None
+        pooled = pooled_of(one, pooled_prompt_embeds, "pooled_prompt_embeds")
+        if other is None:
+            return one.hidden, None, pooled, None
+        name = "negative_pooled_prompt_embeds"
+        return one.hidden, other.hidden, pooled, pooled_of(other, negative_pooled_prompt_embeds, name)
 
     def _output(self, call: Call, images: Any, flags: list[bool] | None = None) -> Any:
         return ImagePipelineOutput(images) if call["return_dict"] else (images,)
@@ -254,7 +256,33 @@ class StableDiffusionLatentUpscalePipeline(StableDiffusionFamily):
         callback: Callable[[int, Any, Tensor], None] | None = None,
         callback_steps: int = 1,
         seed: int | Sequence[int] | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
     ) -> ImagePipelineOutput | tuple[Any]:
         """Enlarge a picture two times."""
         call = begin(self, locals())
         return tasks.text_to_image(self, call, self._picture(call))
+
+
+def read_pooled(encoder: Any, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return a text encoder's last layer (rows, tokens, width), not normalised, and its pooled state (rows, width).
+
+    Raises:
+        NonFiniteError: when the encoder returns NaN or infinity.
+    """
+    found = encoder(ids, attention_mask=mask, output_hidden_states=True)
+    hidden, pooled = found.hidden_states[-1], found.pooler_output
+    sd.check_encoded(hidden, pooled)
+    return hidden, pooled
+
+
+def pooled_of(condition: Condition, given: Tensor | None, name: str) -> Tensor:
+    """Return the pooled embedding of a condition, or the given one.
+
+    Raises:
+        InputError: when there is none, because the embeddings were given alone.
+    """
+    pooled = condition.pooled if given is None else given
+    if pooled is None:
+        raise InputError(f"Embeddings were given without `{name}`; `encode_prompt` returns both.")
+    return pooled

@@ -19,7 +19,7 @@ from .sampling import plan_of
 
 def place_of(conditions: dict[str, Any], call: Call) -> dict[str, Any]:
     """Return device and type of the samples of a call: the type of the conditioning."""
-    return {"device": call.device, "dtype": conditions["positive"].text.dtype}
+    return {"device": call.device, "dtype": conditions["positive"].at(0).text.dtype}
 
 
 def starting_noise(call: Call, space: LatentSpace, place: dict[str, Any]) -> Tensor:
@@ -33,6 +33,7 @@ def text_to_image(pipe: Any, call: Call, picture: Picture | None = None) -> Any:
     space = pipe._space(call, picture)
     pipe._check_channels(space, pipe.adds)
     plan = part_of(plan_of(call), call)
+    call = call.planned(plan)
     with running(call) as run:
         conditions = pipe._conditions(call, space)
         place = place_of(conditions, call)
@@ -50,6 +51,7 @@ def image_to_image(pipe: Any, call: Call) -> Any:
     if call["strength"] == 0 and call.get("denoising_start") is None:
         return unchanged(pipe, call, space, picture)
     plan = part_of(plan_of(call), call)
+    call = call.planned(plan)
     with running(call) as run:
         conditions = pipe._conditions(call, space)
         place = place_of(conditions, call)
