@@ -77,6 +77,7 @@ PIPELINES = (
     Row("DDPMPipeline", "pipelines.unconditional", "unconditional", "generation"),
     Row("DiffusionPipeline", "pipelines.base"),
     Row("PNDMPipeline", "pipelines.unconditional", "unconditional", "generation"),
+    Row("StableDiffusionAdapterPipeline", "pipelines.t2i_adapter", "stable_diffusion", "adapter-text-to-image"),
     Row(
         "StableDiffusionControlNetImg2ImgPipeline",
         "pipelines.controlnet",

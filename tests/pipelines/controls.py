@@ -32,3 +32,14 @@ def controlnets(unet: dict | None = None, seed: int = 0, **options):
     given = {name: value for name, value in (unet or tiny.UNET).items() if name not in left_out}
     given |= {"conditioning_embedding_out_channels": (16, 32), **options}
     return pair(lambda library: library.ControlNetModel(**given), 20 + seed)
+
+
+def adapters(seed: int = 0, **options):
+    """Return T2I-Adapters, the peer's and this library's, for `tiny.UNET`."""
+    given = {"channels": [32, 64], "num_res_blocks": 1, "downscale_factor": 2, **options}
+    return pair(lambda library: library.T2IAdapter(**given), 40 + seed)
+
+
+def several(pairs):
+    """Return pairs of networks as one pair of lists, a single pair as it is."""
+    return pairs[0] if len(pairs) == 1 else tuple(map(list, zip(*pairs, strict=True)))

@@ -12,7 +12,7 @@ import torch
 import langevin
 from langevin.pipelines.control_images import make_inpaint_condition
 from tests.pipelines import tiny
-from tests.pipelines.controls import controlnets
+from tests.pipelines.controls import controlnets, several
 from tests.pipelines.pairs import difference, results, twins
 
 pytestmark = pytest.mark.parity
@@ -37,9 +37,8 @@ def pipes(peer_sd, our_sd):
 
     def build(task: str, count: int = 1, unet=None, **options):
         name, call, control = TASKS[task]
-        nets = [controlnets(seed=k, **options) for k in range(count)]
-        pair = nets[0] if count == 1 else tuple(map(list, zip(*nets, strict=True)))
-        more = {"controlnet": pair} | ({"unet": unet} if unet else {})
+        more = {"controlnet": several([controlnets(seed=k, **options) for k in range(count)])}
+        more |= {"unet": unet} if unet else {}
         return twins(name, peer_sd, our_sd, **more), call, control
 
     return build

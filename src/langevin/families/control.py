@@ -123,7 +123,7 @@ class ControlNet:
 
     def ask(self, control: Control, weight: float, call: ModelCall, branches: Branches) -> None:
         """Add the residuals of one network to those of the call."""
-        chosen = [k for k, b in enumerate(branches) if b.condition == "positive" or not control.guess]
+        chosen = [k for k, b in enumerate(branches) if b.condition.startswith("positive") or not control.guess]
         if not chosen:
             return
         size = len(call.sample) // len(branches)

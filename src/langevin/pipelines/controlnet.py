@@ -76,7 +76,7 @@ def controls_of(call: Call, name: str) -> list[tuple[Any, Any, dict[str, Any]]]:
     nets = networks_of(pipe._part("controlnet"))
     for net in nets:
         check_fits(net, pipe._part("unet"), FITTING)
-    pictures = per_network_pictures(name, call.get(name), nets, call.prompts)
+    pictures = per_network_pictures(name, call.get(name), nets, call.prompts, by_prompt=True)
     scales, starts, ends = (
         per_network(argument, call[argument], nets)
         for argument in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
@@ -168,6 +168,8 @@ class StableDiffusionControlNetPipeline(StableDiffusionControlNetFamily):
         callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         seed: int | Sequence[int] | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
         **deprecated: Any,
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Draw what the prompts say where the control pictures (`image`) say."""
@@ -215,6 +217,8 @@ class StableDiffusionControlNetImg2ImgPipeline(StableDiffusionControlNetFamily):
         callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         seed: int | Sequence[int] | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
         **deprecated: Any,
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Change a picture into what the prompt says, within what the control pictures say."""
@@ -272,6 +276,8 @@ class StableDiffusionControlNetInpaintPipeline(StableDiffusionControlNetFamily):
         callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         seed: int | Sequence[int] | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
         paste_back: bool = True,
         mask_feather: int = 0,
         match_colour: bool = False,

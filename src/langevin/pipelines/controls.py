@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import lcm
 from numbers import Real
 from typing import Any
 
@@ -51,10 +52,16 @@ def per_network(name: str, value: Any, networks: Sequence[Any]) -> list[float]:
     return [float(one) for one in value]
 
 
-def per_network_pictures(name: str, value: Any, networks: Sequence[Any], prompts: int) -> list[Any]:
+def per_network_pictures(
+    name: str, value: Any, networks: Sequence[Any], prompts: int, *, by_prompt: bool = False
+) -> list[Any]:
     """Return the control pictures of each network: one, or one per prompt.
 
-    Several networks take a list with one entry each, or a list of such lists with one list per prompt.
+    Several networks take a list with one entry each.
+
+    Args:
+        by_prompt: several networks also take a list with one list per prompt, which has one picture per network. Where
+            lists fit both ways, this one counts.
 
     Raises:
         InputError: when there are none, or their number does not fit.
@@ -66,16 +73,12 @@ def per_network_pictures(name: str, value: Any, networks: Sequence[Any], prompts
     kind = f"{len(networks)} networks ({type(networks[0]).__name__})"
     if not isinstance(value, (list, tuple)):
         raise InputError(f"`{name}` is one {type(value).__name__} for {kind}; give a list with one picture for each.")
-    if value and isinstance(value[0], (list, tuple)):
-        lengths = [len(row) for row in value]
-        if len(value) != prompts or set(lengths) != {len(networks)}:
-            raise InputError(
-                f"`{name}` holds {len(value)} lists of {lengths} pictures for {prompts} prompts and {kind}; "
-                "give one list per prompt with one picture per network in each."
-            )
+    lengths = [len(row) if isinstance(row, (list, tuple)) else None for row in value]
+    if by_prompt and lengths == [len(networks)] * prompts:
         return [list(column) for column in zip(*value, strict=True)]
     if len(value) != len(networks):
-        raise InputError(f"`{name}` has {len(value)} entries for {kind}; give one for each, in their order.")
+        also = ", or one list per prompt with one for each" if by_prompt else ""
+        raise InputError(f"`{name}` has {len(value)} entries for {kind}; give one for each, in their order{also}.")
     return list(value)
 
 
@@ -97,24 +100,25 @@ def everywhere(value: Any, unet: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
 
 
-def sized(call: Call, picture: Any) -> Call:
+def sized(call: Call, picture: Any, *, multiple: int = 1) -> Call:
     """Return the call with a height and a width: where it has none, the picture's own, down to whole latents.
 
     Args:
         picture: pictures of any kind; the first one counts. The size of latents is left open.
+        multiple: pixels that the sides are multiples of, beside those of a latent.
     """
     given, pipe = call.given, call.pipe
     if None not in (given.get("height"), given.get("width")) or is_latents(picture, pipe._channels()):
         return call
     kind, many = sort_out(picture, what="control picture")
     own = upright(many[0]).size[::-1] if kind == "pil" else tuple(to_tensor(many[0]).shape[-2:])
-    factor = scale_factor(pipe.vae)
+    factor = lcm(scale_factor(pipe.vae), multiple)
     found = {}
     for name, side in zip(("height", "width"), own, strict=True):
         if given.get(name) is None:
             found[name] = max(side - side % factor, factor)
             if found[name] != side:
-                logger.warning("The picture's %s is %d; the result's is %d, whole latents.", name, side, found[name])
+                logger.warning("The %s of the picture is %d; the result's is %d, which fits.", name, side, found[name])
     return replace(call, given={**given, **found})
 
 

@@ -1,0 +1,144 @@
+"""Pictures from prompts and control pictures with T2I-Adapters (Mou et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import lcm
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..core.images import ImageInput
+from ..core.rng import Generators
+from ..diffusion.table import Plan
+from ..families.common import dtype_of, option
+from ..families.control import Adapter
+from ..families.latents import LatentSpace, scale_factor
+from ..models.t2i_adapters.t2i_adapter import MultiAdapter
+from . import tasks
+from .controls import control_pixels, networks_of, per_network, per_network_pictures, several, sized
+from .glossary import documented
+from .inputs import Call, begin, check_size
+from .outputs import StableDiffusionPipelineOutput
+from .stable_diffusion import StableDiffusionFamily, check_safety, corrected
+
+Numbers = float | Sequence[float]
+
+
+class AdapterMixin:
+    """The control of a pipeline by T2I-Adapters, whatever its family; `image` holds the control pictures."""
+
+    adapter: Any
+
+    def _attachments(self, call: Call, space: LatentSpace, plan: Plan) -> Sequence[Adapter]:
+        """Return what adds the adapters' feature maps, which are worked out here."""
+        adapters, pictures, scales = adapters_of(call)
+        if not any(scales):
+            return ()
+        pixels = [
+            control_pixels(call, picture, space, channels=option(adapter, "in_channels", 3)).to(
+                call.device, dtype_of(adapter, torch.float32)
+            )
+            for adapter, picture in zip(adapters, pictures, strict=True)
+        ]
+        if len(adapters) > 1:
+            maps = self.adapter(pixels, scales)
+        else:
+            maps = [feature * scales[0] for feature in adapters[0](pixels[0])]
+        return [Adapter(maps, call.get("adapter_conditioning_factor", 1.0))]
+
+
+def adapters_of(call: Call) -> tuple[list[Any], list[Any], list[float]]:
+    """Return the adapters of a call, the pictures of each and the weight of each.
+
+    Raises:
+        InputError: when the number of pictures or weights does not fit.
+    """
+    adapters = networks_of(call.pipe._part("adapter"))
+    pictures = per_network_pictures("image", call.get("image"), adapters, call.prompts)
+    return adapters, pictures, per_network("adapter_conditioning_scale", call["adapter_conditioning_scale"], adapters)
+
+
+def adapted(call: Call) -> Call:
+    """Return the call with its control checked, and with the size of the control picture where it names none.
+
+    Raises:
+        InputError: for a size that is no multiple of what the autoencoder and the adapter shrink pictures by.
+    """
+    adapters, pictures, _ = adapters_of(call)
+    multiple = lcm(*(getattr(adapter, "downscale_factor", 1) for adapter in adapters))
+    call = sized(call, pictures[0], multiple=multiple)
+    check_size(call["height"], call["width"], factor=lcm(multiple, scale_factor(call.pipe.vae)))
+    return call
+
+
+class StableDiffusionAdapterPipeline(AdapterMixin, StableDiffusionFamily):
+    """Pictures from prompts and control pictures, with Stable Diffusion 1 and 2 and T2I-Adapters.
+
+    Draw order: as in `StableDiffusionPipeline`. Components as there, and:
+
+    Args:
+        adapter: `T2IAdapter`, compiled or not, a `MultiAdapter`, or a list of adapters.
+    """
+
+    model_cpu_offload_seq = "text_encoder->adapter->unet->vae"
+    _optional_components: ClassVar[Sequence[str]] = ("safety_checker", "feature_extractor")
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        adapter: Any,
+        scheduler: Any,
+        safety_checker: Any,
+        feature_extractor: Any,
+        requires_safety_checker: bool = True,
+    ) -> None:
+        check_safety(type(self).__name__, safety_checker, feature_extractor, required=requires_safety_checker)
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            adapter=several(adapter, MultiAdapter),
+            scheduler=corrected(scheduler),
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+        )
+        self.register_to_config(requires_safety_checker=requires_safety_checker)
+
+    @documented
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        image: ImageInput | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback: Callable[[int, Any, Tensor], Any] | None = None,
+        callback_steps: int = 1,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        adapter_conditioning_scale: Numbers = 1.0,
+        clip_skip: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
+    ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
+        """Draw what the prompts say where the control pictures (`image`) say."""
+        return tasks.text_to_image(self, adapted(begin(self, locals())))
