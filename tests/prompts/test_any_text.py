@@ -28,7 +28,7 @@ def test_syntax_soup_never_crashes(syntax, pieces, steps) -> None:
 
 @names
 @settings(max_examples=200, deadline=None)
-@given(text=st.text(max_size=80), steps=st.integers(1, 5))
+@given(text=st.text(st.characters(), max_size=80), steps=st.integers(1, 5))
 def test_any_text_never_crashes(syntax, text, steps) -> None:
     answer(text, syntax, steps)
 
@@ -110,4 +110,6 @@ def test_an_unknown_syntax_and_what_is_no_text() -> None:
         parse("a", "a111")
     with pytest.raises(InputError, match="not int"):
         parse_all(["a", 3])  # type: ignore[list-item]
-    assert [script.source for script in parse_all("a")] == ["a"]
+    with pytest.raises(InputError, match=r"half of a character .* at character 3"):
+        parse("a \ud800")
+    assert [script.source for script in parse_all("a \U0001f408")] == ["a \U0001f408"]

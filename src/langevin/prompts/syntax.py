@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from ..core.errors import InputError, check_choice
 from . import a1111, comfy, compel
 from .data import Fragment, Member, Passage, Script
+from .writing import fault
 
 SYNTAXES: dict[str, Callable[[str], Script]] = {
     a1111.NAME: a1111.parse,
     comfy.NAME: comfy.parse,
     compel.NAME: compel.parse,
 }
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def parse(text: str, syntax: str | None = None) -> Script:
@@ -26,6 +30,10 @@ def parse(text: str, syntax: str | None = None) -> Script:
     """
     if not isinstance(text, str):
         raise InputError(f"A prompt is text, not {type(text).__name__}.")
+    half = _SURROGATE.search(text)
+    if half is not None:
+        what = f"half of a character ({half.group()!a})"
+        raise fault(text, half.start(), what, "the text was cut or decoded wrongly; pass it as it was")
     if syntax is None:
         return plain(text)
     check_choice("`prompt_syntax`", syntax, SYNTAXES)
