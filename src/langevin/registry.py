@@ -98,6 +98,9 @@ PIPELINES = (
     Row("StableDiffusionUpscalePipeline", "pipelines.stable_diffusion_upscale", "stable_diffusion", "upscaling"),
 )
 PIPELINE_PARTS = (
+    Row("AutoPipelineForImage2Image", "pipelines.auto"),
+    Row("AutoPipelineForInpainting", "pipelines.auto"),
+    Row("AutoPipelineForText2Image", "pipelines.auto"),
     Row("ImagePipelineOutput", "pipelines.outputs"),
     Row("MultiPipelineCallbacks", "pipelines.callbacks"),
     Row("PipelineCallback", "pipelines.callbacks"),

@@ -20,6 +20,7 @@ from ..families.common import dtype_of
 from ..models.loading import resolve_device
 from . import loading
 from .runs import InterruptField
+from .sharing import share
 
 
 class DiffusionPipeline(PushToHubMixin, ConfigMixin):
@@ -132,6 +133,17 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
         device = None if device_map is None else resolve_device(device_map)
         pipe = loading.load(cls, pretrained_model_name_or_path, choices=choices, given=components, hub=hub)
         return pipe if device is None else pipe.to(device)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **components: Any) -> Any:
+        """Build a pipeline of this class over the components of another; nothing is loaded or copied.
+
+        See `pipelines.sharing.share`, also for `torch_dtype`.
+
+        Args:
+            components: components and options of the constructor in place of the other pipeline's.
+        """
+        return share(cls, pipeline, components)
 
     @classmethod
     def download(

@@ -242,11 +242,11 @@ def load(
 ) -> Any:
     """Build a pipeline of `cls`, or of the class its folder names when `cls` is the base; see `from_pretrained`."""
     root = fetch(cls, name_or_path, choices=choices, hub=hub, given=given)
-    index = _read_index(cls, root)
+    index = read_index(cls, root)
     target = (
         cls if cls.__init__ is not object.__init__ else our_class(index.get("_class_name", "?"), f"The pipeline {root}")
     )
-    accepted = _constructor(target)
+    accepted = constructor(target)
     check_known(f"{target.__name__}.from_pretrained", given, [*accepted, *_loading_options(target)])
     listed = {name: pair for name, pair in listed_components(index).items() if name not in given}
     check_known("torch_dtype", choices.dtypes, ["default", *listed, *accepted])
@@ -261,12 +261,17 @@ def load(
         for name, pair in listed.items()
         if name in accepted
     }
-    pipe = target(**{**dict.fromkeys(_absent(target, accepted, {*parts, *given})), **options, **parts, **given})
+    pipe = target(**{**dict.fromkeys(absent(target, accepted, {*parts, *given})), **options, **parts, **given})
     pipe._name_or_path = os.fspath(name_or_path)
     return pipe
 
 
-def _read_index(cls: type[Any], root: Path) -> dict[str, Any]:
+def read_index(cls: type[Any], root: Path) -> dict[str, Any]:
+    """Return the contents of a local pipeline's model_index.json.
+
+    Raises:
+        InputError: when there is none.
+    """
     path = root / cls.config_name
     if not path.is_file():
         names = sorted(p.name for p in root.iterdir())
@@ -277,7 +282,8 @@ def _read_index(cls: type[Any], root: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def _constructor(cls: type[Any]) -> dict[str, inspect.Parameter]:
+def constructor(cls: type[Any]) -> dict[str, inspect.Parameter]:
+    """Return what a pipeline class is built with: its components and options by name."""
     return {name: p for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self"}
 
 
@@ -287,15 +293,20 @@ def _loading_options(cls: type[Any]) -> list[str]:
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
-def _absent(cls: type[Any], accepted: Mapping[str, inspect.Parameter], present: set[str]) -> list[str]:
+def absent(cls: type[Any], accepted: Mapping[str, inspect.Parameter], present: set[str]) -> list[str]:
     """Return the optional components without a default that are not there and become None."""
     required = [name for name, p in accepted.items() if p.default is p.empty and name not in present]
     return [name for name in required if name in cls._optional_components]
 
 
-def _check_complete(cls: type[Any], accepted: Mapping[str, inspect.Parameter], present: set[str], root: Path) -> None:
+def lacking(cls: type[Any], accepted: Mapping[str, inspect.Parameter], present: Iterable[str]) -> list[str]:
+    """Return the components that a class cannot be built without and that are not there."""
     required = [name for name, p in accepted.items() if p.default is p.empty and name not in cls._optional_components]
-    missing = [name for name in required if name not in present]
+    return [name for name in required if name not in present]
+
+
+def _check_complete(cls: type[Any], accepted: Mapping[str, inspect.Parameter], present: set[str], root: Path) -> None:
+    missing = lacking(cls, accepted, present)
     if missing:
         raise ConfigError(
             f"{root} does not list {', '.join(missing)}, which {cls.__name__} needs; pass `{missing[0]}=...`."
