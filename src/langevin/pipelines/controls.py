@@ -69,17 +69,24 @@ def per_network_pictures(
     if value is None:
         raise InputError(f"No `{name}` was given; pass the picture that controls the result.")
     if len(networks) == 1:
-        return [value]
+        return checked([value])
     kind = f"{len(networks)} networks ({type(networks[0]).__name__})"
     if not isinstance(value, (list, tuple)):
         raise InputError(f"`{name}` is one {type(value).__name__} for {kind}; give a list with one picture for each.")
     lengths = [len(row) if isinstance(row, (list, tuple)) else None for row in value]
     if by_prompt and lengths == [len(networks)] * prompts:
-        return [list(column) for column in zip(*value, strict=True)]
+        return checked([list(column) for column in zip(*value, strict=True)])
     if len(value) != len(networks):
         also = ", or one list per prompt with one for each" if by_prompt else ""
         raise InputError(f"`{name}` has {len(value)} entries for {kind}; give one for each, in their order{also}.")
-    return list(value)
+    return checked(list(value))
+
+
+def checked(pictures: list[Any]) -> list[Any]:
+    """Return the pictures of each network; InputError where they are none, or of several kinds."""
+    for picture in pictures:
+        sort_out(picture, what="control picture")
+    return pictures
 
 
 def check_fits(network: Any, unet: Any, names: Sequence[str]) -> None:

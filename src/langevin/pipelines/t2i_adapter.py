@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..core.errors import ConfigError
 from ..core.images import ImageInput
 from ..core.rng import Generators
 from ..diffusion.table import Plan
@@ -54,10 +55,23 @@ def adapters_of(call: Call) -> tuple[list[Any], list[Any], list[float]]:
 
     Raises:
         InputError: when the number of pictures or weights does not fit.
+        ConfigError: when an adapter was made for another UNet.
     """
     adapters = networks_of(call.pipe._part("adapter"))
+    for adapter in adapters:
+        check_widths(adapter, call.pipe._part("unet"))
     pictures = per_network_pictures("image", call.get("image"), adapters, call.prompts)
     return adapters, pictures, per_network("adapter_conditioning_scale", call["adapter_conditioning_scale"], adapters)
+
+
+def check_widths(adapter: Any, unet: Any) -> None:
+    """Raise ConfigError when an adapter's maps are not as wide as the UNet's, block by block."""
+    made, wanted = (list(option(m, name) or ()) for m, name in ((adapter, "channels"), (unet, "block_out_channels")))
+    if any(one != other for one, other in zip(made, wanted, strict=False)):
+        raise ConfigError(
+            f"This {type(adapter).__name__} makes maps of {made} channels, and the pipeline's UNet has {wanted}; load "
+            "one that was trained for the same family of models."
+        )
 
 
 def adapted(call: Call) -> Call:
