@@ -6,7 +6,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+import torch
+
 import benchmarks.__main__ as bench
+from benchmarks.host import Arithmetic, host_times, names
 from benchmarks.probes import ROWS, clocked
 
 
@@ -35,4 +39,26 @@ def test_a_probe_prints_its_figures(tmp_path) -> None:
     command = [sys.executable, "-m", "benchmarks.probes", "import", "langevin", str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert set(json.loads(run.stdout.splitlines()[-1])) == {"import, s", "import, modules"}
-    assert set(ROWS) == {"import", "scheduler", "unet"}
+    assert set(ROWS) == {"import", "scheduler", "scheduler-host", "unet"}
+
+
+def test_a_library_without_a_figure_has_an_empty_cell() -> None:
+    figures = {"time, us": {bench.OURS: [2.0], bench.PEER: []}}
+    assert bench.table(figures).splitlines()[-1] == "| time, us | 2 (2 to 2) |  |  |"
+
+
+def test_arithmetic_is_what_computes() -> None:
+    x = torch.ones(2, 3)
+    with Arithmetic() as arithmetic:
+        y = torch.add(x.to(torch.float64).float().reshape(3, 2), 1.0) * 0.5
+        float(y[0, 0])
+    assert [call[0].__name__ for call in arithmetic.calls] == ["add", "mul"]
+    arithmetic.again()
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_step_costs_little_beyond_its_arithmetic(name: str) -> None:
+    """The limit is 25 us on an idle machine; tests share theirs, so this holds only what is far beyond it."""
+    with torch.no_grad():
+        times = [host_times("langevin", name, rounds=8)[f"{name}, us beyond arithmetic"] for _ in range(2)]
+    assert 0 < min(times) < 100

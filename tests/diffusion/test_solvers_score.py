@@ -208,6 +208,10 @@ def test_vq_diffusion_protocol() -> None:
             x = scheduler.step(known[rows], t, x, generator=generators).prev_sample
         runs.append(x)
     assert torch.equal(runs[0][1:2], runs[1])
+    for count in range(1, 101):
+        scheduler.set_timesteps(count)
+        assert len({*scheduler.timesteps.tolist()}) == count and scheduler.timesteps[0] == 99
+    scheduler.set_timesteps(9)
     with pytest.raises(InputError, match="not in the schedule"):
         scheduler.step(known, 98, torch.full((3, 7), 5))
     with pytest.raises(InputError, match="no noise levels"):

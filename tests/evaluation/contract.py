@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import random
 from typing import Any
 
@@ -34,6 +35,9 @@ IN_THE_LIMIT = {
 
 LIMITS = {"CMStochasticIterativeScheduler": 40, "LCMScheduler": 50, "TCDScheduler": 50}
 """Most steps of samplers that choose from a coarser schedule than the training one."""
+
+UPWARDS = {"DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"}
+"""Samplers from data to noise."""
 
 CALLS = {
     "PNDMScheduler": lambda n, c: n + min(n - 1, 1) if c.config.skip_prk_steps else n + 3 * min(n - 1, 3),
@@ -89,8 +93,19 @@ def declared(name: str, bench: Bench, steps: int) -> tuple[int, ...]:
     return (bench.order * steps, bench.order * (steps - 1) + 1)
 
 
+def most(name: str, options: dict[str, Any]) -> int:
+    """Return the largest number of steps, up to 1000; an inversion visits one level of the training table more."""
+    inverse = name == "DPMSolverMultistepInverseScheduler"
+    return 999 if inverse and options.get("timestep_spacing") in ("leading", "trailing") else LIMITS.get(name, 1000)
+
+
 def some_counts(name: str, options: dict[str, Any]) -> list[int]:
-    """Return numbers of steps from 1 to 1000, some of which differ from case to case but not from run to run."""
+    """Return numbers of steps from 1 to 1000, some of which differ from case to case but not from run to run.
+
+    With LANGEVIN_COUNTS=all in the environment: all of them.
+    """
+    if os.environ.get("LANGEVIN_COUNTS") == "all":
+        return list(range(1, 1001))
     draw = random.Random(f"{name} {options}")
     return sorted({1, 2, draw.randint(3, 99), draw.randint(100, 1000)})
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 
 import pytest
 import torch
 
 from langevin import registry
-from langevin.core.errors import LangevinError
+from langevin.core.errors import ConfigError, InputError, LangevinError
 from langevin.diffusion import sample
 from langevin.evaluation.samplers import check
 from tests.evaluation.contract import (
@@ -19,11 +20,13 @@ from tests.evaluation.contract import (
     LIMITS,
     NAMES,
     REPEATS,
+    UPWARDS,
     bench_of,
     benches,
     declared,
     exact_noise,
     gaussian_run,
+    most,
     some_counts,
 )
 from tests.no_reading import NoReading
@@ -56,7 +59,7 @@ def test_exact_noise_gives_the_data(name: str) -> None:
 def test_calls_are_as_declared_and_no_timestep_is_asked_twice(name: str) -> None:
     for options, bench in benches(name):
         for steps in some_counts(name, options):
-            if steps > LIMITS.get(name, 1000):
+            if steps > most(name, options):
                 with pytest.raises(LangevinError, match=str(steps)):
                     bench.plan(steps)
                 continue
@@ -66,11 +69,37 @@ def test_calls_are_as_declared_and_no_timestep_is_asked_twice(name: str) -> None
             assert longest <= REPEATS.get(name, bench.order), (options, steps)
 
 
-@by_hand
+@everyone
+def test_mistakes_are_named(name: str) -> None:
+    """A misspelt option, levels out of order, a place outside the run, a timestep that is not in the grid."""
+    scheduler = bench_of(name).scheduler
+    option = [*inspect.signature(type(scheduler).__init__).parameters][1]
+    with pytest.raises(ConfigError, match=f"does not accept '{option[:-1]}'; did you mean '{option}"):
+        type(scheduler)(**{option[:-1]: 1})
+    with pytest.raises(ConfigError, match="does not accept 'noise_strength'"):
+        scheduler.plan(5, noise_strength=1.0)
+    for asked in ({"num_inference_steps": 0}, {"num_inference_steps": 2.5}):
+        with pytest.raises(InputError, match="whole number of at least 1"):
+            scheduler.set_timesteps(**asked)
+    for values in ("timesteps", "sigmas"):
+        with pytest.raises(InputError, match="ascend|alone" if name in UPWARDS else "descend|pass `sigmas`|only count"):
+            scheduler.set_timesteps(**{values: [0.1, 0.5, 0.3]})
+    scheduler.set_timesteps(7)
+    calls = len(scheduler.plan().steps)
+    for place in (-1, calls + 100):
+        with pytest.raises(InputError, match=f"begin_index is {place}, but the schedule has positions 0 to"):
+            scheduler.set_begin_index(place)
+    if name in BY_HAND:
+        x = torch.zeros(1, 3, 4, 4)
+        with pytest.raises(InputError, match="is not in the schedule; the nearest is"):
+            scheduler.step(x, 12345.5, x)
+
+
+@everyone
 def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
-    bench = bench_of(name)
-    alone = torch.cat([gaussian_run(bench, [k]) for k in range(3)])
-    assert torch.allclose(gaussian_run(bench, [0, 1, 2]), alone, rtol=0, atol=1e-9)
+    bench, way = bench_of(name), {"by_hand": name in BY_HAND}
+    alone = torch.cat([gaussian_run(bench, [k], **way) for k in range(3)])
+    assert torch.allclose(gaussian_run(bench, [0, 1, 2], **way), alone, rtol=0, atol=1e-9)
 
 
 @by_hand
