@@ -109,8 +109,9 @@ def test_published_configurations_have_the_same_names_and_shapes(name: str) -> N
 @torch.no_grad()
 def test_tiles_agree_with_the_peer(size: tuple[int, int]) -> None:
     theirs, ours = both(**TINY)
+    theirs.enable_tiling()
+    ours.enable_tiling(statistics="tile")
     for model in (theirs, ours):
-        model.enable_tiling()
         model.enable_slicing()
     x = torch.randn(2, 3, *size)
     a, b = theirs.encode(x).latent_dist, ours.encode(x).latent_dist
@@ -125,7 +126,7 @@ def test_a_remainder_that_is_covered_gets_no_tile_of_its_own() -> None:
     theirs, ours = both(**TINY)
     z = torch.randn(1, 4, 28, 16)
     whole = ours.decode(z).sample
-    ours.enable_tiling()
+    ours.enable_tiling(statistics="tile")
     theirs.enable_tiling()
     mine, peers = ((model.decode(z).sample - whole).abs().mean() for model in (ours, theirs))
     assert mine < peers
@@ -173,7 +174,7 @@ def test_slices_equal_the_batch() -> None:
 @torch.no_grad()
 def test_tile_options() -> None:
     model = tiny()
-    model.enable_tiling(tile_sample_min_size=16, tile_overlap_factor=0.5, ramp="cosine")
+    model.enable_tiling(statistics="tile", tile_sample_min_size=16, tile_overlap_factor=0.5, ramp="cosine")
     assert (model.tile_sample_min_size, model.tile_latent_min_size) == (16, 8)
     for size in (1, 9, 23):
         assert model.decode(torch.randn(1, 4, size, size)).sample.shape == (1, 3, 2 * size, 2 * size)

@@ -11,6 +11,7 @@ from ...core.config import register_to_config
 from ...core.rng import Generators
 from ..base import ModelMixin
 from .latent import SpatialAutoencoder
+from .strips import decode_in_strips, encode_in_strips
 from .vae import AutoencoderKLOutput, Decoder, DecoderOutput, DiagonalGaussianDistribution, Encoder
 
 
@@ -20,7 +21,11 @@ class AutoencoderKL(SpatialAutoencoder, ModelMixin):
     Pictures are (B, in_channels, H, W) in [-1, 1]; latents (B, latent_channels, H/f, W/f), f = 2**(stages - 1), and are
     multiplied by `scaling_factor` outside of this class. `shift_factor`, `latents_mean`, `latents_std` and
     `force_upcast` are facts about the latents for the pipelines that use them. `sample_size` sets the side of a tile.
+    Tiles share the statistics of the norms unless `enable_tiling(statistics="tile")` asks for separate ones.
     """
+
+    known_statistics = ("shared", "tile")
+    tile_statistics = "shared"
 
     @register_to_config
     def __init__(
@@ -91,20 +96,33 @@ class AutoencoderKL(SpatialAutoencoder, ModelMixin):
 
     def encode_whole(self, x: Tensor) -> Tensor:
         """Return mean and log variance (B, 2C, h, w) of `x`, without slices or tiles."""
-        moments = self.encoder(x)
-        return moments if self.quant_conv is None else self.quant_conv(moments)
+        return self.quantised(self.encoder(x))
 
     def decode_whole(self, z: Tensor) -> Tensor:
         """Return the pictures of `z`, without slices or tiles."""
-        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+        return self.decoder(self.unquantised(z))
+
+    def encode_strips(self, x: Tensor, rows: int) -> Tensor:
+        return self.quantised(encode_in_strips(self.encoder, x, rows, self.tile_storage))
+
+    def decode_strips(self, z: Tensor, rows: int) -> Tensor:
+        return decode_in_strips(self.decoder, self.unquantised(z), rows, self.tile_storage)
+
+    def quantised(self, moments: Tensor) -> Tensor:
+        """Return the encoder's output after the convolution that some checkpoints put behind it."""
+        return moments if self.quant_conv is None else self.quant_conv(moments)
+
+    def unquantised(self, z: Tensor) -> Tensor:
+        """Return latents after the convolution that some checkpoints put before the decoder."""
+        return z if self.post_quant_conv is None else self.post_quant_conv(z)
 
     def tiled_encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
-        """Encode in tiles, whatever the size of `x`."""
+        """Encode in tiles or strips, whatever the size of `x`."""
         posterior = DiagonalGaussianDistribution(self.encode_tiles(x))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        """Decode in tiles, whatever the size of `z`."""
+        """Decode in tiles or strips, whatever the size of `z`."""
         sample = self.decode_tiles(z)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
