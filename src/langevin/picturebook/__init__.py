@@ -19,7 +19,22 @@ def model_folder() -> Path:
     Raises:
         InputError: when this installation carries none.
     """
-    folder = Path(__file__).parent / "model"
-    if not (folder / "model_index.json").is_file():
-        raise InputError("This installation carries no picturebook model; name another folder or a hub repository.")
+    return _shipped("model", "model_index.json", "name another folder or a hub repository")
+
+
+def control_folder() -> Path:
+    """Return the folder of the shipped ControlNet on edges, for `ControlNetModel.from_pretrained`.
+
+    It takes what `canny` makes of a picture, and steers the pipeline of `model_folder`.
+
+    Raises:
+        InputError: when this installation carries none.
+    """
+    return _shipped("control", "config.json", "train it: python -m langevin.picturebook.train --stage control")
+
+
+def _shipped(name: str, file: str, cure: str) -> Path:
+    folder = Path(__file__).parent / name
+    if not (folder / file).is_file():
+        raise InputError(f"This installation carries no picturebook {name}; {cure}.")
     return folder
