@@ -96,6 +96,9 @@ PIPELINES = (
     Row("StableDiffusionLatentUpscalePipeline", "pipelines.stable_diffusion_upscale", "stable_diffusion", "upscaling"),
     Row("StableDiffusionPipeline", "pipelines.stable_diffusion", "stable_diffusion", "text-to-image"),
     Row("StableDiffusionUpscalePipeline", "pipelines.stable_diffusion_upscale", "stable_diffusion", "upscaling"),
+    Row("StableDiffusionXLImg2ImgPipeline", "pipelines.stable_diffusion_xl", "stable_diffusion_xl", "image-to-image"),
+    Row("StableDiffusionXLInpaintPipeline", "pipelines.stable_diffusion_xl", "stable_diffusion_xl", "inpainting"),
+    Row("StableDiffusionXLPipeline", "pipelines.stable_diffusion_xl", "stable_diffusion_xl", "text-to-image"),
 )
 PIPELINE_PARTS = (
     Row("AutoPipelineForImage2Image", "pipelines.auto"),
@@ -107,6 +110,7 @@ PIPELINE_PARTS = (
     Row("SDCFGCutoffCallback", "pipelines.callbacks"),
     Row("StableDiffusionPipelineOutput", "pipelines.outputs"),
     Row("StableDiffusionSafetyChecker", "pipelines.safety"),
+    Row("StableDiffusionXLPipelineOutput", "pipelines.outputs"),
     Row("VaeImageProcessor", "pipelines.image_processor"),
 )
 

@@ -29,6 +29,7 @@ SHARED = {
     "LatentPipeline": "base of the pipelines that denoise latents",
     "StableDiffusionControlNetFamily": "base of the Stable Diffusion pipelines with ControlNets",
     "StableDiffusionFamily": "base of the Stable Diffusion pipelines of all tasks",
+    "StableDiffusionXLFamily": "base of the Stable Diffusion XL pipelines of all tasks",
     "TwoStageScheduler": "base of the schedulers that ask the network twice per step",
     "LogSNRScheduler": "base of the schedulers whose solvers step in the log signal-to-noise ratio",
 }

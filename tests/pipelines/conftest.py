@@ -9,7 +9,7 @@ import pytest
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker as PeerChecker
 
 import langevin
-from tests.pipelines import tiny
+from tests.pipelines import tiny, tiny_xl
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +43,39 @@ def peer_sd(sd_folder):
 def our_sd(sd_folder):
     """This library's pipeline over the same folder; tests set its scheduler."""
     return quiet(langevin.StableDiffusionPipeline.from_pretrained(sd_folder))
+
+
+@pytest.fixture(scope="session")
+def xl_folder(tmp_path_factory):
+    """A Stable Diffusion XL folder that the peer wrote."""
+    folder = tmp_path_factory.mktemp("xl")
+    tiny_xl.base(diffusers, folder).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def refiner_folder(tmp_path_factory):
+    """A Stable Diffusion XL refiner that the peer wrote."""
+    folder = tmp_path_factory.mktemp("refiner")
+    tiny_xl.refiner(diffusers, folder).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def xl(xl_folder):
+    """The peer's Stable Diffusion XL pipeline and this library's over one folder; tests build their own over them."""
+    return pair_of(xl_folder)
+
+
+@pytest.fixture(scope="session")
+def xl_refiner(refiner_folder):
+    """The peer's refiner and this library's over one folder; tests build their own over them."""
+    return pair_of(refiner_folder)
+
+
+def pair_of(folder):
+    """Load a folder as the peer's pipeline and as this library's."""
+    return tuple(quiet(library.DiffusionPipeline.from_pretrained(folder)) for library in (diffusers, langevin))
 
 
 @pytest.fixture

@@ -10,7 +10,13 @@ from types import ModuleType
 
 from .errors import MissingDependencyError
 
-_DISTRIBUTIONS = {"PIL": "Pillow", "cv2": "opencv-python", "sklearn": "scikit-learn", "yaml": "PyYAML"}
+_DISTRIBUTIONS = {
+    "PIL": "Pillow",
+    "cv2": "opencv-python",
+    "imwatermark": "invisible-watermark",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+}
 
 
 @cache

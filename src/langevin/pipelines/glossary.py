@@ -12,8 +12,8 @@ from ..core.errors import ConfigError
 Call_ = TypeVar("Call_", bound=Callable[..., Any])
 
 GLOSSARY: dict[str, str] = {
-    "adapter_conditioning_factor": "Part of the run, from its start, in which the adapter acts, in [0, 1].",
     "adapter_conditioning_scale": "Weight of the T2I-Adapter; 0 switches it off. One number, or one per adapter.",
+    "aesthetic_score": "Aesthetic score, about 1 to 10, that refiners are told with the prompts.",
     "batch_size": "Number of pictures to make.",
     "callback": "Deprecated: function `(step, timestep, latents)`, called every `callback_steps` steps.",
     "callback_on_step_end": (
@@ -42,12 +42,24 @@ GLOSSARY: dict[str, str] = {
     "controlnet_conditioning_scale": (
         "Weight of the ControlNet; 0 switches it off. One number, or one per ControlNet."
     ),
+    "crops_coords_top_left": (
+        "Where, (top, left) in pixels, the picture looks cut out of a larger one; (0, 0) looks centred (Podell et al. "
+        "2023, section 2.2)."
+    ),
     "cross_attention_kwargs": "Options handed to the attention processors of the denoising network, such as `scale`.",
-    "depth_map": "Depth of the picture, a tensor (rows, height, width); near is large. None estimates it.",
+    "denoising_end": (
+        "Fraction of the training schedule, in [0, 1], after which the run stops; the latents are noisy and are for "
+        "another run with `denoising_start` and the same number of steps."
+    ),
+    "denoising_start": (
+        "Fraction of the training schedule, in [0, 1], where the run starts: `image` is noised that far already, as "
+        "`denoising_end` left it. Replaces `strength`."
+    ),
     "deprecated": (
         "Old documented keywords: `callback(step, timestep, latents)` and `callback_steps`, every how many steps it is "
         "called; use `callback_on_step_end`."
     ),
+    "depth_map": "Depth of the picture, a tensor (rows, height, width); near is large. None estimates it.",
     "eta": (
         "Amount of fresh noise per step of samplers that know it (DDIM, Song et al. 2021): 0 is deterministic, 1 is "
         "DDPM. Other samplers ignore it with a warning."
@@ -56,6 +68,10 @@ GLOSSARY: dict[str, str] = {
         "Random stream, or one per picture; a generator on the CPU serves every device and gives the same noise on all "
         "of them. Without `generator` and `seed` the noise is new each time; the global stream is never used."
     ),
+    "guess_mode": (
+        "Let the control picture guide without a prompt: the ControlNet acts on the positive prompt alone and its "
+        "early layers are weakened (Zhang & Agrawala 2023); a guidance_scale of 3 to 5 suits it."
+    ),
     "guidance_rescale": (
         "Strength in [0, 1] of the correction that keeps the standard deviation of guided predictions (Lin et al. "
         "2023, section 3.4); 0 is off."
@@ -63,10 +79,6 @@ GLOSSARY: dict[str, str] = {
     "guidance_scale": (
         "Weight w of classifier-free guidance (Ho & Salimans 2022): uncond + w (cond - uncond). Values of 1 and below "
         "switch it off and halve the work."
-    ),
-    "guess_mode": (
-        "Let the control picture guide without a prompt: the ControlNet acts on the positive prompt alone and its "
-        "early layers are weakened (Zhang & Agrawala 2023); a guidance_scale of 3 to 5 suits it."
     ),
     "height": "Height of the picture in pixels, a multiple of the autoencoder's factor. None: the model's own size.",
     "image": (
@@ -97,12 +109,23 @@ GLOSSARY: dict[str, str] = {
         "Latents of the picture without its masked part, for networks that see them; None encodes it."
     ),
     "match_colour": "Bring the colours of the painted part to those around the hole when the kept part is pasted back.",
-    "negative_prompt": "What the picture should not show: one text for all prompts or one per prompt. Needs guidance.",
-    "negative_prompt_embeds": "Encoded negative prompts (prompts, tokens, width) in place of `negative_prompt`.",
+    "negative_aesthetic_score": "Aesthetic score that refiners are told with the negative prompts.",
+    "negative_crops_coords_top_left": (
+        "`crops_coords_top_left` of the negative prompts; that of the prompts where no negative size is given."
+    ),
+    "negative_original_size": "`original_size` of the negative prompts; None is that of the prompts.",
     "negative_pooled_prompt_embeds": "Pooled encodings (prompts, width) of the negative prompts.",
+    "negative_prompt": "What the picture should not show: one text for all prompts or one per prompt. Needs guidance.",
+    "negative_prompt_2": "Negative prompts of the second text encoder; None is `negative_prompt`.",
+    "negative_prompt_embeds": "Encoded negative prompts (prompts, tokens, width) in place of `negative_prompt`.",
+    "negative_target_size": "`target_size` of the negative prompts; None is that of the prompts.",
     "noise_level": "Training step of the noise that is added to the small picture; more hides more of its flaws.",
     "num_images_per_prompt": "Number of pictures per prompt.",
     "num_inference_steps": "Number of denoising steps; more are slower and usually better.",
+    "original_size": (
+        "Size (height, width) in pixels that the picture looks as if it had before it was brought to its own; None is "
+        "its own (Podell et al. 2023, section 2.2)."
+    ),
     "output_type": (
         '"pil" (list of PIL pictures), "np" (array (pictures, height, width, channels) in [0, 1]), "pt" (tensor '
         '(pictures, channels, height, width) in [0, 1]) or, where there are latents, "latent" (not decoded).'
@@ -116,6 +139,7 @@ GLOSSARY: dict[str, str] = {
     ),
     "pooled_prompt_embeds": "Pooled encodings (prompts, width) of the prompts, beside `prompt_embeds`.",
     "prompt": "What the picture should show: one text, or a list for several pictures.",
+    "prompt_2": "Prompts of the second text encoder; None is `prompt`.",
     "prompt_embeds": "Encoded prompts (prompts, tokens, width) in place of `prompt`, as `encode_prompt` returns them.",
     "prompt_syntax": (
         'How prompts are read: "a1111", "compel" or "comfy" for weights and more; None takes them as plain text.'
@@ -130,6 +154,7 @@ GLOSSARY: dict[str, str] = {
         "How much of the picture is replaced, in [0, 1]: the run starts from the picture with that part of the noise "
         "and makes that part of the steps. 0 returns the picture, 1 all but ignores it."
     ),
+    "target_size": "Size (height, width) in pixels that the network is told; None is that of the picture.",
     "timesteps": "Own timesteps, descending, for samplers that take them; replaces `num_inference_steps`.",
     "use_clipped_model_output": (
         "Recompute the noise prediction from the clipped picture prediction (DDIM only); None is the sampler's default."

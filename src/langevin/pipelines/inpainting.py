@@ -26,7 +26,7 @@ from .pictures import Picture
 from .regions import Box
 from .runs import running
 from .sampling import plan_of
-from .tasks import part_of, place_of, starting_noise, unchanged
+from .tasks import keeps_all, part_of, place_of, starting_noise, unchanged
 
 
 @dataclass
@@ -120,7 +120,7 @@ def inpaint(pipe: Any, call: Call) -> Any:
         raise InputError(f"`masked_image_latents` has shape {tuple(given.shape)}; it must be {space.shape(1)}.")
     if sees and given is None and picture.latent:
         raise ConfigError("This network sees the masked picture, and latents cannot be masked; pass pixels.")
-    if strength == 0 and not begun:
+    if keeps_all(call):
         return unchanged(pipe, call, space, picture)
     plan = part_of(plan_of(call), call)
     call = call.planned(plan)

@@ -299,6 +299,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "control_guidance_end": partial(check_each, check=share),
     "control_guidance_start": partial(check_each, check=share),
     "controlnet_conditioning_scale": check_each,
+    "crops_coords_top_left": check_pair,
     "denoising_end": share,
     "denoising_start": share,
     "eta": share,

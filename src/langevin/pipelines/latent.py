@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
@@ -16,6 +17,7 @@ from ..families.common import option
 from ..families.conditioning import Conditions, members
 from ..families.denoiser import Attachment, Channels, Denoiser, guidance_embedding
 from ..families.latents import LatentSpace, default_size, scale_factor
+from ..nn.embedding import sinusoidal
 from .base import DiffusionPipeline
 from .image_processor import VaeImageProcessor
 from .inputs import Call, check_latents, check_rows, check_size
@@ -35,7 +37,7 @@ def identity(images: Any) -> Any:
 class LatentPipeline(DiffusionPipeline):
     """A network that denoises latents, the autoencoder that decodes them, and a family's way to encode prompts.
 
-    A family writes `_conditions` and `_finish`. A control (a ControlNet, an adapter) is a mixin that writes
+    A family writes `_conditions`, `_deliver` and `_output`. A control (a ControlNet, an adapter) is a mixin that writes
     `_attachments`. The tasks stand in `pipelines.tasks`.
 
     Attributes:
@@ -66,7 +68,17 @@ class LatentPipeline(DiffusionPipeline):
         raise NotImplementedError
 
     def _finish(self, call: Call, space: LatentSpace, latents: Tensor) -> Any:
-        """Return the output of a finished run: decoded, checked and converted as the call asks."""
+        """Return the output of a finished run: its latents, or the decoded pictures as the call asks for them."""
+        if call["output_type"] == "latent":
+            return self._output(call, latents)
+        return self._deliver(call, space.decode(latents))
+
+    def _deliver(self, call: Call, image: Tensor, finish: Callable[[Any], Any] = identity) -> Any:
+        """Convert pictures (batch, channels, height, width) in [-1, 1]; `finish` edits the converted ones."""
+        raise NotImplementedError
+
+    def _output(self, call: Call, images: Any) -> Any:
+        """Return pictures or latents as the call returns them."""
         raise NotImplementedError
 
     def _attachments(self, call: Call, space: LatentSpace, plan: Plan) -> Sequence[Attachment]:
@@ -176,6 +188,15 @@ class LatentPipeline(DiffusionPipeline):
         if negative_prompt and not guided:
             logger.warning("`negative_prompt` has no effect: guidance_scale=%s switches guidance off.", guidance_scale)
         return guided
+
+    def get_guidance_scale_embedding(
+        self, w: Tensor, embedding_dim: int = 512, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Return guidance scales (n,) as networks that were distilled to embed them take them, (n, embedding_dim).
+
+        Source: Meng et al. 2023 (2210.03142), with the frequencies of a timestep of 1000 w.
+        """
+        return sinusoidal(w, embedding_dim, scale=1000.0).to(dtype)
 
     def _wants_negative(self, call: Call) -> bool:
         """Tell whether the negative prompts of a call are asked at all."""

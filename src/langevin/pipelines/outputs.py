@@ -31,3 +31,14 @@ class StableDiffusionPipelineOutput(BaseOutput):
 
     images: Any
     nsfw_content_detected: list[bool] | None
+
+
+@dataclass
+class StableDiffusionXLPipelineOutput(BaseOutput):
+    """Pictures of a Stable Diffusion XL pipeline.
+
+    Attributes:
+        images: see `ImagePipelineOutput`; with `output_type="latent"` the latents themselves.
+    """
+
+    images: Any

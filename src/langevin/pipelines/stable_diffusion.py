@@ -25,6 +25,7 @@ from .inpainting import inpaint
 from .inputs import TEXTS, Call, begin, check_prompts
 from .latent import LatentPipeline, identity
 from .outputs import StableDiffusionPipelineOutput
+from .outputs import StableDiffusionXLPipelineOutput as StableDiffusionXLPipelineOutput
 
 logger = get_logger(__name__)
 CORRECTED = {"steps_offset": 1, "clip_sample": False}
@@ -150,12 +151,6 @@ class StableDiffusionFamily(LatentPipeline):
             steps=call.numbers[-1] + 1,
             read=read,
         )
-
-    def _finish(self, call: Call, space: LatentSpace, latents: Tensor) -> Any:
-        """Decode, check and convert the latents of a finished run."""
-        if call["output_type"] == "latent":
-            return self._output(call, latents)
-        return self._deliver(call, space.decode(latents))
 
     def _deliver(self, call: Call, image: Tensor, finish: Callable[[Any], Any] = identity) -> Any:
         """Check and convert pictures (batch, channels, height, width) in [-1, 1]; `finish` edits the converted ones."""

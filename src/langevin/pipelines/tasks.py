@@ -48,7 +48,7 @@ def image_to_image(pipe: Any, call: Call) -> Any:
     picture = pipe._picture(call)
     space = pipe._space(call, picture)
     pipe._check_channels(space, pipe.adds)
-    if call["strength"] == 0 and call.get("denoising_start") is None:
+    if keeps_all(call):
         return unchanged(pipe, call, space, picture)
     plan = part_of(plan_of(call), call)
     call = call.planned(plan)
@@ -70,6 +70,11 @@ def part_of(plan: Plan, call: Call) -> Plan:
     if start is None and call.get("strength") is not None:
         plan = plan.tail(call["strength"])
     return plan if start is None and end is None else plan.slice(start, end)
+
+
+def keeps_all(call: Call) -> bool:
+    """Tell whether a call asks for the picture as it was given: a strength of 0."""
+    return call.get("strength") == 0 and call.get("denoising_start") is None
 
 
 def unchanged(pipe: Any, call: Call, space: LatentSpace, picture: Picture) -> Any:

@@ -1,0 +1,397 @@
+"""Stable Diffusion XL (Podell et al. 2023, 2307.01952): text to picture, picture to picture, inpainting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..core.images import ImageInput
+from ..core.logging import get_logger
+from ..core.rng import Generators
+from ..families import sd, sdxl
+from ..families.conditioning import Conditions, branches
+from ..families.latents import LatentSpace
+from . import tasks
+from .callbacks import Callback, MultiPipelineCallbacks, PipelineCallback
+from .glossary import documented
+from .inpainting import inpaint
+from .inputs import TEXTS, Call, begin, check_prompts, check_second_prompts
+from .latent import LatentPipeline, identity
+from .outputs import StableDiffusionXLPipelineOutput
+from .runs import RunField
+from .watermark import Watermark, watermark
+
+logger = get_logger(__name__)
+Pair = tuple[int, int]
+OPTIONS = ("force_zeros_for_empty_prompt", "requires_aesthetics_score", "is_cosxl_edit")
+"""What the classes are built with beside components, and what is saved."""
+MORE_TEXTS = (
+    *("prompt_2", "negative_prompt_2", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+    *("clip_skip", "prompt_syntax", "long_prompt"),
+)
+
+
+class StableDiffusionXLFamily(LatentPipeline):
+    """What the Stable Diffusion XL pipelines of all tasks share: components, prompts, sizes, decoding, the watermark.
+
+    A class writes the documented constructor and passes its arguments to `_assemble`.
+    """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->vae"
+    upcasts_vae = True
+    _optional_components: ClassVar[Sequence[str]] = (
+        *("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"),
+        *("image_encoder", "feature_extractor"),
+    )
+    _callback_tensor_inputs: ClassVar[Sequence[str]] = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
+
+    text_encoder: Any
+    text_encoder_2: Any
+    tokenizer: Any
+    tokenizer_2: Any
+    watermark: Watermark | None
+
+    denoising_end = _denoising_end = RunField("denoising_end")
+    denoising_start = _denoising_start = RunField("denoising_start")
+
+    def _assemble(self, given: Mapping[str, Any]) -> None:
+        """Take over the arguments of a constructor: `locals()` at its top."""
+        parts = {name: value for name, value in given.items() if name not in ("self", "__class__")}
+        options = {name: parts.pop(name) for name in OPTIONS if name in parts}
+        self.watermark = watermark(parts.pop("add_watermarker", False))
+        self.register_modules(**parts)
+        self.register_to_config(**options)
+
+    @property
+    def _encoders(self) -> sdxl.Encoders:
+        return sdxl.Encoders(self.text_encoder, self.tokenizer, self.text_encoder_2, self.tokenizer_2)
+
+    def upcast_vae(self) -> None:
+        """Make the autoencoder float32 for good; decoding does so by itself, on a copy, where float16 overflows."""
+        self._part("vae").to(torch.float32)
+
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str] | None,
+        prompt_2: str | Sequence[str] | None = None,
+        device: torch.device | str | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Return (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds).
+
+        The first two are (prompts * num_images_per_prompt, tokens, width), the pooled ones (..., size). The negative
+        ones are None without guidance.
+
+        Args:
+            prompt_2, negative_prompt_2: for the second encoder; the other prompt where they are None.
+            lora_scale: strength of loaded adapters of the text encoders.
+            prompt_syntax, long_prompt: as in the call; prompts that change between steps are for the call alone.
+        """
+        given = {name: value for name, value in locals().items() if name in (*TEXTS, *MORE_TEXTS)}
+        check_second_prompts(given, check_prompts(**{name: given[name] for name in TEXTS}))
+        if lora_scale is not None:
+            logger.warning("lora_scale=%s has no effect: no adapter of the text encoders is loaded.", lora_scale)
+        device = device or self._execution_device
+        zeros = self.config["force_zeros_for_empty_prompt"]
+        found = sdxl.encode(self._encoders, **given, device=device, guided=do_classifier_free_guidance, zeros=zeros)
+        kinds: dict[str, Any] = {"device": device, "dtype": self._text_dtype(found[0])}
+        conditions = [encoding and encoding.only() for encoding in found]
+        rows = [
+            part if part is None else part.to(**kinds).repeat_interleave(num_images_per_prompt, 0)
+            for name in ("hidden", "pooled")
+            for part in (getattr(condition, name, None) for condition in conditions)
+        ]
+        return tuple(rows)  # type: ignore[return-value]
+
+    def _text_dtype(self, encoding: Any) -> torch.dtype:
+        """Return the type of the conditioning: the second encoder's, or without it the network's."""
+        return sd.type_of(self.unet if self.text_encoder_2 is None else self.text_encoder_2, encoding)
+
+    def _conditions(self, call: Call, space: LatentSpace) -> Conditions:
+        """Return the conditioning of the prompts, and of the negative prompts when guidance asks for them."""
+        scored = bool(self.config.get("requires_aesthetics_score"))
+        own, other = sdxl.sizes_of(call.given, (space.height, space.width), scored=scored)
+        positive, negative = sdxl.encode(
+            self._encoders,
+            **call.pick(*TEXTS, *MORE_TEXTS),
+            device=call.device,
+            guided=self._wants_negative(call),
+            zeros=self.config["force_zeros_for_empty_prompt"],
+            steps=call.numbers[-1] + 1,
+        )
+        place: dict[str, Any] = {"device": call.device, "dtype": self._text_dtype(positive)}
+        place |= {"per_prompt": call.per_prompt, "numbers": call.numbers}
+        made = branches(positive, negative, own.told, make_negative=other.told, **place)
+        sdxl.check_added(self.unet, made["positive"].at(0), scored=scored)  # type: ignore[union-attr, arg-type]
+        return made
+
+    def _deliver(self, call: Call, image: Tensor, finish: Callable[[Any], Any] = identity) -> Any:
+        """Mark and convert pictures (batch, channels, height, width) in [-1, 1]; `finish` edits the converted ones."""
+        if self.watermark is not None and not tasks.keeps_all(call):
+            image = self.watermark(image)
+        return self._output(call, finish(self.image_processor.postprocess(image, call["output_type"])))
+
+    def _output(self, call: Call, images: Any) -> Any:
+        return StableDiffusionXLPipelineOutput(images) if call["return_dict"] else (images,)
+
+
+class StableDiffusionXLPipeline(StableDiffusionXLFamily):
+    """Pictures from prompts.
+
+    Draw order: the starting latents (pictures, channels, height / factor, width / factor) in the type of the text
+    embeddings; then one draw of the same shape per step, as the scheduler asks. Decoding draws nothing. A list of
+    generators, or `seed`, draws row k from stream k.
+
+    Args:
+        vae: `AutoencoderKL` or another autoencoder of pictures.
+        text_encoder: `CLIPTextModel`; None leaves all prompts to the second, as refiners do.
+        text_encoder_2: `CLIPTextModelWithProjection`; None when only embeddings are used.
+        tokenizer, tokenizer_2: `CLIPTokenizer`.
+        unet: `UNet2DConditionModel`, compiled or not, or a module with the same call.
+        scheduler: any scheduler of this library, or an object with the documented protocol.
+        image_encoder, feature_extractor: for picture prompts.
+        force_zeros_for_empty_prompt: a negative prompt that was not given is all zeros, not the empty text.
+        add_watermarker: mark pictures invisibly; None does where the package invisible-watermark is installed.
+    """
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        text_encoder_2: Any,
+        tokenizer: Any,
+        tokenizer_2: Any,
+        unet: Any,
+        scheduler: Any,
+        image_encoder: Any = None,
+        feature_extractor: Any = None,
+        force_zeros_for_empty_prompt: bool = True,
+        add_watermarker: bool | None = None,
+    ) -> None:
+        self._assemble(locals())
+
+    @documented
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        prompt_2: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        denoising_end: float | None = None,
+        guidance_scale: float = 5.0,
+        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Sequence[Tensor] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        original_size: Pair | None = None,
+        crops_coords_top_left: Pair = (0, 0),
+        target_size: Pair | None = None,
+        negative_original_size: Pair | None = None,
+        negative_crops_coords_top_left: Pair = (0, 0),
+        negative_target_size: Pair | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        seed: int | Sequence[int] | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
+        **deprecated: Any,
+    ) -> StableDiffusionXLPipelineOutput | tuple[Any]:
+        """Draw pictures of what the prompts say."""
+        return tasks.text_to_image(self, begin(self, locals()))
+
+
+class StableDiffusionXLImg2ImgPipeline(StableDiffusionXLFamily):
+    """Pictures from a prompt and a picture to start from; also the refiner, which goes on with another run's latents.
+
+    Draw order: the latents of the picture, one draw per picture given or, with a list of generators or `seed`, per
+    result; the noise, unless `denoising_start` is given; then one draw per step, as the scheduler asks. Components as
+    in `StableDiffusionXLPipeline`.
+
+    Args:
+        requires_aesthetics_score: the network is told an aesthetic score in place of the target size.
+    """
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        text_encoder_2: Any,
+        tokenizer: Any,
+        tokenizer_2: Any,
+        unet: Any,
+        scheduler: Any,
+        image_encoder: Any = None,
+        feature_extractor: Any = None,
+        requires_aesthetics_score: bool = False,
+        force_zeros_for_empty_prompt: bool = True,
+        add_watermarker: bool | None = None,
+    ) -> None:
+        self._assemble(locals())
+
+    @documented
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        prompt_2: str | Sequence[str] | None = None,
+        image: ImageInput | None = None,
+        strength: float = 0.3,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
+        guidance_scale: float = 5.0,
+        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Sequence[Tensor] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        original_size: Pair | None = None,
+        crops_coords_top_left: Pair = (0, 0),
+        target_size: Pair | None = None,
+        negative_original_size: Pair | None = None,
+        negative_crops_coords_top_left: Pair = (0, 0),
+        negative_target_size: Pair | None = None,
+        aesthetic_score: float = 6.0,
+        negative_aesthetic_score: float = 2.5,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        seed: int | Sequence[int] | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
+        **deprecated: Any,
+    ) -> StableDiffusionXLPipelineOutput | tuple[Any]:
+        """Change a picture into what the prompt says."""
+        return tasks.image_to_image(self, begin(self, locals()))
+
+
+class StableDiffusionXLInpaintPipeline(StableDiffusionXLFamily):
+    """Pictures of which a part is painted anew, with networks trained for it (9 channels) or any other (4 channels).
+
+    Draw order: the latents of the picture, unless the network sees them and strength is 1; the noise; the latents of
+    the picture without its masked part; then one draw per step, as the scheduler asks. Components as in
+    `StableDiffusionXLImg2ImgPipeline`.
+    """
+
+    _callback_tensor_inputs = (
+        *("latents", "prompt_embeds", "add_text_embeds", "add_time_ids"),
+        *("mask", "masked_image_latents"),
+    )
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        text_encoder_2: Any,
+        tokenizer: Any,
+        tokenizer_2: Any,
+        unet: Any,
+        scheduler: Any,
+        image_encoder: Any = None,
+        feature_extractor: Any = None,
+        requires_aesthetics_score: bool = False,
+        force_zeros_for_empty_prompt: bool = True,
+        add_watermarker: bool | None = None,
+    ) -> None:
+        self._assemble(locals())
+
+    @documented
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        prompt_2: str | Sequence[str] | None = None,
+        image: ImageInput | None = None,
+        mask_image: ImageInput | None = None,
+        masked_image_latents: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        padding_mask_crop: int | None = None,
+        strength: float = 0.9999,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Sequence[Tensor] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        original_size: Pair | None = None,
+        crops_coords_top_left: Pair = (0, 0),
+        target_size: Pair | None = None,
+        negative_original_size: Pair | None = None,
+        negative_crops_coords_top_left: Pair = (0, 0),
+        negative_target_size: Pair | None = None,
+        aesthetic_score: float = 6.0,
+        negative_aesthetic_score: float = 2.5,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        seed: int | Sequence[int] | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
+        paste_back: bool = True,
+        mask_feather: int = 0,
+        match_colour: bool = False,
+        **deprecated: Any,
+    ) -> StableDiffusionXLPipelineOutput | tuple[Any]:
+        """Paint the white part of the mask as the prompt says and keep the rest."""
+        return inpaint(self, begin(self, locals()))
