@@ -112,6 +112,7 @@ PIPELINE_PARTS = (
     Row("StableDiffusionSafetyChecker", "pipelines.safety"),
     Row("StableDiffusionXLPipelineOutput", "pipelines.outputs"),
     Row("VaeImageProcessor", "pipelines.image_processor"),
+    Row("reference_only", "pipelines.reference"),
 )
 
 ROWS = (*CORE, *MODELS, *SCHEDULERS, *PIPELINES, *PIPELINE_PARTS)
