@@ -152,3 +152,12 @@ def test_bad_prompts(pipe, monkeypatch, call, words) -> None:
 def test_a_changing_prompt_has_no_single_embedding(pipe) -> None:
     with pytest.raises(InputError, match="changes between steps"):
         pipe.encode_prompt("[cat:dog:0.5]", prompt_syntax="a1111")
+
+
+def test_learned_words_are_written_out_for_packages(pipe, sd_folder) -> None:
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(sd_folder / "tokenizer")
+    tokenizer.add_tokens(["<dog>", "<dog>_1"])
+    assert pipe.maybe_convert_prompt("a <dog>", tokenizer) == "a <dog> <dog>_1"
+    assert pipe.maybe_convert_prompt(["a cat", "<dog>"], tokenizer) == ["a cat", "<dog> <dog>_1"]

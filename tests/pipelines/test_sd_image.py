@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -77,7 +79,7 @@ def test_neighbouring_strengths_give_neighbouring_pictures(change, name) -> None
     change.scheduler = tiny.scheduler(langevin, name)
     call = {**CALL, "image": tiny.picture(1), "output_type": "np", "num_inference_steps": 10}
     pictures = [change(**call, strength=s).images for s in (0.48, 0.495, 0.505, 0.52)]
-    apart = [far(a, b) for a, b in zip(pictures, pictures[1:], strict=False)]
+    apart = [far(a, b) for a, b in pairwise(pictures)]
     assert max(apart) <= 0.25 * far(change(**call, strength=0.3).images, change(**call, strength=0.7).images)
 
 

@@ -57,3 +57,10 @@ def test_a_pipeline_takes_aligned_levels(tmp_path) -> None:
     pipe("a cat", sigmas=sigmas, height=16, width=16, seed=0, output_type="latent",
          callback_on_step_end=lambda pipe, step, t, values: seen.append(float(t)) or values)  # fmt: skip
     assert seen == pytest.approx([step.timestep for step in pipe.scheduler.plan(sigmas=sigmas).steps])
+
+
+def test_a_corrected_scheduler_keeps_its_solver(tmp_path) -> None:
+    given = langevin.DDIMScheduler(steps_offset=0, clip_sample=True).using(solver=Heun())
+    pipe = tiny.stable_diffusion(langevin, tmp_path, scheduler=given)
+    assert pipe.scheduler.config.steps_offset == 1
+    assert isinstance(pipe.scheduler.plan(4).solver, Heun)

@@ -18,6 +18,7 @@ from ..families.conditioning import Conditions, members
 from ..families.denoiser import Attachment, Channels, Denoiser, guidance_embedding
 from ..families.latents import LatentSpace, default_size, scale_factor
 from ..nn.embedding import sinusoidal
+from ..prompts import expand_words
 from .base import DiffusionPipeline
 from .image_processor import VaeImageProcessor
 from .inputs import Call, check_latents, check_rows, check_size
@@ -197,6 +198,12 @@ class LatentPipeline(DiffusionPipeline):
         Source: Meng et al. 2023 (2210.03142), with the frequencies of a timestep of 1000 w.
         """
         return sinusoidal(w, embedding_dim, scale=1000.0).to(dtype)
+
+    def maybe_convert_prompt(self, prompt: str | list[str], tokenizer: Any) -> str | list[str]:
+        """Return prompts with learned words of several tokens written out, as packages for prompts ask for them."""
+        if isinstance(prompt, str):
+            return expand_words(prompt, tokenizer)
+        return [expand_words(text, tokenizer) for text in prompt]
 
     def _wants_negative(self, call: Call) -> bool:
         """Tell whether the negative prompts of a call are asked at all."""

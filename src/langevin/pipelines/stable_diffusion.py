@@ -339,4 +339,6 @@ def corrected(scheduler: Any) -> Any:
         ", ".join(f"{name}={config[name]}" for name in wrong),
         ", ".join(f"{name}={value}" for name, value in wrong.items()),
     )
+    if hasattr(scheduler, "turned_into"):
+        return scheduler.turned_into(type(scheduler), **wrong)
     return type(scheduler).from_config(config, **wrong)
