@@ -11,9 +11,10 @@ from PIL import Image
 
 from langevin import registry
 from langevin.cli import main
-from langevin.cli.generate import find_scheduler, parse_size, pick_device, short_name
 from langevin.cli.metadata import a1111, sampler_name
-from langevin.cli.output import free, slug, stem, write
+from langevin.cli.model import pick_device
+from langevin.cli.output import Place, free, slug, write
+from langevin.cli.request import find_scheduler, parse_margins, parse_size, short_name
 from langevin.core.errors import InputError
 
 FACTS = {
@@ -49,6 +50,13 @@ def test_sizes(text, size) -> None:
 def test_a_wrong_size_is_an_error(text) -> None:
     with pytest.raises(InputError, match="512x768"):
         parse_size(text)
+
+
+def test_margins() -> None:
+    assert parse_margins("32, 0,8,4") == (32, 0, 8, 4)
+    for text in ("32", "1,2,3", "0,0,0,0", "-1,0,0,0", "1,2,3,4,5", "a,b,c,d"):
+        with pytest.raises(InputError, match="LEFT,RIGHT,TOP,BOTTOM"):
+            parse_margins(text)
 
 
 def test_short_names_are_unique_and_readable() -> None:
@@ -91,16 +99,16 @@ def test_no_file_is_overwritten(tmp_path) -> None:
 
 
 def test_output_is_a_png_or_a_folder(tmp_path) -> None:
-    assert stem(str(tmp_path / "x" / "cat.png")) == (tmp_path / "x", "cat")
-    assert stem(str(tmp_path / "v1.5")) == (tmp_path / "v1.5", None)
+    assert Place.of(str(tmp_path / "x" / "cat.png")) == Place(tmp_path / "x", "cat")
+    assert Place.of(str(tmp_path / "v1.5")) == Place(tmp_path / "v1.5", None)
     with pytest.raises(InputError, match=r"cat\.png"):
-        stem("cat.jpg")
+        Place.of("cat.jpg")
 
 
 def test_pictures_carry_their_parameters(tmp_path) -> None:
     images = [Image.new("RGB", (64, 32), colour) for colour in ("red", "blue", "green")]
     facts = [{**FACTS, "seed": 3 + k} for k in range(3)]
-    paths = write(images, facts, str(tmp_path / "new" / "folder"))
+    paths = write(images, facts, Place(tmp_path / "new" / "folder", None))
     assert [path.name for path in paths] == [f"ein-grünes-haus-집-{end}.png" for end in (3, 4, 5, "sheet")]
     with Image.open(paths[1]) as picture:
         assert picture.size == (64, 32) and picture.getpixel((0, 0)) == (0, 0, 255)
@@ -109,7 +117,7 @@ def test_pictures_carry_their_parameters(tmp_path) -> None:
     with Image.open(paths[-1]) as sheet:
         assert sheet.size == (128, 64)
         assert json.loads(sheet.text["langevin"])["seeds"] == [3, 4, 5]
-    again = write(images[:1], facts[:1], str(tmp_path / "new" / "folder"))
+    again = write(images[:1], facts[:1], Place(tmp_path / "new" / "folder", None))
     assert again[0].name == "ein-grünes-haus-집-3-2.png"
 
 
@@ -120,13 +128,16 @@ def test_the_parameters_text() -> None:
         "Steps: 25, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 3, Size: 64x32, "
         'Model: "folder, with comma", Version: langevin 0.1.0',
     ]
+    made = {**FACTS, "strength": 0.4, "controlnet": "edges", "control_scale": 0.5, "edges": True}
+    line = a1111(made).splitlines()[-1]
+    assert 'Denoising strength: 0.4, ControlNet 0: "Module: canny, Model: edges, Weight: 0.5", Model' in line
     assert sampler_name("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}) == "DPM++ 2M SDE"
     assert sampler_name("SomeScheduler", {}) == "SomeScheduler"
 
 
 def test_infinities_become_text(tmp_path) -> None:
     facts = {**FACTS, "scheduler_config": {"lambda_min_clipped": -float("inf"), "trained_betas": [float("nan"), 0.5]}}
-    (path,) = write([Image.new("RGB", (8, 8))], [facts], str(tmp_path))
+    (path,) = write([Image.new("RGB", (8, 8))], [facts], Place(tmp_path, None))
     with Image.open(path) as picture:
         found = json.loads(picture.text["langevin"], parse_constant=pytest.fail)
     assert found["scheduler_config"] == {"lambda_min_clipped": "-inf", "trained_betas": ["nan", 0.5]}
@@ -135,7 +146,7 @@ def test_infinities_become_text(tmp_path) -> None:
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="choose another --output"):
-        write([Image.new("RGB", (8, 8))], [FACTS], str(tmp_path / "file" / "a.png"))
+        write([Image.new("RGB", (8, 8))], [FACTS], Place.of(str(tmp_path / "file" / "a.png")))
 
 
 @pytest.mark.parametrize(

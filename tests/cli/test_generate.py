@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from PIL import Image
 
 import langevin
-from langevin.cli import generate, main
+from langevin.cli import main
+from langevin.cli.calling import arguments, describe
+from langevin.cli.model import build_scheduler
+from langevin.cli.request import Request, find_scheduler, short_name
 from langevin.core.errors import LangevinError
+from tests.cli.conftest import facts, run
 from tests.pipelines import tiny
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny.stable_diffusion(langevin, folder).save_pretrained(folder / "pipeline")
-    return str(folder / "pipeline")
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +23,6 @@ def pixels(tmp_path_factory) -> str:
     return str(folder)
 
 
-def run(capsys: pytest.CaptureFixture, *argv: str) -> list[str]:
-    """Run `langevin generate` and return the paths that it prints."""
-    with pytest.raises(SystemExit) as leaving:
-        main(["generate", *argv])
-    out, err = capsys.readouterr()
-    assert leaving.value.code == 0, err
-    return out.splitlines()
-
-
-def facts(path: str) -> dict:
-    with Image.open(path) as picture:
-        return json.loads(picture.text["langevin"])
 
 
 def test_a_picture_carries_what_made_it(capsys, tmp_path, model) -> None:
@@ -110,9 +93,9 @@ def test_quiet_prints_the_path_alone(capsys, tmp_path, model) -> None:
 
 def test_defaults_are_the_pipelines_own(capsys, tmp_path, model) -> None:
     pipe = langevin.DiffusionPipeline.from_pretrained(model)
-    request = generate.Request(prompt="a cat", model=model)
-    assert generate.arguments(pipe, request, None) == {"prompt": "a cat"}
-    described = generate.describe(pipe, request, {"prompt": "a cat"}, Image.new("RGB", (16, 16)), 0)
+    request = Request(prompt="a cat", model=model)
+    assert arguments(type(pipe), request) == {"prompt": "a cat"}
+    described = describe(pipe, request, {"prompt": "a cat"}, Image.new("RGB", (16, 16)), 0)
     assert described["steps"] == 50 and described["guidance_scale"] == 7.5
 
 
@@ -149,12 +132,18 @@ def test_every_scheduler_of_the_registry_can_be_asked_for(capsys, tmp_path, mode
     for row in langevin.registry.SCHEDULERS:
         if row.name == "VQDiffusionScheduler":
             with pytest.raises(LangevinError, match="needs num_vec_classes"):
-                generate.set_scheduler(pipe, row.name)
+                build_scheduler(pipe, row.name)
         elif row.name.endswith("Scheduler"):
-            generate.set_scheduler(pipe, generate.find_scheduler(generate.short_name(row.name)))
-            assert type(pipe.scheduler).__name__ == row.name
+            scheduler = build_scheduler(pipe, find_scheduler(short_name(row.name)))
+            assert type(scheduler).__name__ == row.name
+            assert not scheduler.config.get("clip_sample"), "latents have no bounds"
+
+
+def test_pixels_are_clipped_as_the_sampler_does(pixels) -> None:
+    pipe = langevin.DiffusionPipeline.from_pretrained(pixels)
+    assert build_scheduler(pipe, "DDIMScheduler").config.clip_sample is True
 
 
 @pytest.mark.parametrize("name", ["euler", "euler-discrete", "EulerDiscreteScheduler", "Euler_Discrete"])
 def test_spellings_of_a_scheduler(name) -> None:
-    assert generate.find_scheduler(name) == "EulerDiscreteScheduler"
+    assert find_scheduler(name) == "EulerDiscreteScheduler"

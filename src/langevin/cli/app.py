@@ -21,12 +21,54 @@ app.add_typer(group, name="schedulers")
 Prompt = Annotated[str | None, typer.Argument(help="What the picture shows. Left out for unconditional models.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub repository, or the shipped 'picturebook'.")]
 Negative = Annotated[str | None, typer.Option("--negative-prompt", "-n", help="What the picture should not show.")]
+Syntax = Annotated[
+    str,
+    typer.Option(
+        "--prompt-syntax",
+        help="How prompts are read: a1111 '(word:1.3)', compel 'word++', comfy '(word:1.3)', or plain as written.",
+        show_default=True,
+    ),
+]
+Picture = Annotated[str | None, typer.Option("--image", help="A picture to start from, a file or an address.")]
+Mask = Annotated[str | None, typer.Option("--mask", help="With --image: white is painted anew, black is kept.")]
+Outpaint = Annotated[
+    str | None,
+    typer.Option(
+        "--outpaint",
+        metavar="LEFT,RIGHT,TOP,BOTTOM",
+        help="With --image: margins in pixels to paint around the picture, which is kept.",
+    ),
+]
+Strength = Annotated[
+    float | None, typer.Option("--strength", help="How much of --image changes, 0 to 1. Default: the pipeline's.")
+]
+Control = Annotated[str | None, typer.Option("--control", help="A picture that a ControlNet follows, such as edges.")]
+ControlNet = Annotated[
+    str | None,
+    typer.Option(
+        "--controlnet", metavar="FOLDER_OR_REPO", help="The ControlNet. The shipped model has its own, for edges."
+    ),
+]
+ControlScale = Annotated[
+    float | None, typer.Option("--control-scale", help="Weight of the ControlNet. Default: the pipeline's.")
+]
+Edges = Annotated[bool, typer.Option("--edges", help="--control is a photo or drawing: follow its edges (Canny).")]
+Grid = Annotated[
+    str | None,
+    typer.Option(
+        "--grid",
+        metavar="AXES",
+        help="Every combination, and a labelled sheet: 'guidance_scale=3,5,7 x scheduler=euler,ddim x seed=1,2'. "
+        "Axes: control_scale, guidance_scale, negative_prompt, prompt, scheduler, seed, steps, strength; at most 3. "
+        "Values with commas go in double quotes.",
+    ),
+]
 Steps = Annotated[int | None, typer.Option("--steps", help="Denoising steps. Default: the model's.")]
 Guidance = Annotated[float | None, typer.Option("--guidance-scale", "-g", help="Weight of the prompt; 1 is none.")]
 Scheduler = Annotated[str | None, typer.Option("--scheduler", help="A sampler: ddim, euler-ancestral ...")]
 Seed = Annotated[int | None, typer.Option("--seed", "-s", help="Image k uses seed + k. Default: drawn and printed.")]
 Count = Annotated[int, typer.Option("--num-images", min=1, help="How many; several also give a contact sheet.")]
-Size = Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT or one number. Default: the model's.")]
+Size = Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT or a number. Default: --image's or the model's")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Number format of the weights: float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps ...; auto takes an accelerator if any.")]
 Output = Annotated[str, typer.Option("--output", "-o", help="A .png file, or a folder. Existing files are kept.")]
@@ -43,11 +85,21 @@ def generate(
     prompt: Prompt = None,
     model: Model = "picturebook",
     negative_prompt: Negative = None,
+    prompt_syntax: Syntax = "plain",
+    image: Picture = None,
+    mask: Mask = None,
+    outpaint: Outpaint = None,
+    strength: Strength = None,
+    control: Control = None,
+    controlnet: ControlNet = None,
+    control_scale: ControlScale = None,
+    edges: Edges = False,
     steps: Steps = None,
     guidance_scale: Guidance = None,
     scheduler: Scheduler = None,
     seed: Seed = None,
     num_images: Count = 1,
+    grid: Grid = None,
     size: Size = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -55,17 +107,28 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Draw pictures and write them as PNG files that carry their parameters."""
-    from .generate import Request, run
+    from .generate import run
+    from .request import Request
 
     request = Request(
         prompt=prompt,
         model=model,
         negative_prompt=negative_prompt,
+        prompt_syntax=prompt_syntax,
+        image=image,
+        mask=mask,
+        outpaint=outpaint,
+        strength=strength,
+        control=control,
+        controlnet=controlnet,
+        control_scale=control_scale,
+        edges=edges,
         steps=steps,
         guidance_scale=guidance_scale,
         scheduler=scheduler,
         seed=seed,
         num_images=num_images,
+        grid=grid,
         size=size,
         dtype=dtype,
         device=device,

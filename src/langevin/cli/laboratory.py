@@ -19,8 +19,8 @@ from ..diffusion.table import Plan, Row
 from ..evaluation.driving import Bench
 from ..evaluation.samplers import check
 from ..schedulers.base import SchedulerMixin
-from .generate import find_scheduler
 from .output import free
+from .request import find_scheduler
 
 
 def parse(options: Sequence[str]) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def a1111(facts: dict[str, Any]) -> str:
         "CFG scale": facts.get("guidance_scale"),
         "Seed": facts.get("seed"),
         "Size": f"{facts['width']}x{facts['height']}",
+        "Denoising strength": facts.get("strength"),
+        "ControlNet 0": control(facts),
         "Model": facts["model"],
         "Version": f"langevin {facts['langevin']}",
     }
@@ -47,6 +49,14 @@ def a1111(facts: dict[str, Any]) -> str:
     if facts.get("negative_prompt"):
         lines.append(f"Negative prompt: {facts['negative_prompt']}")
     return "\n".join([*lines, line])
+
+
+def control(facts: dict[str, Any]) -> str | None:
+    """Return what the `parameters` form says about a ControlNet, None when there is none."""
+    if "controlnet" not in facts:
+        return None
+    module = "canny" if facts.get("edges") else "none"
+    return f"Module: {module}, Model: {facts['controlnet']}, Weight: {facts['control_scale']}"
 
 
 def _quoted(value: object) -> str:

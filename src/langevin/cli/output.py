@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,23 +32,50 @@ def free(path: Path) -> Path:
     return candidate
 
 
-def stem(output: str) -> tuple[Path, str | None]:
-    """Split `--output` into the folder and the file's name without suffix (None: to be made from prompt and seed).
+@dataclass(frozen=True)
+class Place:
+    """Where `--output` leads: a folder, and the file's name without suffix (None: to be made from the prompt)."""
 
-    Raises:
-        InputError: for a file that is not a PNG.
-    """
-    path = Path(output).expanduser()
-    if path.suffix.lower() == ".png" and not path.is_dir():
-        return path.parent, path.stem
-    if path.suffix.lower() in (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"):
-        raise InputError(
-            f"--output {output}: pictures are written as PNG, which keeps their parameters; use {path.stem}.png."
-        )
-    return path, None
+    folder: Path
+    name: str | None
+
+    @classmethod
+    def of(cls, output: str) -> Place:
+        """Read `--output`.
+
+        Raises:
+            InputError: for a file that is not a PNG.
+        """
+        path = Path(output).expanduser()
+        if path.suffix.lower() == ".png" and not path.is_dir():
+            return cls(path.parent, path.stem)
+        if path.suffix.lower() in (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"):
+            raise InputError(
+                f"--output {output}: pictures are written as PNG, which keeps their parameters; use {path.stem}.png."
+            )
+        return cls(path, None)
+
+    def base(self, facts: dict[str, Any]) -> str:
+        """Return how the names of files begin, given what the first picture was made with."""
+        return self.name or slug(facts.get("prompt") or facts["pipeline"])
+
+    def save(self, image: Image, facts: dict[str, Any], base: str, ending: str = "") -> Path:
+        """Write a picture with its parameters under a name that no file has, and return its path.
+
+        Raises:
+            InputError: when the folder cannot be written.
+        """
+        path = free(self.folder / f"{base}{'-' * bool(ending)}{ending}.png")
+        try:
+            with atomic_file(path) as partial:
+                image.save(partial, format="PNG", pnginfo=chunks(facts))
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"{path} cannot be written ({reason}); choose another --output.") from error
+        return path
 
 
-def write(images: list[Image], facts: list[dict[str, Any]], output: str) -> list[Path]:
+def write(images: list[Image], facts: list[dict[str, Any]], place: Place) -> list[Path]:
     """Write the pictures, and a contact sheet when there are several; return the paths, the sheet's last.
 
     Args:
@@ -56,27 +84,15 @@ def write(images: list[Image], facts: list[dict[str, Any]], output: str) -> list
     Raises:
         InputError: when the folder cannot be written.
     """
-    folder, name = stem(output)
-    base = name or slug(facts[0].get("prompt") or facts[0]["pipeline"])
-    several = len(images) > 1
+    base, several = place.base(facts[0]), len(images) > 1
     paths = []
     for image, fact in zip(images, facts, strict=True):
-        seeded = base if name and not several else f"{base}-{fact['seed']}"
-        paths.append(_save(image, free(folder / f"{seeded}.png"), fact))
+        paths.append(place.save(image, fact, base, "" if place.name and not several else str(fact["seed"])))
     if several:
         from ..core.images import grid
 
         cols = math.ceil(math.sqrt(len(images)))
         sheet = grid(images, math.ceil(len(images) / cols), cols)
         fact = {**facts[0], "seeds": [fact["seed"] for fact in facts], "width": sheet.width, "height": sheet.height}
-        paths.append(_save(sheet, free(folder / f"{base}-sheet.png"), fact))
+        paths.append(place.save(sheet, fact, base, "sheet"))
     return paths
-
-
-def _save(image: Image, path: Path, fact: dict[str, Any]) -> Path:
-    try:
-        with atomic_file(path) as partial:
-            image.save(partial, format="PNG", pnginfo=chunks(fact))
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error}); choose another --output.") from error
-    return path

@@ -1,0 +1,106 @@
+"""From `--model` and its companions to a pipeline on a device."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import InputError, check_choice
+from ..picturebook import control_folder, model_folder
+from .request import PICTUREBOOK, Request
+
+if TYPE_CHECKING:
+    from ..pipelines.base import DiffusionPipeline
+
+
+def folder_of(request: Request) -> str:
+    """Return the folder or hub repository of the model."""
+    return str(model_folder()) if request.model == PICTUREBOOK else request.model
+
+
+def pick_class(request: Request) -> type[Any]:
+    """Return the pipeline class for what is asked: that of the model's family for the task of the pictures given.
+
+    A model that is made for one task alone, such as editing by instruction, is taken as it is.
+
+    Raises:
+        LangevinError: for a model that is not here, or a family without the task.
+    """
+    from ..pipelines import auto
+
+    row = auto.row_of(auto.class_in(folder_of(request)))
+    if auto.task_of(row) in auto.AUTO:
+        row = auto.row_for(row, request.task, {"controlnet"} if request.control else set())
+    return auto.load_class(row)
+
+
+def load(cls: type[Any], request: Request) -> DiffusionPipeline:
+    """Load a pipeline in the asked number format onto the asked device."""
+    import torch
+
+    from ..models.controlnets.controlnet import ControlNetModel
+
+    device, dtype = pick_device(request.device), getattr(torch, request.dtype)
+    given = {}
+    net = controlnet_of(request)
+    if net is not None:
+        given["controlnet"] = ControlNetModel.from_pretrained(net, torch_dtype=dtype)
+    if not request.quiet:
+        print(f"Loading {request.model} on {device} in {request.dtype} ...", file=sys.stderr)
+    pipe = cls.from_pretrained(folder_of(request), torch_dtype=dtype, **given).to(device)
+    pipe.set_progress_bar_config(disable=request.quiet)
+    return pipe
+
+
+def controlnet_of(request: Request) -> str | None:
+    """Return the folder or repository of the ControlNet, None when there is nothing to follow or the model has its own.
+
+    Raises:
+        InputError: when there is none.
+    """
+    from ..pipelines import auto
+
+    if request.control is None or request.controlnet is not None:
+        return request.controlnet
+    if request.model == PICTUREBOOK:
+        return str(control_folder())
+    if "controlnet" in auto.control_of(auto.row_of(auto.class_in(folder_of(request)))):
+        return None
+    raise InputError(f"--control needs a ControlNet made for {request.model}; name it by --controlnet FOLDER_OR_REPO.")
+
+
+def pick_device(name: str) -> str:
+    """Return a device that exists; "auto" is the accelerator if there is one, else the CPU.
+
+    Raises:
+        InputError: naming the devices at hand.
+    """
+    import torch
+
+    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        return present.type if present is not None else "cpu"
+    valid = ["cpu"]
+    if present is not None:
+        valid += [present.type, *(f"{present.type}:{k}" for k in range(torch.accelerator.device_count()))]
+    check_choice("--device", name, ["auto", *valid])
+    return name
+
+
+def build_scheduler(pipe: DiffusionPipeline, name: str) -> Any:
+    """Return a scheduler of the class `name`, built from the configuration of the pipeline's own.
+
+    Latents have no bounds as pixels have, so samplers that clip what they predict do so only where that was said.
+    """
+    import langevin
+
+    from ..pipelines.latent import LatentPipeline
+
+    present, cls = getattr(pipe, "scheduler", None), getattr(langevin, name)
+    if present is None:
+        raise InputError(f"{type(pipe).__name__} has no scheduler that --scheduler could replace.")
+    options = {}
+    if isinstance(pipe, LatentPipeline) and "clip_sample" in inspect.signature(cls).parameters:
+        options["clip_sample"] = present.config.get("clip_sample", False)
+    return cls.from_config(present.config, **options)
