@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -135,7 +136,7 @@ def branches(
             return states[0]
         return Scheduled(states, tuple(encoding.index[min(n, len(encoding.index) - 1)] for n in numbers))
 
-    found: Conditions = {member(k): line(positive, lambda state, k=k: weighed(state, k)) for k in range(count)}
+    found: Conditions = {member(k): line(positive, partial(weighed, number=k)) for k in range(count)}
     other = make_negative or make
     found["negative"] = None if negative is None else line(negative, lambda state: other(state[0]))
     return found

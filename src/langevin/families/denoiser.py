@@ -35,6 +35,11 @@ class ModelCall:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+NEGATIVE_NAMES = {
+    "add_text_embeds": ("negative_pooled_prompt_embeds",),
+    "add_time_ids": ("negative_add_time_ids", "add_neg_time_ids"),
+}
+"""Callback tensors whose negative rows have other names than `negative_` and theirs."""
 Attachment = Callable[[ModelCall, Step, Branches], None]
 """Edits a call of the network before it is made: adds channels, adds residuals to those that are there."""
 
@@ -158,7 +163,7 @@ class Denoiser:
         for name, part in positive.offered.items():
             rows = [getattr(cond, part) for cond in (negative, positive) if cond is not None]
             seen[name] = torch.cat(rows) if rows[0] is not None else None
-            seen[negative_name(name)] = None if negative is None else rows[0]
+            seen |= dict.fromkeys(negative_names(name), None if negative is None else rows[0])
         return seen | {edit.name: edit.tensor for edit in self._shown()}
 
     def replace(self, **returned: Any) -> None:
@@ -183,8 +188,9 @@ class Denoiser:
                     self._set("negative", part, given[:rows])
                     given = given[rows:]
                 self._set("positive", part, given.expand(rows, *given.shape[1:]))
-            if (alone := returned.get(negative_name(name))) is not None:
-                self._set("negative", part, alone.expand(rows, *alone.shape[1:]))
+            for alone in map(returned.get, negative_names(name)):
+                if alone is not None:
+                    self._set("negative", part, alone.expand(rows, *alone.shape[1:]))
 
     def _shown(self) -> list[Shown]:
         """Return the attachments that callbacks may see."""
@@ -200,9 +206,9 @@ class Denoiser:
         self.conditions[name] = replace(old, **{part: rows})
 
 
-def negative_name(name: str) -> str:
-    """Return the documented name of the negative rows of a callback's tensor."""
-    return {"add_text_embeds": "negative_pooled_prompt_embeds"}.get(name, f"negative_{name}")
+def negative_names(name: str) -> tuple[str, ...]:
+    """Return the documented names of the negative rows of a callback's tensor."""
+    return NEGATIVE_NAMES.get(name, (f"negative_{name}",))
 
 
 def guidance_embedding(unet: Any, scale: float, images: int, *, device: torch.device | str) -> Tensor:

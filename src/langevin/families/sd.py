@@ -107,7 +107,7 @@ def encode(
         ConfigError: when there is something to encode and no text encoder or tokenizer.
         InputError: for prompts that their syntax cannot read.
     """
-    reading = {"steps": steps, "long_prompt": long_prompt}
+    reading: dict[str, Any] = {"steps": steps, "long_prompt": long_prompt}
 
     def states(texts: str | Sequence[str], count: int, length: int | None, skip: int | None) -> Encoding:
         reader = partial(read, clip_skip=skip) if skip is not None else read

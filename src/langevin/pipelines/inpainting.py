@@ -33,6 +33,9 @@ from .tasks import keeps_all, part_of, place_of, starting_noise, unchanged
 class KeepOutside:
     """A constraint: outside the mask, the sample after each step is the picture at the level of the sample.
 
+    After the last step it is the picture itself, also where `denoising_end` cuts a run: a run that goes on with the
+    latents finds there what is to be kept.
+
     Attributes:
         tensor: the mask at the size of the latents, 1 where the picture is painted anew.
         source, noise: the picture's latents and the noise that is added to them.
@@ -47,7 +50,8 @@ class KeepOutside:
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """Return the sample with the kept part put back."""
-        return blend(x, self.plan.settle(step, self.source, self.noise), 1.0 - self.tensor)
+        known = self.source if step.last else self.plan.settle(step, self.source, self.noise)
+        return blend(x, known, 1.0 - self.tensor)
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,12 @@ def inpaint(pipe: Any, call: Call) -> Any:
         conditions = pipe._conditions(call, space)
         place = place_of(conditions, call)
         hole = spread_rows(latent_mask(scene.mask, *space.size).to(**place), call.images)
-        source = None
+        source: Tensor | None = None
         if not sees or strength < 1 or begun:
             source = picture.latents(call, space, place)
         noise = starting_noise(call, space, place)
         x = plan.start(noise, source if strength < 1 else None)
-        x = source if begun else x
+        x = source if begun and source is not None else x
         masked = masked_latents(call, space, scene, place, needed=sees)
         channels: tuple[Channels, ...] = ()
         after: tuple[KeepOutside, ...] = ()
@@ -141,6 +145,7 @@ def inpaint(pipe: Any, call: Call) -> Any:
             channels = (Channels("mask", hole), Channels("masked_image_latents", masked))
         else:
             after = (KeepOutside(hole, source, noise, plan),)
+            x = blend(x, plan.start(noise, source), 1.0 - hole) if begun else x
         x = pipe._sample(run, space, plan, x, conditions, channels=channels, after=after)
         return deliver(pipe, call, space, scene, x)
 

@@ -111,10 +111,13 @@ class StableDiffusionFamily(LatentPipeline):
             prompt_syntax=prompt_syntax,
             long_prompt=long_prompt,
         )
-        kinds = {"dtype": sd.type_of(self.text_encoder, positive), "device": device or self._execution_device}
-        found = (encoding and encoding.only().hidden.to(**kinds) for encoding in (positive, negative))
-        found = (hidden if hidden is None else hidden.repeat_interleave(num_images_per_prompt, 0) for hidden in found)
-        return tuple(found)  # type: ignore[return-value]
+        kinds: dict[str, Any] = {"dtype": sd.type_of(self.text_encoder, positive)}
+        kinds["device"] = device or self._execution_device
+
+        def rows(encoding: Encoding) -> Tensor:
+            return encoding.only().hidden.to(**kinds).repeat_interleave(num_images_per_prompt, 0)
+
+        return rows(positive), None if negative is None else rows(negative)
 
     def run_safety_checker(
         self, image: Tensor, device: torch.device | str | None = None, dtype: torch.dtype | None = None

@@ -145,14 +145,14 @@ class EditsByInstruction:
 
     def _wants_negative(self, call: Call) -> bool:
         """Guidance needs a picture scale of at least 1, as documented."""
-        guided = super()._wants_negative(call)  # type: ignore[misc]
+        guided = super()._wants_negative(call)
         if guided and call["image_guidance_scale"] < 1.0:
             logger.warning("image_guidance_scale=%s, below 1, switches guidance off.", call["image_guidance_scale"])
             return False
         return guided
 
     def _conditions(self, call: Call, space: LatentSpace) -> Conditions:
-        found = super()._conditions(call, space)  # type: ignore[misc]
+        found = super()._conditions(call, space)
         if len(members(found)) > 1:
             raise InputError("This task guides by one prompt and the picture; write the prompt without AND.")
         return {"positive": found["positive"], "picture": found["negative"], "nothing": found["negative"]}

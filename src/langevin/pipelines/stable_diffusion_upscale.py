@@ -23,6 +23,7 @@ from . import tasks
 from .glossary import documented
 from .image_processor import VaeImageProcessor
 from .inputs import Call, begin
+from .latent import identity
 from .outputs import ImagePipelineOutput, StableDiffusionPipelineOutput
 from .pictures import Picture
 from .stable_diffusion import StableDiffusionFamily, check_safety
@@ -42,6 +43,7 @@ class StableDiffusionUpscalePipeline(StableDiffusionFamily):
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ("watermarker", "safety_checker", "feature_extractor")
+    watermarker: Any
     upcasts_vae = True
     scaling = 0.08333
     adds = {"the picture": 3}
@@ -80,7 +82,7 @@ class StableDiffusionUpscalePipeline(StableDiffusionFamily):
         reader = VaeImageProcessor(do_resize=False, vae_latent_channels=0, do_convert_rgb=True)
         values = reader.preprocess(call["image"])
         size = tuple(side * self.vae_scale_factor for side in values.shape[-2:])
-        return Picture(values, values, size, size)  # type: ignore[arg-type]
+        return Picture(values, values, size, size)
 
     def _channels_beside(
         self, call: Call, space: LatentSpace, picture: Picture | None, place: Mapping[str, Any]
@@ -98,10 +100,10 @@ class StableDiffusionUpscalePipeline(StableDiffusionFamily):
         """Return the noise level of the small picture, which the network takes as a class."""
         return {"class_labels": torch.full((call.images,), call["noise_level"], dtype=torch.long, device=call.device)}
 
-    def _deliver(self, call: Call, image: Tensor, **finish: Any) -> Any:
+    def _deliver(self, call: Call, image: Tensor, finish: Callable[[Any], Any] = identity) -> Any:
         if self.watermarker is not None:
             image = self.watermarker.apply_watermark(image)
-        return super()._deliver(call, image, **finish)
+        return super()._deliver(call, image, finish)
 
     @documented
     @torch.no_grad()
