@@ -135,6 +135,16 @@ def test_options_survive_a_class_that_does_not_know_them(caplog_ours) -> None:
     assert Doubler.from_pipe(middle, gain=1.0).config.gain == 1.0
 
 
+def test_options_of_sdxl_go_round(xl, xl_refiner) -> None:
+    plain = langevin.StableDiffusionXLPipeline.from_pipe(xl[1], force_zeros_for_empty_prompt=False)
+    assert langevin.AutoPipelineForInpainting.from_pipe(plain).config.force_zeros_for_empty_prompt is False
+    refiner = langevin.StableDiffusionXLImg2ImgPipeline.from_pipe(xl_refiner[1], requires_aesthetics_score=True)
+    text = langevin.AutoPipelineForText2Image.from_pipe(refiner)
+    assert type(text) is langevin.StableDiffusionXLPipeline and "requires_aesthetics_score" not in text.config
+    back = langevin.AutoPipelineForImage2Image.from_pipe(text)
+    assert back.config.requires_aesthetics_score is True and back.text_encoder_2 is refiner.text_encoder_2
+
+
 def test_components_are_replaced_and_added(pipe) -> None:
     euler = langevin.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     other = langevin.StableDiffusionImg2ImgPipeline.from_pipe(pipe, scheduler=euler)
