@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import diffusers
 import numpy as np
 import pytest
 
@@ -97,3 +98,13 @@ def test_arrays_are_pictures(peer_sd, our_sd) -> None:
     with pytest.raises(TypeError):
         theirs("a cat", image=array, num_inference_steps=1)
     assert np.array_equal(ours(**CALL, image=array).images, ours(**CALL, image=EDGES[0]).images)
+
+
+@pytest.mark.parity
+def test_lists_of_adapters_in_both_families(xl) -> None:
+    nets = several([adapters(seed=k) for k in range(2)])
+    name = "StableDiffusionXLAdapterPipeline"
+    ours = getattr(langevin, name)(**xl[1].components, adapter=nets[1])
+    assert isinstance(ours.adapter, langevin.MultiAdapter)
+    with pytest.raises(AttributeError):
+        getattr(diffusers, name)(**xl[0].components, adapter=nets[0])

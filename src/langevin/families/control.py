@@ -52,6 +52,7 @@ class Control:
         scale: factor of the residuals.
         start, end: part of the run, as fractions of its steps, in which the network is asked: a step counts when all of
             it lies between them.
+        count: network calls of the whole run, where this run is only its first part; None is this run's.
         guess: let the picture guide without a prompt: early residuals are weakened, and the negative branch gets none.
     """
 
@@ -61,6 +62,7 @@ class Control:
     start: float = 0.0
     end: float = 1.0
     guess: bool = False
+    count: int | None = None
     spread: Spread = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,7 +70,8 @@ class Control:
 
     def weight(self, step: Step) -> float:
         """Return the factor of the residuals at a step, 0 outside of the control's part of the run."""
-        inside = step.index / step.count >= self.start and (step.index + 1) / step.count <= self.end
+        count = self.count or step.count
+        inside = step.index / count >= self.start and (step.index + 1) / count <= self.end
         return self.scale if inside else 0.0
 
     def show(self, picture: Tensor) -> None:

@@ -148,8 +148,8 @@ class StepHook:
         returned = {} if returned is None else dict(returned)
         check_wanted(returned, pipe._callback_tensor_inputs)
         x = returned.pop("latents", x)
-        if returned.get("negative_prompt_embeds") is handed.get("negative_prompt_embeds"):
-            returned.pop("negative_prompt_embeds", None)
+        for name in [name for name in returned if "neg" in name and returned[name] is handed.get(name)]:
+            returned.pop(name)
         if returned:
             self.model.replace(**returned)
         return x

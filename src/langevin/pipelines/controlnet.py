@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,8 +47,13 @@ class ControlNetMixin:
         for net, picture, settings in controls_of(call, self._control_name):
             pixels = control_pixels(call, picture, space, channels=option(net, "conditioning_channels", 3))
             pixels = pixels.to(call.device, dtype_of(net, pixels.dtype))
-            controls.append(Control(net, pixels, **settings))
+            controls.append(Control(net, pixels, count=whole(plan), **settings))
         return [ControlNet(controls, self._control_name)]
+
+
+def whole(plan: Plan) -> int:
+    """Return how many network calls a run would make without `denoising_end`."""
+    return len(replace(plan, end=None).steps) if getattr(plan, "end", None) is not None else len(plan.steps)
 
 
 def controlled(call: Call) -> Call:

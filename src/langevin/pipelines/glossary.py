@@ -12,6 +12,7 @@ from ..core.errors import ConfigError
 Call_ = TypeVar("Call_", bound=Callable[..., Any])
 
 GLOSSARY: dict[str, str] = {
+    "adapter_conditioning_factor": "Part of the run, from its start, in which the adapter acts, in [0, 1].",
     "adapter_conditioning_scale": "Weight of the T2I-Adapter; 0 switches it off. One number, or one per adapter.",
     "aesthetic_score": "Aesthetic score, about 1 to 10, that refiners are told with the prompts.",
     "batch_size": "Number of pictures to make.",

@@ -21,8 +21,9 @@ from . import tasks
 from .controls import control_pixels, networks_of, per_network, per_network_pictures, several, sized
 from .glossary import documented
 from .inputs import Call, begin, check_size
-from .outputs import StableDiffusionPipelineOutput
+from .outputs import StableDiffusionPipelineOutput, StableDiffusionXLPipelineOutput
 from .stable_diffusion import StableDiffusionFamily, check_safety, corrected
+from .stable_diffusion_xl import Pair, StableDiffusionXLFamily
 
 Numbers = float | Sequence[float]
 
@@ -154,5 +155,80 @@ class StableDiffusionAdapterPipeline(AdapterMixin, StableDiffusionFamily):
         prompt_syntax: str | None = None,
         long_prompt: str = "chunk",
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
+        """Draw what the prompts say where the control pictures (`image`) say."""
+        return tasks.text_to_image(self, adapted(begin(self, locals())))
+
+
+class StableDiffusionXLAdapterPipeline(AdapterMixin, StableDiffusionXLFamily):
+    """Pictures from prompts and control pictures, with Stable Diffusion XL and T2I-Adapters.
+
+    Draw order: as in `StableDiffusionXLPipeline`. Components as there, and:
+
+    Args:
+        adapter: `T2IAdapter`, compiled or not, a `MultiAdapter`, or a list of adapters.
+    """
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        text_encoder_2: Any,
+        tokenizer: Any,
+        tokenizer_2: Any,
+        unet: Any,
+        adapter: Any,
+        scheduler: Any,
+        force_zeros_for_empty_prompt: bool = True,
+        feature_extractor: Any = None,
+        image_encoder: Any = None,
+    ) -> None:
+        adapter = several(adapter, MultiAdapter)
+        self._assemble(locals())
+
+    @documented
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        prompt_2: str | Sequence[str] | None = None,
+        image: ImageInput | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        denoising_end: float | None = None,
+        guidance_scale: float = 5.0,
+        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Sequence[Tensor] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback: Callable[[int, Any, Tensor], Any] | None = None,
+        callback_steps: int = 1,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        original_size: Pair | None = None,
+        crops_coords_top_left: Pair = (0, 0),
+        target_size: Pair | None = None,
+        negative_original_size: Pair | None = None,
+        negative_crops_coords_top_left: Pair = (0, 0),
+        negative_target_size: Pair | None = None,
+        adapter_conditioning_scale: Numbers = 1.0,
+        adapter_conditioning_factor: float = 1.0,
+        clip_skip: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        prompt_syntax: str | None = None,
+        long_prompt: str = "chunk",
+    ) -> StableDiffusionXLPipelineOutput | tuple[Any]:
         """Draw what the prompts say where the control pictures (`image`) say."""
         return tasks.text_to_image(self, adapted(begin(self, locals())))
