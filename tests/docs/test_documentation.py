@@ -87,7 +87,15 @@ def check_python(words: list[str]) -> None:
     assert all((ROOT / word).exists() for word in words[2:] if "/" in word), words
 
 
+def check_torchrun(words: list[str]) -> None:
+    """The module and its arguments stand behind `-m --`."""
+    start = words.index("--")
+    assert words[start - 1] == "-m"
+    check_python(["-m", *words[start + 1 :]])
+
+
 CHECKS = {"make": check_make, "langevin": check_langevin, "pip": check_pip, "python": check_python}
+CHECKS["torchrun"] = check_torchrun
 
 
 @pytest.mark.parametrize("where, words", commands(), ids=lambda value: value if isinstance(value, str) else "")
