@@ -117,6 +117,12 @@ PIPELINES = (
     ),
     Row("StableDiffusionXLImg2ImgPipeline", "pipelines.stable_diffusion_xl", "stable_diffusion_xl", "image-to-image"),
     Row("StableDiffusionXLInpaintPipeline", "pipelines.stable_diffusion_xl", "stable_diffusion_xl", "inpainting"),
+    Row(
+        "StableDiffusionXLInstructPix2PixPipeline",
+        "pipelines.stable_diffusion_xl_edit",
+        "stable_diffusion_xl",
+        "instruction",
+    ),
     Row("StableDiffusionXLPipeline", "pipelines.stable_diffusion_xl", "stable_diffusion_xl", "text-to-image"),
 )
 PIPELINE_PARTS = (

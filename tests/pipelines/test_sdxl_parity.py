@@ -159,3 +159,183 @@ def test_turbo(texts) -> None:
     call = {"guidance_scale": 0.0, "scheduler": {"timestep_spacing": "trailing"}}
     for steps in (1, 4):
         assert difference(texts, "EulerAncestralDiscreteScheduler", num_inference_steps=steps, **call) <= LIMIT
+
+
+# Picture to picture --------------------------------------------------------------------------------------------------
+
+PICTURES = [tiny.picture(1), tiny.picture(2)]
+STARTS = [(name, s) for name in tiny.SCHEDULERS for s in (0.25, 0.5, 1.0) if (name, s < 1) != ("PNDMScheduler", True)]
+"""Schedulers and strengths; PNDM skips a step in the peer when it starts from a picture."""
+
+
+@pytest.mark.parametrize(("name", "strength"), STARTS)
+def test_picture_to_picture_with_every_scheduler(changed, name, strength) -> None:
+    assert difference(changed, name, image=PICTURES, strength=strength) <= LIMIT
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(call for call in ARGUMENTS if "negative_target_size" not in call),
+        {"prompt": "a cat", "image": PICTURES[0], "negative_original_size": (64, 48), "negative_target_size": (32, 40)},
+        {"prompt": "a cat", "image": PICTURES[0], "num_images_per_prompt": 3},
+        {"prompt": "a cat", "image": PICTURES[0], "num_images_per_prompt": 2, "seeds": [3, 4]},
+        {"seeds": [5, 6], "num_inference_steps": 10, "strength": 0.3},
+        {"guidance_scale": 1.0},
+        {"image": [tiny.picture(1, (32, 24)), tiny.picture(2, (32, 24))]},
+        {"image": torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))},
+        {"image": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))},
+        {"denoising_start": 0.4, "image": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))},
+        {"denoising_start": 0.3, "denoising_end": 0.8, "num_inference_steps": 10},
+        {"denoising_end": 0.8, "num_inference_steps": 10, "output_type": "latent"},
+        {"timesteps": [900, 500, 201, 11], "scheduler_name": "DDPMScheduler"},
+        {"sigmas": [12.0, 4.0, 1.0, 0.3, 0.0], "scheduler_name": "EulerDiscreteScheduler", "strength": 1.0},
+    ],
+    ids=lambda call: "-".join(call),
+)
+def test_picture_to_picture(changed, call) -> None:
+    call = {"image": PICTURES, "strength": 0.5, "scheduler_name": "DDIMScheduler", **call}
+    assert difference(changed, call.pop("scheduler_name"), **call) <= LIMIT
+
+
+def test_picture_to_picture_with_embeddings(changed) -> None:
+    embeds = encoded(changed[1], negative_prompt="dog")
+    assert difference(changed, image=PICTURES, strength=0.5, **embeds) <= LIMIT
+
+
+@pytest.fixture(scope="module")
+def refined(xl_refiner):
+    return twins("StableDiffusionXLImg2ImgPipeline", *xl_refiner, requires_aesthetics_score=(True, True))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {},
+        {"aesthetic_score": 7.5, "negative_aesthetic_score": 1.0},
+        {"prompt": "a cat", "image": PICTURES[0], "negative_prompt": "dog", "num_images_per_prompt": 2},
+        {"denoising_start": 0.8, "image": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))},
+        {"original_size": (64, 48), "negative_original_size": (32, 40), "negative_crops_coords_top_left": (3, 5)},
+    ],
+    ids=lambda call: "-".join(call),
+)
+def test_refiner(refined, call) -> None:
+    call = {"image": PICTURES, "num_inference_steps": 10, **call}
+    assert difference(refined, "EulerDiscreteScheduler", **call) <= LIMIT
+
+
+STATISTICS = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [0.9, 1.1, 2.0, 0.5]}
+
+
+@pytest.mark.parametrize("which", ["text", "picture"])
+def test_an_autoencoder_with_statistics(xl, which) -> None:
+    pair = [tiny_xl.vae(library, **STATISTICS) for library in (diffusers, langevin)]
+    pair[1].load_state_dict(pair[0].state_dict())
+    name = "StableDiffusionXLPipeline" if which == "text" else "StableDiffusionXLImg2ImgPipeline"
+    call = {} if which == "text" else {"image": PICTURES, "strength": 0.5}
+    assert difference(twins(name, *xl, vae=pair), **call) <= LIMIT
+
+
+# Inpainting ----------------------------------------------------------------------------------------------------------
+
+PLAIN = {"ours": {"paste_back": False}}
+
+
+@pytest.fixture(scope="module")
+def seeing(xl):
+    """Inpainting with a network that sees the mask and the masked picture."""
+    pair = [tiny_xl.unet(library, in_channels=9) for library in (diffusers, langevin)]
+    pair[1].load_state_dict(pair[0].state_dict())
+    return twins("StableDiffusionXLInpaintPipeline", *xl, unet=pair)
+
+
+@pytest.mark.parametrize(("name", "strength"), STARTS)
+@pytest.mark.parametrize("which", ["painted", "seeing"])
+def test_inpainting_with_every_scheduler(request, which, name, strength) -> None:
+    call = {"image": PICTURES, "mask_image": tiny.hole(), "strength": strength}
+    assert difference(request.getfixturevalue(which), name, **call, **PLAIN) <= LIMIT
+
+
+@pytest.mark.parametrize("which", ["painted", "seeing"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(call for call in ARGUMENTS if "negative_target_size" not in call),
+        {"prompt": "a cat", "image": PICTURES[0], "negative_original_size": (64, 48), "negative_target_size": (32, 40)},
+        {"prompt": "a cat", "image": PICTURES[0], "num_images_per_prompt": 3},
+        {"seeds": [5, 6]},
+        {"guidance_scale": 1.0},
+        {"height": 24, "width": 32},
+        {"mask_image": [tiny.hole(), tiny.hole(box=(0, 0, 5, 9))]},
+        {"latents": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), "strength": 1.0},
+        {"image": torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))},
+        {"denoising_end": 0.7, "num_inference_steps": 10, "output_type": "latent"},
+    ],
+    ids=lambda call: "-".join(call),
+)
+def test_inpainting(request, which, call) -> None:
+    call = {"image": PICTURES, "mask_image": tiny.hole(), "strength": 0.5, **call}
+    assert difference(request.getfixturevalue(which), "DDIMScheduler", **call, **PLAIN) <= LIMIT
+
+
+@pytest.mark.parametrize("call", [{}, {"denoising_end": 0.8}])
+def test_inpainting_goes_on_with_a_picture(seeing, call) -> None:
+    call |= {"image": PICTURES, "mask_image": tiny.hole(), "denoising_start": 0.3, "num_inference_steps": 10}
+    assert difference(seeing, "DDIMScheduler", **call, **PLAIN) <= LIMIT
+
+
+@pytest.mark.parametrize("box", [(30, 30, 40, 36), (0, 0, 9, 40)])
+def test_inpainting_of_a_crop(painted, box) -> None:
+    size = (64, 48)
+    call = {"prompt": "a cat", "image": tiny.picture(3, size), "mask_image": tiny.hole(size, box), "output_type": "pil"}
+    call["strength"] = 0.75
+    theirs, ours = results(painted, "DDIMScheduler", **call, padding_mask_crop=4, **PLAIN)
+    assert np.abs(theirs - ours).max() <= 1.01 / 255
+
+
+def test_the_masked_latents_may_be_given(seeing) -> None:
+    masked = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    call = {"image": PICTURES, "mask_image": tiny.hole(), "masked_image_latents": masked, "strength": 0.5}
+    assert difference(seeing, "DDIMScheduler", **call, **PLAIN) <= LIMIT
+
+
+def test_latents_are_inpainted_on(painted) -> None:
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    call = {"image": latents, "mask_image": tiny.hole(), "num_inference_steps": 10, "strength": 0.5}
+    assert difference(painted, "DDIMScheduler", **call, **PLAIN) <= LIMIT
+
+
+# Instructions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "cosxl"])
+def edited(request, xl):
+    pair = [tiny_xl.unet(library, in_channels=8) for library in (diffusers, langevin)]
+    pair[1].load_state_dict(pair[0].state_dict())
+    return twins("StableDiffusionXLInstructPix2PixPipeline", *xl, unet=pair, is_cosxl_edit=(request.param,) * 2)
+
+
+@pytest.mark.parametrize("name", tiny.SCHEDULERS)
+def test_instructions_with_every_scheduler(edited, name) -> None:
+    assert difference(edited, name, image=PICTURES) <= LIMIT
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"prompt_2": ["dog x", "cat y"], "negative_prompt": ["x", "z"], "negative_prompt_2": ["y", ""]},
+        {"image_guidance_scale": 3.0, "guidance_rescale": 0.6},
+        {"guidance_scale": 1.0},
+        {"image_guidance_scale": 0.5},
+        {"height": 24, "width": 32},
+        {"image": [tiny.picture(1, (40, 24)), tiny.picture(2, (40, 24))]},
+        {"prompt": "a cat", "image": PICTURES[0], "num_images_per_prompt": 2, "seeds": [1, 2]},
+        {"original_size": (64, 48), "crops_coords_top_left": (3, 5), "target_size": (32, 40)},
+        {"latents": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))},
+        {"denoising_end": 0.6, "output_type": "latent"},
+        {"eta": 0.5},
+    ],
+    ids=lambda call: "-".join(call),
+)
+def test_instructions(edited, call) -> None:
+    assert difference(edited, "DDIMScheduler", **{"image": PICTURES, **call}) <= LIMIT

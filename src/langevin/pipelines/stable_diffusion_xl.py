@@ -136,7 +136,7 @@ class StableDiffusionXLFamily(LatentPipeline):
         place: dict[str, Any] = {"device": call.device, "dtype": self._text_dtype(positive)}
         place |= {"per_prompt": call.per_prompt, "numbers": call.numbers}
         made = branches(positive, negative, own.told, make_negative=other.told, **place)
-        sdxl.check_added(self.unet, made["positive"].at(0), scored=scored)  # type: ignore[union-attr, arg-type]
+        sdxl.check_added(self.unet, made["positive"].at(0), scored=scored)  # type: ignore[union-attr]
         return made
 
     def _deliver(self, call: Call, image: Tensor, finish: Callable[[Any], Any] = identity) -> Any:
