@@ -204,6 +204,7 @@ import sys
 from pathlib import Path
 import torch
 from langevin.picturebook.loop import Budget, fit
+from langevin.picturebook.train import part_company
 from tests.picturebook.test_train import tiny_stage
 torch.distributed.init_process_group("gloo")
 stage = tiny_stage(Path(sys.argv[1]))
@@ -216,7 +217,7 @@ torch.distributed.all_gather(both, mine)
 torch.distributed.all_gather_object(seeds, batches)
 assert torch.equal(*both), "the processes have different weights"
 assert len({*seeds[0], *seeds[1]}) == 6, seeds
-torch.distributed.destroy_process_group()
+part_company()
 """
 
 

@@ -257,6 +257,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             export_control(training, chosen.output or chosen.folder / "control")
         else:
             training.train(name, lambda line: print(line, flush=True))
+    part_company()
+
+
+def part_company() -> None:
+    """End the work of several processes: all wait for the last, since one that leaves early may abort another."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
