@@ -24,7 +24,7 @@ from .image_processor import VaeImageProcessor
 from .inpainting import inpaint
 from .inputs import TEXTS, Call, begin, check_prompts
 from .latent import LatentPipeline, identity
-from .outputs import StableDiffusionPipelineOutput
+from .outputs import ImagePipelineOutput, StableDiffusionPipelineOutput
 from .outputs import StableDiffusionXLPipelineOutput as StableDiffusionXLPipelineOutput
 
 logger = get_logger(__name__)
@@ -33,7 +33,13 @@ CORRECTED = {"steps_offset": 1, "clip_sample": False}
 
 
 class StableDiffusionFamily(LatentPipeline):
-    """What the Stable Diffusion pipelines of all tasks share: components, prompts, decoding, safety."""
+    """What the Stable Diffusion pipelines of all tasks share: components, prompts, decoding, safety.
+
+    Attributes:
+        judged: whether results carry the flags of a safety checker.
+    """
+
+    judged: ClassVar[bool] = True
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
     _optional_components: ClassVar[Sequence[str]] = ("safety_checker", "feature_extractor", "image_encoder")
@@ -161,6 +167,8 @@ class StableDiffusionFamily(LatentPipeline):
         return self._output(call, finish(self.image_processor.postprocess(image, call["output_type"])), flags)
 
     def _output(self, call: Call, images: Any, flags: list[bool] | None = None) -> Any:
+        if not self.judged:
+            return ImagePipelineOutput(images) if call["return_dict"] else (images,)
         return StableDiffusionPipelineOutput(images, flags) if call["return_dict"] else (images, flags)
 
 

@@ -45,6 +45,7 @@ class StableDiffusionDepth2ImgPipeline(StableDiffusionFamily):
     _optional_components = ()
     _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds", "depth_mask")
     adds = {"the depth map": 1}
+    judged = False
 
     depth_estimator: Any
 
@@ -88,9 +89,6 @@ class StableDiffusionDepth2ImgPipeline(StableDiffusionFamily):
         estimator, reader = self._part("depth_estimator"), self._part("feature_extractor")
         seen = reader(images=upright_pictures(call["image"]), return_tensors="pt").pixel_values
         return estimator(seen.to(call.device, dtype_of(estimator, torch.float32))).predicted_depth[:, None]
-
-    def _output(self, call: Call, images: Any, flags: list[bool] | None = None) -> Any:
-        return ImagePipelineOutput(images) if call["return_dict"] else (images,)
 
     @documented
     @torch.no_grad()

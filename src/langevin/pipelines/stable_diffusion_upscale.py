@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -152,6 +153,7 @@ class StableDiffusionLatentUpscalePipeline(StableDiffusionFamily):
     _optional_components = ()
     denoiser = PreconditionedDenoiser
     _embeds_guidance = False
+    judged = False
 
     def __init__(self, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any) -> None:
         self.register_modules(
@@ -169,13 +171,8 @@ class StableDiffusionLatentUpscalePipeline(StableDiffusionFamily):
     def _space(self, call: Call, picture: Picture | None = None) -> LatentSpace:
         """Return the latent space of the enlarged picture; the small one is encoded in it too."""
         assert picture is not None
-        doubled = Picture(
-            picture.values,
-            picture.unit,
-            (picture.size[0] * 2, picture.size[1] * 2),
-            (picture.visible[0] * 2, picture.visible[1] * 2),
-        )
-        return super()._space(call, doubled)
+        sizes = {name: tuple(2 * side for side in getattr(picture, name)) for name in ("size", "visible")}
+        return super()._space(call, replace(picture, **sizes))
 
     def _channels_beside(
         self, call: Call, space: LatentSpace, picture: Picture | None, place: Mapping[str, Any]
@@ -234,9 +231,6 @@ class StableDiffusionLatentUpscalePipeline(StableDiffusionFamily):
             return one.hidden, None, pooled, None
         name = "negative_pooled_prompt_embeds"
         return one.hidden, other.hidden, pooled, pooled_of(other, negative_pooled_prompt_embeds, name)
-
-    def _output(self, call: Call, images: Any, flags: list[bool] | None = None) -> Any:
-        return ImagePipelineOutput(images) if call["return_dict"] else (images,)
 
     @documented
     @torch.no_grad()
