@@ -359,3 +359,13 @@ def test_sharded_weights_are_one_kind() -> None:
         "model.bin.index.fp16.json",
         "model.fp16-00001-of-00002.bin",
     ]
+
+
+def test_every_network_of_a_component_of_several_is_fetched() -> None:
+    from langevin.pipelines.loading import Choices, needed_files
+
+    names = ("config.json", "diffusion_pytorch_model.safetensors")
+    folders = ("controlnet", "controlnet_1", "controlnet_extra", "unet")
+    files = ["model_index.json", *(f"{folder}/{name}" for folder in folders for name in names)]
+    fetched = needed_files(files, ["unet", "controlnet"], Choices({}))
+    assert {file.split("/")[0] for file in fetched} == {"model_index.json", "controlnet", "controlnet_1", "unet"}

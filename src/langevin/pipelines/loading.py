@@ -169,13 +169,18 @@ def _needed(name: str, chosen: Weights | None) -> bool:
 
 
 def needed_files(files: Iterable[str], components: Iterable[str], choices: Choices) -> list[str]:
-    """Return the files of a repository that loading `components` needs: configurations and one kind of weights each."""
+    """Return the files of a repository that loading `components` needs: configurations and one kind of weights each.
+
+    A component of several networks has further folders, `controlnet_1` beside `controlnet`.
+    """
+    components = list(components)
     by_folder: dict[str, list[str]] = {}
     for file in files:
         folder, _, name = file.rpartition("/")
         by_folder.setdefault(folder, []).append(name)
     wanted = ["model_index.json"]
-    for component in components:
+    several = [name for name in by_folder if re.sub(r"_\d+$", "", name) in components and name not in components]
+    for component in (*components, *several):
         folder = component if component in by_folder else ""
         names = by_folder.get(folder, [])
         chosen = pick(weights_in(names), choices)
