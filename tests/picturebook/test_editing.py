@@ -88,6 +88,22 @@ def test_inpainting_draws_what_is_asked_and_leaves_every_other_byte(parts) -> No
         assert (np.asarray(result)[kept] == np.asarray(picture)[kept]).all()
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_every_byte_outside_any_mask_of_any_size_stays(parts, seed) -> None:
+    from langevin import StableDiffusionInpaintPipeline
+
+    pipe = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    rng = np.random.default_rng(seed)
+    width, height = (4 * int(side) for side in rng.integers(6, 25, 2))
+    picture = Image.fromarray(world.render(world.sample_scene(rng), 128)).resize((width, height))
+    mask = rng.random((height, width)) < rng.random()
+    call = {"width": width, "height": height, "num_inference_steps": 2, "strength": float(rng.uniform(0.1, 1))}
+    shown = Image.fromarray(mask.astype(np.uint8) * 255)
+    result = np.asarray(pipe("a red house", picture, shown, **call, guidance_scale=2.0, seed=seed).images[0])
+    assert (result[~mask] == np.asarray(picture)[~mask]).all() and (result[mask] != np.asarray(picture)[mask]).any()
+
+
 def hole(thing: world.Thing) -> Image.Image:
     """Return a mask over a thing and a margin of half its size."""
     half, mask = 48 * thing.extent, np.zeros((64, 64), np.uint8)
