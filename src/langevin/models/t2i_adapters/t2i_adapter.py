@@ -100,14 +100,11 @@ class AdapterBody(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = F.pixel_unshuffle(x, self.factor)
-        if self.conv_in is not None:
-            x = self.conv_in(x)
-        features = []
+        folded = F.pixel_unshuffle(x, self.factor)
+        levels = [folded if self.conv_in is None else self.conv_in(folded)]
         for block in self.body:
-            x = block(x)
-            features.append(x)
-        return features
+            levels.append(block(levels[-1]))
+        return levels[1:]
 
 
 class T2IAdapter(ModelMixin):
