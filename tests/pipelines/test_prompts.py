@@ -161,3 +161,24 @@ def test_learned_words_are_written_out_for_packages(pipe, sd_folder) -> None:
     tokenizer.add_tokens(["<dog>", "<dog>_1"])
     assert pipe.maybe_convert_prompt("a <dog>", tokenizer) == "a <dog> <dog>_1"
     assert pipe.maybe_convert_prompt(["a cat", "<dog>"], tokenizer) == ["a cat", "<dog> <dog>_1"]
+
+
+@pytest.mark.parametrize("edit", ["none", "replace", "in place"])
+def test_a_callback_that_changes_nothing_leaves_a_changing_prompt_alone(pipe, edit) -> None:
+    handed = []
+
+    def callback(inner, step, timestep, tensors):
+        handed.append(tensors["prompt_embeds"].clone())
+        if step == 0 and edit == "replace":
+            tensors["prompt_embeds"] = tensors["prompt_embeds"] * 2
+        if step == 0 and edit == "in place":
+            tensors["prompt_embeds"].mul_(2)
+        return tensors
+
+    call = {**CALL, "prompt": "a [cat:dog:2]", "prompt_syntax": "a1111"}
+    names = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    pictures = pipe(**call, **names).images
+    assert np.array_equal(pictures, pipe(**call).images) == (edit == "none")
+    cat, dog = (pipe.encode_prompt(f"a {word}")[0][0] for word in ("cat", "dog"))
+    expected = [cat, cat, dog, dog] if edit == "none" else [cat, 2 * cat, 2 * cat, 2 * cat]
+    assert all(torch.equal(rows[1], text) for rows, text in zip(handed, expected, strict=True))

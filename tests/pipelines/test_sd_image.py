@@ -160,16 +160,6 @@ def test_feathering_changes_the_inside_alone(paint) -> None:
     assert (sharp[kept] == soft[kept]).all() and (sharp[~kept] != soft[~kept]).any()
 
 
-def test_the_end_of_a_cut_run_keeps_its_noise(paint) -> None:
-    plan = paint.scheduler.plan(10).slice(end=0.5)
-    source, noise = torch.ones(1, 4, 2, 2), torch.full((1, 4, 2, 2), 2.0)
-    last = plan.steps[-1]
-    settled = plan.settle(last, source, noise)
-    assert torch.allclose(settled, last.after.alpha * source + last.after.sigma * noise)
-    whole = paint.scheduler.plan(10)
-    assert torch.equal(whole.settle(whole.steps[-1], source, noise), source)
-
-
 def test_given_noise_starts_a_noised_picture_too(paint) -> None:
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     call = {**CALL, "image": tiny.picture(1), "mask_image": tiny.hole(), "latents": latents, "output_type": "np"}
@@ -300,3 +290,27 @@ def test_latents_cannot_be_masked_for_a_network_that_sees_them(paint) -> None:
     paint.unet = langevin.UNet2DConditionModel(**{**tiny.UNET, "in_channels": 9}).eval()
     with pytest.raises(ConfigError, match="cannot be masked"):
         paint(**CALL, image=torch.zeros(1, 4, 8, 8), mask_image=tiny.hole())
+
+
+def test_callbacks_see_and_change_the_mask_of_any_network(paint) -> None:
+    names, seen = ["latents", "mask", "masked_image_latents"], []
+
+    def keep_all(inner, step, timestep, tensors):
+        seen.append(tensors["mask"].clone())
+        return {**tensors, "mask": torch.zeros_like(tensors["mask"])}
+
+    call = {**CALL, "image": tiny.picture(1), "mask_image": tiny.hole(), "output_type": "np", "paste_back": False}
+    kept = paint(**call, callback_on_step_end=keep_all, callback_on_step_end_tensor_inputs=names).images
+    assert seen[0].shape == (1, 1, 8, 8) and seen[0].any() and not seen[1].any()
+    assert far(kept, paint(**{**call, "mask_image": Image.new("L", (16, 16))}).images) <= 1e-5
+
+
+def test_a_size_that_is_given_need_not_be_known_to_the_network(paint, monkeypatch) -> None:
+    def unknown(unet, vae):
+        raise InputError("The networks do not name their size; pass `height` and `width`.")
+
+    monkeypatch.setattr("langevin.pipelines.latent.default_size", unknown)
+    call = {**CALL, "image": tiny.picture(1), "mask_image": tiny.hole()}
+    assert paint(**call, height=16, width=16).images[0].size == (16, 16)
+    with pytest.raises(InputError, match="pass `height` and `width`"):
+        paint(**call, height=16)

@@ -268,8 +268,8 @@ class Plan:
         return noised(source, noise, self.steps[0].level)
 
     def settle(self, step: Step, source: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Return `source` noised to where the sample is after a step; as it is at the end of the whole run."""
-        return source if step.last and step.after == self.grid[-1] else noised(source, noise, step.after)
+        """Return `source` noised to where the sample is after a step."""
+        return noised(source, noise, step.after)
 
     def begin(self, noise: Noise | None = None) -> Run:
         """Start a run; `noise` returns standard normal draws in the sample's shape and is needed by stochastic rows."""
@@ -285,8 +285,11 @@ def fractions(times: Sequence[Time], train_steps: int, start: float | None, end:
     for name, value in (("start", start), ("end", end)):
         if value is not None and not 0.0 <= value <= 1.0:
             raise InputError(f"{name} is {value}; it must be between 0 and 1.")
-    if min(times) < 0:
-        raise InputError("The timesteps of this run are not training steps, so it has no fractions; use `part`.")
+    if min(times) < 0 or (max(times) < 2 and not all(float(t).is_integer() for t in times)):
+        raise InputError(
+            f"The timesteps of this run, {times[0]:g} to {times[-1]:g}, are not training steps, so they have no "
+            "fractions. Take a sampler over a training table, or `part`."
+        )
     high = train_steps if start is None else round(train_steps * (1.0 - start))
     low = 0 if end is None else round(train_steps * (1.0 - end))
     first = 0 if start is None else sum(t >= high for t in times)

@@ -89,9 +89,14 @@ def member(number: int) -> str:
     return "positive" if number == 0 else f"positive {number}"
 
 
+def is_member(name: str) -> bool:
+    """Tell whether a branch is that of the prompt, or of a member of it."""
+    return name.startswith("positive")
+
+
 def members(conditions: Conditions) -> list[str]:
     """Return the names of the positive branches."""
-    return [name for name in conditions if name.split()[0] == "positive"]
+    return [name for name in conditions if is_member(name)]
 
 
 def branches(

@@ -16,7 +16,7 @@ from ..core.errors import InputError
 from ..diffusion.guidance import Branches
 from ..diffusion.table import Step
 from .common import dtype_of
-from .conditioning import Conditioning
+from .conditioning import Conditioning, is_member
 from .denoiser import ModelCall
 
 DOWN, MIDDLE, INSIDE = (
@@ -126,7 +126,7 @@ class ControlNet:
 
     def ask(self, control: Control, weight: float, call: ModelCall, branches: Branches) -> None:
         """Add the residuals of one network to those of the call."""
-        chosen = [k for k, b in enumerate(branches) if b.condition.startswith("positive") or not control.guess]
+        chosen = [k for k, b in enumerate(branches) if is_member(b.condition) or not control.guess]
         if not chosen:
             return
         size = len(call.sample) // len(branches)

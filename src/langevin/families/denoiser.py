@@ -89,6 +89,7 @@ class Denoiser:
         attach: attachments, applied in order.
         options: keywords of every call; None values are left out.
         shared: keywords of every call with one row per picture, repeated for every branch, such as class labels.
+        shown: what callbacks may see beside the attachments, such as a constraint's mask.
     """
 
     def __init__(
@@ -100,11 +101,13 @@ class Denoiser:
         attach: Sequence[Attachment] = (),
         options: Mapping[str, Any] | None = None,
         shared: Mapping[str, Tensor | None] | None = None,
+        shown: Sequence[Any] = (),
     ) -> None:
         self.unet = unet
         self.conditions = {name: cond for name, cond in conditions.items() if cond is not None}
         self.guidance = guidance
         self.attach = tuple(attach)
+        self.shown = [edit for edit in (*attach, *shown) if isinstance(edit, Shown)]
         self.options = {name: value for name, value in (options or {}).items() if value is not None}
         self.shared = {name: value for name, value in (shared or {}).items() if value is not None}
 
@@ -153,56 +156,54 @@ class Denoiser:
 
     # What callbacks see and change -----------------------------------------------------------------------------------
 
-    def tensors(self) -> dict[str, Tensor | None]:
-        """Return what callbacks may see: with guidance a conditioning's tensor holds negative rows, then positive ones.
+    def tensors(self, call: int) -> dict[str, Tensor | None]:
+        """Return what callbacks may see after a network call, counted from 0.
 
-        `negative_` and the name gives the negative rows alone, None without guidance; channels go by their own name.
+        With guidance a conditioning's tensor holds negative rows, then positive ones. `negative_` and the name gives
+        the negative rows alone, None without guidance; channels and constraints go by their own name.
         """
-        positive, negative = self._pair()
+        positive, negative = self._pair(call)
         seen: dict[str, Tensor | None] = {}
         for name, part in positive.offered.items():
             rows = [getattr(cond, part) for cond in (negative, positive) if cond is not None]
             seen[name] = torch.cat(rows) if rows[0] is not None else None
             seen |= dict.fromkeys(negative_names(name), None if negative is None else rows[0])
-        return seen | {edit.name: edit.tensor for edit in self._shown()}
+        return seen | {edit.name: edit.tensor for edit in self.shown}
 
-    def replace(self, **returned: Any) -> None:
-        """Go on with tensors that a callback returned, under the names of `tensors`.
+    def replace(self, call: int, **returned: Any) -> None:
+        """Go on with tensors that a callback returned, under the names of `tensors`; prompts change no more then.
 
         Args:
+            call: after which network call, counted from 0.
             returned: positive rows, or negative and positive rows as `tensors` gives them; one row serves all.
 
         Raises:
             InputError: for another number of rows.
         """
-        for edit in self._shown():
+        for edit in self.shown:
             if returned.get(edit.name) is not None:
                 edit.tensor = returned[edit.name]
-        positive, _ = self._pair()
+        positive, _ = self._pair(call)
         for name, part in positive.offered.items():
             rows, given = len(getattr(positive, part)), returned.get(name)
             if given is not None:
                 if len(given) not in (1, rows, 2 * rows):
                     raise InputError(f"The callback returned {len(given)} rows of `{name}` for a batch of {rows}.")
                 if len(given) == 2 * rows:
-                    self._set("negative", part, given[:rows])
+                    self._set(call, "negative", part, given[:rows])
                     given = given[rows:]
-                self._set("positive", part, given.expand(rows, *given.shape[1:]))
+                self._set(call, "positive", part, given.expand(rows, *given.shape[1:]))
             for alone in map(returned.get, negative_names(name)):
                 if alone is not None:
-                    self._set("negative", part, alone.expand(rows, *alone.shape[1:]))
+                    self._set(call, "negative", part, alone.expand(rows, *alone.shape[1:]))
 
-    def _shown(self) -> list[Shown]:
-        """Return the attachments that callbacks may see."""
-        return [edit for edit in self.attach if isinstance(edit, Shown)]  # type: ignore[misc]
+    def _pair(self, call: int) -> tuple[Conditioning, Conditioning | None]:
+        """Return the conditionings of the positive and the negative prompt at a network call."""
+        positive, negative = self.conditions["positive"].at(call), self.conditions.get("negative")
+        return positive, None if negative is None else negative.at(call)
 
-    def _pair(self) -> tuple[Conditioning, Conditioning | None]:
-        """Return the conditionings of the positive and the negative prompt at the first step."""
-        positive, negative = self.conditions["positive"].at(0), self.conditions.get("negative")
-        return positive, None if negative is None else negative.at(0)
-
-    def _set(self, name: str, part: str, rows: Tensor) -> None:
-        old = self.conditions.get(name, self.conditions["positive"]).at(0)
+    def _set(self, call: int, name: str, part: str, rows: Tensor) -> None:
+        old = self.conditions.get(name, self.conditions["positive"]).at(call)
         self.conditions[name] = replace(old, **{part: rows})
 
 

@@ -140,16 +140,25 @@ class StepHook:
         return x
 
     def ask(self, callback: Callback, step: Step, x: Tensor) -> Tensor:
-        """Call the callback and take over what it returns."""
-        offered = {"latents": x, **(self.model.tensors() if len(self.names) > ("latents" in self.names) else {})}
-        handed = {name: offered[name] for name in self.names}
+        """Call the callback and take over what it returns; what comes back untouched changes nothing."""
+        more = self.model.tensors(step.index) if len(self.names) > ("latents" in self.names) else {}
+        handed = {name: {"latents": x, **more}.get(name) for name in self.names}
+        before = {name: edits_of(value) for name, value in handed.items()}
         pipe = self.run.call.pipe
         returned = callback(pipe, step.index, timestep_on(step.timestep, torch.device("cpu")), dict(handed))
         returned = {} if returned is None else dict(returned)
         check_wanted(returned, pipe._callback_tensor_inputs)
         x = returned.pop("latents", x)
-        for name in [name for name in returned if "neg" in name and returned[name] is handed.get(name)]:
-            returned.pop(name)
-        if returned:
-            self.model.replace(**returned)
+        changed = {
+            name: value
+            for name, value in returned.items()
+            if value is not handed.get(name) or before[name] is None or edits_of(value) != before[name]
+        }
+        if changed:
+            self.model.replace(step.index, **changed)
         return x
+
+
+def edits_of(value: Any) -> int | None:
+    """Return how often a tensor was edited in place; None where torch does not count."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else None

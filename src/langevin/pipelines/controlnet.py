@@ -24,7 +24,7 @@ from .glossary import documented
 from .inpainting import inpaint
 from .inputs import Call, begin
 from .outputs import StableDiffusionPipelineOutput
-from .stable_diffusion import StableDiffusionFamily
+from .stable_diffusion import StableDiffusionFamily, corrected
 
 FITTING = ("cross_attention_dim", "block_out_channels")
 """Configuration values in which a ControlNet and its UNet agree."""
@@ -120,18 +120,8 @@ class StableDiffusionControlNetFamily(ControlNetMixin, StableDiffusionFamily):
         image_encoder: Any = None,
         requires_safety_checker: bool = True,
     ) -> None:
-        super().__init__(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-            requires_safety_checker=requires_safety_checker,
-        )
-        self.register_modules(controlnet=several(controlnet, MultiControlNetModel))
+        controlnet, scheduler = several(controlnet, MultiControlNetModel), corrected(scheduler)
+        self._assemble(locals(), "requires_safety_checker")
 
 
 class StableDiffusionControlNetPipeline(StableDiffusionControlNetFamily):

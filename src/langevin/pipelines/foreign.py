@@ -90,9 +90,8 @@ class ForeignPlan:
         return self._noised(self.first, source, noise)
 
     def settle(self, step: Step, source: Tensor, noise: Tensor) -> Tensor:
-        """Return `source` noised to where the sample is after a step."""
-        after = self.first + step.index + 1
-        return source if after >= len(self.scheduler.timesteps) else self._noised(after, source, noise)
+        """Return `source` noised to where the sample is after a step, which is not the last one."""
+        return self._noised(self.first + step.index + 1, source, noise)
 
     def _noised(self, index: int, source: Tensor, noise: Tensor) -> Tensor:
         if not callable(getattr(self.scheduler, "add_noise", None)):

@@ -19,14 +19,12 @@ from ..diffusion.known import blend
 from ..diffusion.table import Plan, Step
 from ..families.common import option
 from ..families.denoiser import Channels
-from ..families.latents import LatentSpace, default_size, spread_rows
+from ..families.latents import LatentSpace, spread_rows
 from .inputs import Call, check_rows
 from .masks import crop_region, latent_mask, mask_tensor, masked_image, paste_back
 from .pictures import Picture
 from .regions import Box
-from .runs import running
-from .sampling import plan_of
-from .tasks import keeps_all, part_of, place_of, starting_noise, unchanged
+from .tasks import keeps_all, started, starting_noise, unchanged
 
 
 @dataclass
@@ -79,8 +77,7 @@ def read_scene(pipe: Any, call: Call) -> Scene:
         raise InputError("No `mask_image` was given; pass a mask, white where the picture is to be painted anew.")
     if not call.get("paste_back", True) and (call.get("mask_feather") or call.get("match_colour")):
         raise InputError("`mask_feather` and `match_colour` act when the kept part is pasted back; set paste_back.")
-    own = default_size(pipe.unet, pipe.vae)
-    size = (call.get("height") or own[0], call.get("width") or own[1])
+    size = pipe._size(call.get("height"), call.get("width"))
     box = None if call.get("padding_mask_crop") is None else crop_of(call, size)
     picture = pipe._picture(call, box=box, size=size)
     if box is None:
@@ -126,11 +123,8 @@ def inpaint(pipe: Any, call: Call) -> Any:
         raise ConfigError("This network sees the masked picture, and latents cannot be masked; pass pixels.")
     if keeps_all(call):
         return unchanged(pipe, call, space, picture)
-    plan = part_of(plan_of(call), call)
-    call = call.planned(plan)
-    with running(call) as run:
-        conditions = pipe._conditions(call, space)
-        place = place_of(conditions, call)
+    with started(pipe, call, space) as start:
+        place, plan = start.place, start.plan
         hole = spread_rows(latent_mask(scene.mask, *space.size).to(**place), call.images)
         source: Tensor | None = None
         if not sees or strength < 1 or begun:
@@ -146,8 +140,7 @@ def inpaint(pipe: Any, call: Call) -> Any:
         else:
             after = (KeepOutside(hole, source, noise, plan),)
             x = blend(x, plan.start(noise, source), 1.0 - hole) if begun else x
-        x = pipe._sample(run, space, plan, x, conditions, channels=channels, after=after)
-        return deliver(pipe, call, space, scene, x)
+        return deliver(pipe, call, space, scene, pipe._sample(start, x, channels=channels, after=after))
 
 
 def masked_latents(call: Call, space: LatentSpace, scene: Scene, place: dict[str, Any], *, needed: bool) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +26,7 @@ from .pictures import Picture, read_picture
 from .regions import Box
 from .runs import RunField, RunState
 from .sampling import denoise
+from .tasks import Start
 
 logger = get_logger(__name__)
 
@@ -61,6 +62,12 @@ class LatentPipeline(DiffusionPipeline):
     clip_skip = _clip_skip = RunField("clip_skip")
     cross_attention_kwargs = _cross_attention_kwargs = RunField("cross_attention_kwargs")
     num_timesteps = _num_timesteps = RunField("num_timesteps")
+
+    def _assemble(self, given: Mapping[str, Any], *options: str) -> None:
+        """Take over a constructor's arguments, its `locals()`: `options` are saved, the rest are components."""
+        parts = {name: value for name, value in given.items() if name not in ("self", "__class__", *options)}
+        self.register_modules(**parts)
+        self.register_to_config(**{name: given[name] for name in options if name in given})
 
     # What a family and a control write ------------------------------------------------------------------------------
 
@@ -148,14 +155,19 @@ class LatentPipeline(DiffusionPipeline):
             (height, width), visible = picture.size, picture.visible
         elif height is None and width is None and getattr(latents, "ndim", 0) == 4:
             height, width = (side * factor for side in latents.shape[-2:])
-        if height is None or width is None:
-            own = default_size(self.unet, self.vae)
-            height, width = own[0] if height is None else height, own[1] if width is None else width
+        height, width = self._size(height, width)
         check_size(height, width, factor=factor)
         facts = {"upcast": self.upcasts_vae, "scaling": self.scaling}
         space = LatentSpace(self.vae, self._channels(), height, width, visible, **facts)
         check_latents(latents, space.shape(call.images))
         return space
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Return height and width in pixels, the model's own where None."""
+        if height is not None and width is not None:
+            return height, width
+        own = default_size(self.unet, self.vae)
+        return own[0] if height is None else height, own[1] if width is None else width
 
     def _channels(self) -> int:
         """Return the channels of a latent: the network's input, less what a task adds to it."""
@@ -228,15 +240,7 @@ class LatentPipeline(DiffusionPipeline):
     # The run --------------------------------------------------------------------------------------------------------
 
     def _sample(
-        self,
-        run: RunState,
-        space: LatentSpace,
-        plan: Plan,
-        x: Tensor,
-        conditions: Conditions,
-        *,
-        channels: Sequence[Channels] = (),
-        after: Iterable[Edit] = (),
+        self, start: Start, x: Tensor, *, channels: Sequence[Channels] = (), after: Sequence[Edit] = ()
     ) -> Tensor:
         """Return the latents of a finished run.
 
@@ -245,12 +249,12 @@ class LatentPipeline(DiffusionPipeline):
             channels: channels of the task, which follow the pipeline's own attachments.
             after: edits of the sample after each step.
         """
-        call = run.call
+        call, conditions = start.call, start.conditions
         options = {"cross_attention_kwargs": call.get("cross_attention_kwargs")}
         if self._embeds_guidance:
             scale = call.get("guidance_scale", 0.0)
             options["timestep_cond"] = guidance_embedding(self.unet, scale, call.images, device=call.device)
-        attach = (*self._attachments(call, space, plan), *channels)
-        rest = {"attach": attach, "options": options, "shared": self._shared(call)}
-        model = self.denoiser(self.unet, conditions, self._guidance(run, conditions), **rest)
-        return denoise(run, model, x, plan, after=after)
+        rest: dict[str, Any] = {"options": options, "shared": self._shared(call), "shown": after}
+        attach = (*start.attach, *channels)
+        model = self.denoiser(self.unet, conditions, self._guidance(start.run, conditions), attach=attach, **rest)
+        return denoise(start.run, model, x, start.plan, after=after)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -63,18 +63,14 @@ class StableDiffusionFamily(LatentPipeline):
         image_encoder: Any = None,
         requires_safety_checker: bool = True,
     ) -> None:
-        check_safety(type(self).__name__, safety_checker, feature_extractor, required=requires_safety_checker)
-        self.register_modules(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=corrected(scheduler),
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-        )
-        self.register_to_config(requires_safety_checker=requires_safety_checker)
+        scheduler = corrected(scheduler)
+        self._assemble(locals(), "requires_safety_checker")
+
+    def _assemble(self, given: Mapping[str, Any], *options: str) -> None:
+        checker, extractor = given.get("safety_checker"), given.get("feature_extractor")
+        required = given.get("requires_safety_checker", False)
+        check_safety(type(self).__name__, checker, extractor, required=required)
+        super()._assemble(given, *options)
 
     def encode_prompt(
         self,

@@ -26,7 +26,7 @@ from .inputs import Call, begin
 from .outputs import ImagePipelineOutput, StableDiffusionPipelineOutput
 from .pictures import Picture
 from .runs import RunField, RunState
-from .stable_diffusion import StableDiffusionFamily, check_safety, corrected
+from .stable_diffusion import StableDiffusionFamily, corrected
 
 logger = get_logger(__name__)
 
@@ -59,15 +59,8 @@ class StableDiffusionDepth2ImgPipeline(StableDiffusionFamily):
         depth_estimator: Any,
         feature_extractor: Any,
     ) -> None:
-        self.register_modules(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=corrected(scheduler),
-            depth_estimator=depth_estimator,
-            feature_extractor=feature_extractor,
-        )
+        scheduler = corrected(scheduler)
+        self._assemble(locals())
 
     def _channels_beside(
         self, call: Call, space: LatentSpace, picture: Picture | None, place: Mapping[str, Any]
@@ -241,16 +234,8 @@ class StableDiffusionImageVariationPipeline(StableDiffusionFamily):
         feature_extractor: Any,
         requires_safety_checker: bool = True,
     ) -> None:
-        check_safety(type(self).__name__, safety_checker, feature_extractor, required=requires_safety_checker)
-        self.register_modules(
-            vae=vae,
-            image_encoder=image_encoder,
-            unet=unet,
-            scheduler=corrected(scheduler),
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-        )
-        self.register_to_config(requires_safety_checker=requires_safety_checker)
+        scheduler = corrected(scheduler)
+        self._assemble(locals(), "requires_safety_checker")
 
     def _conditions(self, call: Call, space: LatentSpace) -> Conditions:
         """Return the picture's embedding, and zeros for the negative branch."""

@@ -27,7 +27,7 @@ from .inputs import Call, begin
 from .latent import identity
 from .outputs import ImagePipelineOutput, StableDiffusionPipelineOutput
 from .pictures import Picture
-from .stable_diffusion import StableDiffusionFamily, check_safety
+from .stable_diffusion import StableDiffusionFamily
 
 
 class StableDiffusionUpscalePipeline(StableDiffusionFamily):
@@ -62,19 +62,7 @@ class StableDiffusionUpscalePipeline(StableDiffusionFamily):
         watermarker: Any = None,
         max_noise_level: int = 350,
     ) -> None:
-        check_safety(type(self).__name__, safety_checker, feature_extractor, required=False)
-        self.register_modules(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            low_res_scheduler=low_res_scheduler,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            watermarker=watermarker,
-        )
-        self.register_to_config(max_noise_level=max_noise_level)
+        self._assemble(locals(), "max_noise_level")
 
     def _picture(self, call: Call, **place: Any) -> Picture:
         """Return the small picture; its size is that of the latents, so any size fits."""
@@ -156,9 +144,7 @@ class StableDiffusionLatentUpscalePipeline(StableDiffusionFamily):
     judged = False
 
     def __init__(self, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any) -> None:
-        self.register_modules(
-            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
-        )
+        self._assemble(locals())
 
     def _channels(self) -> int:
         return option(self.vae, "latent_channels", 4) if self.vae is not None else 4

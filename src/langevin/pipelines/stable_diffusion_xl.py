@@ -57,13 +57,9 @@ class StableDiffusionXLFamily(LatentPipeline):
     denoising_end = _denoising_end = RunField("denoising_end")
     denoising_start = _denoising_start = RunField("denoising_start")
 
-    def _assemble(self, given: Mapping[str, Any]) -> None:
-        """Take over the arguments of a constructor: `locals()` at its top."""
-        parts = {name: value for name, value in given.items() if name not in ("self", "__class__")}
-        options = {name: parts.pop(name) for name in OPTIONS if name in parts}
-        self.watermark = watermark(parts.pop("add_watermarker", False))
-        self.register_modules(**parts)
-        self.register_to_config(**options)
+    def _assemble(self, given: Mapping[str, Any], *options: str) -> None:
+        self.watermark = watermark(given.get("add_watermarker", False))
+        super()._assemble({name: value for name, value in given.items() if name != "add_watermarker"}, *OPTIONS)
 
     @property
     def _encoders(self) -> sdxl.Encoders:

@@ -22,7 +22,7 @@ from .controls import control_pixels, networks_of, per_network, per_network_pict
 from .glossary import documented
 from .inputs import Call, begin, check_size
 from .outputs import StableDiffusionPipelineOutput, StableDiffusionXLPipelineOutput
-from .stable_diffusion import StableDiffusionFamily, check_safety, corrected
+from .stable_diffusion import StableDiffusionFamily, corrected
 from .stable_diffusion_xl import Pair, StableDiffusionXLFamily
 
 Numbers = float | Sequence[float]
@@ -112,18 +112,8 @@ class StableDiffusionAdapterPipeline(AdapterMixin, StableDiffusionFamily):
         feature_extractor: Any,
         requires_safety_checker: bool = True,
     ) -> None:
-        check_safety(type(self).__name__, safety_checker, feature_extractor, required=requires_safety_checker)
-        self.register_modules(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            adapter=several(adapter, MultiAdapter),
-            scheduler=corrected(scheduler),
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-        )
-        self.register_to_config(requires_safety_checker=requires_safety_checker)
+        adapter, scheduler = several(adapter, MultiAdapter), corrected(scheduler)
+        self._assemble(locals(), "requires_safety_checker")
 
     @documented
     @torch.no_grad()

@@ -5,21 +5,52 @@ Each is a function of a pipeline and a call, so that it serves every family and 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..diffusion.table import Plan
+from ..families.conditioning import Conditions
+from ..families.denoiser import Attachment
 from ..families.latents import LatentSpace, spread_rows
 from .inputs import Call
 from .pictures import Picture
-from .runs import running
+from .runs import RunState, running
 from .sampling import plan_of
 
 
-def place_of(conditions: dict[str, Any], call: Call) -> dict[str, Any]:
-    """Return device and type of the samples of a call: the type of the conditioning."""
-    return {"device": call.device, "dtype": conditions["positive"].at(0).text.dtype}
+class Start(NamedTuple):
+    """A run that is about to begin.
+
+    Attributes:
+        run: its state.
+        call: the call, which knows the steps of the run.
+        plan: the run.
+        attach: what the pipeline's controls attach to the network's calls.
+        conditions: the conditioning of every branch.
+        place: device and type of the samples: the type of the conditioning.
+    """
+
+    run: RunState
+    call: Call
+    plan: Plan
+    attach: Sequence[Attachment]
+    conditions: Conditions
+    place: dict[str, Any]
+
+
+@contextmanager
+def started(pipe: Any, call: Call, space: LatentSpace) -> Iterator[Start]:
+    """Open the run of a call: its plan, its controls, and then its prompts, encoded."""
+    plan = part_of(plan_of(call), call)
+    call = call.planned(plan)
+    with running(call) as run:
+        attach = pipe._attachments(call, space, plan)
+        conditions = pipe._conditions(call, space)
+        place = {"device": call.device, "dtype": conditions["positive"].at(0).text.dtype}
+        yield Start(run, call, plan, attach, conditions, place)
 
 
 def starting_noise(call: Call, space: LatentSpace, place: dict[str, Any]) -> Tensor:
@@ -32,15 +63,10 @@ def text_to_image(pipe: Any, call: Call, picture: Picture | None = None) -> Any:
     """Draw from noise alone; with a picture that the network sees, at its size."""
     space = pipe._space(call, picture)
     pipe._check_channels(space, pipe.adds)
-    plan = part_of(plan_of(call), call)
-    call = call.planned(plan)
-    with running(call) as run:
-        conditions = pipe._conditions(call, space)
-        place = place_of(conditions, call)
-        channels = pipe._channels_beside(call, space, picture, place)
-        noise = starting_noise(call, space, place)
-        x = pipe._sample(run, space, plan, plan.start(noise), conditions, channels=channels)
-        return pipe._finish(call, space, x)
+    with started(pipe, call, space) as start:
+        channels = pipe._channels_beside(call, space, picture, start.place)
+        x = start.plan.start(starting_noise(call, space, start.place))
+        return pipe._finish(call, space, pipe._sample(start, x, channels=channels))
 
 
 def image_to_image(pipe: Any, call: Call) -> Any:
@@ -50,18 +76,12 @@ def image_to_image(pipe: Any, call: Call) -> Any:
     pipe._check_channels(space, pipe.adds)
     if keeps_all(call):
         return unchanged(pipe, call, space, picture)
-    plan = part_of(plan_of(call), call)
-    call = call.planned(plan)
-    with running(call) as run:
-        conditions = pipe._conditions(call, space)
-        place = place_of(conditions, call)
-        channels = pipe._channels_beside(call, space, picture, place)
-        source = picture.latents(call, space, place)
-        x = source
+    with started(pipe, call, space) as start:
+        channels = pipe._channels_beside(call, space, picture, start.place)
+        x = picture.latents(call, space, start.place)
         if call.get("denoising_start") is None:
-            x = plan.start(starting_noise(call, space, place), source)
-        x = pipe._sample(run, space, plan, x, conditions, channels=channels)
-        return pipe._finish(call, space, x)
+            x = start.plan.start(starting_noise(call, space, start.place), x)
+        return pipe._finish(call, space, pipe._sample(start, x, channels=channels))
 
 
 def part_of(plan: Plan, call: Call) -> Plan:
