@@ -54,3 +54,13 @@ def require(name: str, *, why: str, extra: str | None = None) -> ModuleType:
             raise
         cure = f'pip install "langevin[{extra}]"' if extra else f"pip install {_DISTRIBUTIONS.get(root, root)}"
         raise MissingDependencyError(f"{why} needs the package {root!r}, which is not installed: {cure}") from error
+
+
+def late(name: str) -> ModuleType:
+    """Import a module of this library, such as "adapters.lora", that lies above the caller, at the time of a call.
+
+    For documented methods of a public class whose work is done by a package above it: the method is the signature, and
+    the work has its own place. tests/architecture lists the callers.
+    """
+    package = __name__.partition(".")[0]
+    return importlib.import_module(f"{package}.{name}")

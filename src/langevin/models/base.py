@@ -15,10 +15,12 @@ from ..core.errors import ConfigError, check_known
 from ..core.push import PushToHubMixin
 from ..nn import processors
 from . import loading
+from .adapting import AdapterMixin
 from .hollow import Hollow
+from .single_file import FromOriginalModelMixin
 
 
-class ModelMixin(nn.Module, PushToHubMixin, ConfigMixin):
+class ModelMixin(nn.Module, AdapterMixin, FromOriginalModelMixin, PushToHubMixin, ConfigMixin):
     """A torch module that is described by `config.json` and keeps its weights beside it.
 
     Class attributes:

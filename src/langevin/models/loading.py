@@ -8,16 +8,16 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, InputError, WeightsError, did_you_mean, nearest
+from ..core.errors import ConfigError, InputError, WeightsError, did_you_mean
 from ..core.files import atomic_folder, resolve_folder, safe_join
 from ..core.logging import get_logger
+from ..core.report import LoadReport, some
 from ..core.weights_io import (
     Part,
     SafetensorsFile,
@@ -31,7 +31,6 @@ from ..core.weights_io import (
 logger = get_logger(__name__)
 STEM = "diffusion_pytorch_model"
 SAFETENSORS, PICKLE = "safetensors", "bin"
-LISTED = 12
 
 LEGACY_ATTENTION: tuple[tuple[str, str], ...] = (
     (r"\.query\.", ".to_q."),
@@ -123,72 +122,6 @@ def _absent(folder: Path, kinds: Sequence[str], variant: str | None) -> str:
 # -- comparing and placing ------------------------------------------------------------------------------------------
 
 
-@dataclass
-class LoadReport:
-    """What a load found.
-
-    Attributes: missing_keys, names of the model that no file holds; unexpected_keys, names in the files that the model
-    lacks; mismatched_keys, (name, shape in the file, shape in the model); renamed, name in the file -> present name.
-    """
-
-    missing_keys: list[str] = field(default_factory=list)
-    unexpected_keys: list[str] = field(default_factory=list)
-    mismatched_keys: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
-    renamed: dict[str, str] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the documented loading info."""
-        return {
-            "missing_keys": self.missing_keys,
-            "unexpected_keys": self.unexpected_keys,
-            "mismatched_keys": self.mismatched_keys,
-            "error_msgs": [],
-        }
-
-    def check(self, what: str, *, strict: bool, ignore_mismatched_sizes: bool) -> None:
-        """Raise WeightsError for what the caller did not allow; log what was allowed."""
-        parts = []
-        if self.mismatched_keys:
-            shapes = [f"{name}: file {a}, model {b}" for name, a, b in self.mismatched_keys]
-            counted = _count(shapes, "shape differs", "shapes differ")
-            parts.append((not ignore_mismatched_sizes, f"{counted} ({_some(shapes, '; ')})"))
-        if self.missing_keys:
-            counted = _count(self.missing_keys, "weight is missing", "weights are missing")
-            parts.append((strict, f"{counted} ({_some(_paired(self.missing_keys, self.unexpected_keys))})"))
-        if self.unexpected_keys:
-            counted = _count(self.unexpected_keys, "weight is foreign", "weights are foreign")
-            parts.append((strict, f"{counted} ({_some(_paired(self.unexpected_keys, self.missing_keys))})"))
-        refused = [text for fatal, text in parts if fatal]
-        if refused:
-            advice = []
-            if any(" differ" in text for text in refused):
-                advice.append("ignore_mismatched_sizes=True initialises weights of another shape afresh")
-            if any(" differ" not in text for text in refused):
-                advice.append("strict=False initialises missing weights afresh and leaves out foreign ones")
-            raise WeightsError(f"{what}: {'; '.join(refused)}. If that is wanted: {'; '.join(advice)}")
-        for _, text in parts:
-            done = "left out" if " foreign" in text else "initialised afresh"
-            logger.warning("%s: %s, %s", what, text, done)
-
-
-def _count(items: Sequence[str], one: str, many: str) -> str:
-    """Return how many there are, in words that agree with the number."""
-    return f"{len(items)} {one if len(items) == 1 else many}"
-
-
-def _some(items: Sequence[str], glue: str = ", ") -> str:
-    """Return the first items of a list as text, and how many more there are."""
-    more = len(items) - LISTED
-    return glue.join(items[:LISTED]) + (f"{glue}and {more} more" if more > 0 else "")
-
-
-def _paired(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Return the names, those that a message will show with the nearest one of the other side."""
-    close = [nearest(name, others) if len(others) <= 2000 else None for name in names[:LISTED]]
-    shown = [f"{name!r} (there is {near!r})" if near else repr(name) for name, near in zip(names, close, strict=False)]
-    return [*shown, *names[LISTED:]]
-
-
 class Checkpoint:
     """The tensors of a set of weight files under their present names, opened but not read.
 
@@ -216,7 +149,7 @@ class Checkpoint:
             raise
         lost = sorted(set(files.owner or ()) - {name for _, name in self._place.values()})
         if lost:
-            raise WeightsError(f"the shard index promises weights that its shards do not hold: {_some(lost)}")
+            raise WeightsError(f"the shard index promises weights that its shards do not hold: {some(lost)}")
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -387,7 +320,7 @@ def tensor_places(model: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
                     hollow.append(prefix + leaf)
     if hollow:
         raise ConfigError(
-            f"{type(model).__name__} leaves {_some(hollow)} without values when it is built on the meta device; "
+            f"{type(model).__name__} leaves {some(hollow)} without values when it is built on the meta device; "
             f"create buffers that are not saved with device='cpu'"
         )
     return places

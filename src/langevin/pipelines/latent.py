@@ -22,11 +22,15 @@ from ..prompts import expand_words
 from .base import DiffusionPipeline
 from .image_processor import VaeImageProcessor
 from .inputs import Call, check_latents, check_rows, check_size
+from .ip_adapter import IPAdapterMixin
+from .lora import StableDiffusionLoraLoaderMixin
 from .pictures import Picture, read_picture
 from .regions import Box
 from .runs import RunField, RunState
 from .sampling import denoise
+from .single_file import FromSingleFileMixin
 from .tasks import Start
+from .textual_inversion import TextualInversionLoaderMixin
 
 logger = get_logger(__name__)
 
@@ -36,7 +40,13 @@ def identity(images: Any) -> Any:
     return images
 
 
-class LatentPipeline(DiffusionPipeline):
+class LatentPipeline(
+    StableDiffusionLoraLoaderMixin,
+    TextualInversionLoaderMixin,
+    IPAdapterMixin,
+    FromSingleFileMixin,
+    DiffusionPipeline,
+):
     """A network that denoises latents, the autoencoder that decodes them, and a family's way to encode prompts.
 
     A family writes `_conditions`, `_deliver` and `_output`. A control (a ControlNet, an adapter) is a mixin that writes
