@@ -1,0 +1,40 @@
+"""What a look at names, shapes and metadata found: the answer that every detector of weight files gives.
+
+A detector is a function `probe(entries, metadata) -> Found | None`: `entries` maps the names in a file to
+`core.weights_io.Entry` (type, shape, byte range), `metadata` holds the strings stored with them, and None means that the
+file is nothing that this detector knows. A probe reads no tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..core.weights_io import Entry
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a weight file is.
+
+    Attributes:
+        kind: "checkpoint", "unet", "vae", "text encoder", "lora", "textual inversion", "controlnet", "ip-adapter" ...
+        family: the model family it is or is made for, "sd1", "sdxl" ..., or None where nothing tells.
+        dialect: how its names are spelt, "original", "diffusers", "kohya" ..., or None where there is only one way.
+        details: further facts by name, each a text, a number, or a list of these, in the order of printing.
+        reasons: what the answer rests on, one sentence each.
+    """
+
+    kind: str
+    family: str | None = None
+    dialect: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+
+
+class Probe(Protocol):
+    """A detector of weight files."""
+
+    def __call__(self, entries: Mapping[str, Entry], metadata: Mapping[str, str], /) -> Found | None:
+        """Say what the file is, or None."""
