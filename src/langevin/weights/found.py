@@ -1,8 +1,8 @@
 """What a look at names, shapes and metadata found: the answer that every detector of weight files gives.
 
 A detector is a function `probe(entries, metadata) -> Found | None`: `entries` maps the names in a file to
-`core.weights_io.Entry` (type, shape, byte range), `metadata` holds the strings stored with them, and None means that the
-file is nothing that this detector knows. A probe reads no tensor.
+`core.weights_io.Entry` (type, shape, byte range), `metadata` holds the strings stored with them, and None means that
+the file is nothing that this detector knows. A probe reads no tensor.
 """
 
 from __future__ import annotations
