@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -182,33 +182,52 @@ class Checkpoint:
         Raises WeightsError when `check_finite` and a result holds NaN or infinity.
         """
         check = FiniteCheck() if check_finite else None
-        loaded: dict[str, Tensor] = {}
-        views: dict[SafetensorsFile, dict[str, str]] = {}
-        casts: dict[SafetensorsFile, dict[str, str]] = {}
-        for name in names:
-            source, stored = self._place[name]
-            if isinstance(source, dict):
-                value = source.pop(stored)
-                loaded[name] = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
-                if check is not None:
-                    check(loaded[name], [Part(name, 0, value.numel())])
-                continue
-            held = source.entries[stored].dtype
-            wanted = dtype if dtype is not None and held.is_floating_point else held
-            mapped = self.use_map and wanted == held and device.type == "cpu"
-            view = source.view(stored) if mapped else None
-            loaded[name] = torch.empty(self.shapes[name], dtype=wanted, device=device) if view is None else view
-            (casts if view is None else views).setdefault(source, {})[stored] = name
-        for source, present in casts.items():
-            targets = {stored: loaded[name] for stored, name in present.items()}
-            source.read(targets, check and check.named(present), use_map=self.use_map)
-        for source, present in views.items() if check is not None else ():
-            look = check.named(present)
-            for block, parts in source.blocks(present, keep=True):
-                look(block, parts)
+        places = {name: self._place[name] for name in names}
+        loaded = fetch(places, self.shapes, dtype=dtype, device=device, check=check, use_map=self.use_map)
         if check is not None:
             check.settle(loaded)
         return loaded
+
+
+def fetch(
+    places: Mapping[str, tuple[Any, str]],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    check: FiniteCheck | None,
+    use_map: bool = True,
+) -> dict[str, Tensor]:
+    """Return tensors by name on `device`, floating-point ones cast to `dtype`; those that fit as they are map the file.
+
+    Args:
+        places: name -> opened file, or dictionary of tensors, which is emptied, and name in it.
+        check: looks at all values.
+    """
+    loaded: dict[str, Tensor] = {}
+    views: dict[SafetensorsFile, dict[str, str]] = {}
+    casts: dict[SafetensorsFile, dict[str, str]] = {}
+    for name, (source, stored) in places.items():
+        if isinstance(source, dict):
+            value = source.pop(stored)
+            loaded[name] = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+            if check is not None:
+                check(loaded[name], [Part(name, 0, value.numel())])
+            continue
+        held = source.entries[stored].dtype
+        wanted = dtype if dtype is not None and held.is_floating_point else held
+        mapped = use_map and wanted == held and device.type == "cpu"
+        view = source.view(stored) if mapped else None
+        loaded[name] = torch.empty(shapes[name], dtype=wanted, device=device) if view is None else view
+        (casts if view is None else views).setdefault(source, {})[stored] = name
+    for source, present in casts.items():
+        targets = {stored: loaded[name] for stored, name in present.items()}
+        source.read(targets, check and check.named(present), use_map=use_map)
+    for source, present in views.items() if check is not None else ():
+        look = check.named(present)
+        for block, parts in source.blocks(present, keep=True):
+            look(block, parts)
+    return loaded
 
 
 class FiniteCheck:
@@ -276,21 +295,62 @@ def load_into(
     be missing. ignored: patterns of names that may be in the files and are not wanted. Peak memory is that of the
     result and a few MB. Raises WeightsError as LoadReport.check and Checkpoint.load do.
     """
+    known = {name: holder[leaf] for name, (holder, leaf) in tensor_places(model).items()}
+    with Checkpoint(files, known=known, renames=renames, use_map=use_map) as checkpoint:
+        return fill(
+            model,
+            checkpoint,
+            what=what,
+            rebuild=rebuild,
+            ignored=ignored,
+            dtype=dtype,
+            device=device,
+            strict=strict,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            check_finite=check_finite,
+        )
+
+
+class Opened(Protocol):
+    """Tensors by present name, not read yet: `Checkpoint`, or a file seen through rules."""
+
+    shapes: dict[str, tuple[int, ...]]
+    renamed: dict[str, str]
+
+    def load(
+        self, names: Iterable[str], *, dtype: torch.dtype | None, device: torch.device, check_finite: bool
+    ) -> dict[str, Tensor]:
+        """Return tensors on `device`, floating-point ones cast to `dtype`."""
+
+
+def fill(
+    model: nn.Module,
+    checkpoint: Opened,
+    *,
+    what: str,
+    rebuild: Callable[[], nn.Module],
+    ignored: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    strict: bool = True,
+    ignore_mismatched_sizes: bool = False,
+    check_finite: bool = True,
+) -> LoadReport:
+    """Give a model built without values the tensors of an opened checkpoint; see `load_into`."""
     device = device or torch.device("cpu")
     places = tensor_places(model)
     expected = {name: holder[leaf] for name, (holder, leaf) in places.items()}
-    with Checkpoint(files, known=expected, renames=renames, use_map=use_map) as checkpoint:
-        report = compare(expected, checkpoint.shapes, ignored)
-        report.renamed = checkpoint.renamed
-        report.check(what, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
-        fresh = {*report.missing_keys, *(name for name, _, _ in report.mismatched_keys)}
-        chosen: dict[int, str] = {}
-        for name, old in expected.items():
-            # Of tied tensors the first one that is there counts.
-            if id(old) not in chosen and (name in fresh or name in checkpoint.shapes):
-                chosen[id(old)] = name
-        stored = [name for name in chosen.values() if name not in fresh]
-        loaded = checkpoint.load(stored, dtype=dtype, device=device, check_finite=check_finite)
+    report = compare(expected, checkpoint.shapes, ignored)
+    report.renamed = checkpoint.renamed
+    report.check(what, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
+    fresh = {*report.missing_keys, *(name for name, _, _ in report.mismatched_keys)}
+    chosen: dict[int, str] = {}
+    for name, old in expected.items():
+        # Of tied tensors the first one that is there counts.
+        if id(old) not in chosen and (name in fresh or name in checkpoint.shapes):
+            chosen[id(old)] = name
+    stored = [name for name in chosen.values() if name not in fresh]
+    loaded = checkpoint.load(stored, dtype=dtype, device=device, check_finite=check_finite)
     initial = rebuild().state_dict() if fresh else {}
     for name in fresh & set(chosen.values()):
         value = initial[name]

@@ -1,0 +1,26 @@
+"""Layouts: one file per family of checkpoints in their authors' own names, as data.
+
+To add one, write `layouts/NAME.py` with a constant `FAMILIES`, a tuple of `weights.family.Family`, and put NAME into
+`MODULES` below. A family says how its files are recognised, and at which prefix which `Layout` lies; a file that holds
+a single network is a family with one `Place("", prefix, layout)`. A layout is rules and an inference:
+
+    def rules(config):                                  # config: the options of the class that takes the weights
+        return Rules([
+            rule("input_blocks.0.0", "conv_in"),        # .weight and .bias ride along
+            rule("blocks.{}.qkv", [f"blocks.{{}}.to_{x}" for x in "qkv"], Split(3)),
+            *below("middle_block.0", "mid_block.resnets.0", RESNET),
+        ])
+
+    def infer(header):                                  # weights.header.Header without the prefix
+        return {"in_channels": header.shape("input_blocks.0.0.weight")[1]}
+
+The same rules read and write: `weights.checkpoint.Converted` reads a network through them without holding it twice,
+`weights.checkpoint.reverted` turns a state dict back. Operations are in `weights.ops`. Where an old spelling also
+occurs, mark its rule `old=True`: it is read and never written. `weights.detect.detect` asks every family, in the
+order of `MODULES`, and takes the first that knows the file.
+"""
+
+from __future__ import annotations
+
+MODULES: tuple[str, ...] = ("stable_diffusion",)
+"""Modules of this package, asked in this order; more special ones come first."""

@@ -1,0 +1,171 @@
+"""An opened weight file seen through rules: the names and shapes a model expects, read tensor by tensor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import WeightsError
+from ..core.report import some
+from ..core.weights_io import Part, SafetensorsFile
+from ..models.loading import FiniteCheck, fetch
+from .header import Header, Shape
+from .ops import Same
+from .rules import Move, Rules
+
+Source = Any
+"""An opened file: `entries` (name -> type and shape), `metadata`, `read`, `view`; SafetensorsFile or PickleFile."""
+
+
+def open_weights(path: str | os.PathLike) -> Source:
+    """Open a weight file of either kind, told by its first bytes and not by its name; a context manager."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if head[8:] != b"{" and (head.startswith(b"PK") or head.startswith(b"\x80")):
+        from ..core.pickles import PickleFile
+
+        return PickleFile(path)
+    return SafetensorsFile(path)
+
+
+def read_header(source: Source) -> Header:
+    """Return what an opened file says about its tensors."""
+    entries = source.entries
+    shapes = {name: tuple(entry.shape) for name, entry in entries.items()}
+    dtypes = {name: entry.dtype for name, entry in entries.items()}
+    numbers = {name: float(value) for name, value in getattr(source, "numbers", {}).items()}
+    return Header(shapes, dtypes, dict(getattr(source, "metadata", {}) or {}), numbers)
+
+
+def header_of(path: str | os.PathLike) -> Header:
+    """Return the header of a weight file, without reading values."""
+    with open_weights(path) as source:
+        return read_header(source)
+
+
+class Converted:
+    """Tensors of an opened file under the names that rules give them; the part of the file below `prefix`.
+
+    Attributes:
+        shapes: present name -> shape.
+        renamed: name in the file -> the present names, joined by commas.
+        foreign: names in the file that no rule knows.
+    Raises:
+        WeightsError: when names that belong together are not all there, or two names lead to one place.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        rules: Rules,
+        *,
+        names: Iterable[str],
+        prefix: str = "",
+        spell: Callable[[str], str] = str,
+        use_map: bool = True,
+    ) -> None:
+        self.source, self.use_map = source, use_map
+        self.shapes: dict[str, Shape] = {}
+        self.renamed: dict[str, str] = {}
+        self._moves: dict[str, Move] = {}
+        plan = rules.plan(name.removeprefix(prefix) for name in names)
+        if plan.partial:
+            lacking = sorted({prefix + n for m in plan.partial for n in m.sources if prefix + n not in source.entries})
+            raise WeightsError(f"the file lacks {some(lacking)}, without which its neighbours cannot be read")
+        self.foreign = [prefix + name for name in plan.foreign]
+        for move in plan.moves:
+            sources, targets = tuple(prefix + name for name in move.sources), tuple(map(spell, move.targets))
+            self._add(Move(sources, targets, move.op))
+
+    def _add(self, move: Move) -> None:
+        shadows = [torch.empty(self.source.entries[name].shape, device="meta") for name in move.sources]
+        results = move.op(shadows)
+        if len(results) != len(move.targets):
+            raise WeightsError(f"{some(move.sources)} gives {len(results)} tensors, not the {len(move.targets)} needed")
+        for name, result in zip(move.targets, results, strict=True):
+            if name in self._moves:
+                both = some([*self._moves[name].sources, *move.sources])
+                raise WeightsError(f"the file holds {name} under two names: {both}")
+            self.shapes[name] = tuple(result.shape)
+            self._moves[name] = move
+        for name in move.sources:
+            self.renamed[name] = ", ".join(move.targets)
+
+    def leads_to(self, names: Iterable[str]) -> list[str]:
+        """Return the names in the file from which present names come."""
+        return list(dict.fromkeys(stored for name in names for stored in self._moves[name].sources))
+
+    def __enter__(self) -> Converted:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        """The opened file belongs to the caller."""
+
+    def load(
+        self, names: Iterable[str], *, dtype: torch.dtype | None, device: torch.device, check_finite: bool
+    ) -> dict[str, Tensor]:
+        """Return tensors on `device`, floating-point ones cast to `dtype`; what keeps its values is read directly.
+
+        Raises WeightsError when `check_finite` and a result holds NaN or infinity.
+        """
+        wanted = list(names)
+        check = FiniteCheck() if check_finite else None
+        plain = {name: self._moves[name] for name in wanted if isinstance(self._moves[name].op, Same)}
+        places = {n: (self.source, m.sources[m.targets.index(n)]) for n, m in plain.items()}
+        loaded = fetch(places, self.shapes, dtype=dtype, device=device, check=check, use_map=self.use_map)
+        moves = {self._moves[name].targets: self._moves[name] for name in wanted if name not in plain}
+        for move in moves.values():
+            for name, value in zip(move.targets, move.op([self._read(s) for s in move.sources]), strict=True):
+                if name in wanted:
+                    kind = dtype if value.is_floating_point() else None
+                    loaded[name] = value.to(device=device, dtype=kind, copy=True).contiguous()
+                    if check is not None:
+                        check(loaded[name], [Part(name, 0, value.numel())])
+        if check is not None:
+            check.settle(loaded)
+        return {name: loaded[name] for name in wanted}
+
+    def _read(self, stored: str) -> Tensor:
+        """Return one tensor as the file holds it."""
+        entry = self.source.entries[stored]
+        value = torch.empty(entry.shape, dtype=entry.dtype)
+        self.source.read({stored: value}, use_map=self.use_map)
+        return value
+
+
+class Reverted(Mapping[str, Tensor]):
+    """A state dict seen through rules turned around, each tensor made when it is asked for.
+
+    Args:
+        state: a model's tensors under names that the targets of the rules know.
+        rules: authors' names -> the model's names.
+        prefix: put before every name.
+        dtype: type of floating-point tensors, or None to keep theirs.
+    Raises:
+        WeightsError: for names that the rules do not know.
+    """
+
+    def __init__(
+        self, state: Mapping[str, Tensor], rules: Rules, *, prefix: str = "", dtype: torch.dtype | None = None
+    ) -> None:
+        self.state, self.dtype = state, dtype
+        plan = rules.inverse.plan(state)
+        unknown = [*plan.foreign, *(name for move in plan.partial for name in move.sources if name in state)]
+        if unknown:
+            raise WeightsError(f"the authors' layout has no place for {some(unknown)}")
+        self._moves = {prefix + name: (move, at) for move in plan.moves for at, name in enumerate(move.targets)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        move, at = self._moves[name]
+        value = move.op([self.state[source] for source in move.sources])[at]
+        return value.to(self.dtype) if value.is_floating_point() and self.dtype is not None else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._moves)
+
+    def __len__(self) -> int:
+        return len(self._moves)

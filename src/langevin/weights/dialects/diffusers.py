@@ -1,0 +1,47 @@
+"""The dialects of diffusers: layers under their own names, `lora.down` and `lora.up` (now), or processors (first).
+
+Alpha goes into the metadata now. The first dialect knew the attention projections of a UNet alone.
+"""
+
+from __future__ import annotations
+
+from .grammar import ALPHA, ANY, Dialect, Part
+
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer")
+PREFIXES = {name: (f"{name}.",) for name in COMPONENTS}
+LEAVES = ("to_q", "to_k", "to_v", "to_out", "add_k_proj", "add_v_proj")
+"""The projections that an attention processor of the first dialect adapts."""
+
+DIFFUSERS = Dialect(
+    name="diffusers",
+    prefixes=PREFIXES,
+    ends={
+        **{
+            f"{stem}.{half}": Part("lora", part)
+            for stem in ("lora", "lora_linear_layer")
+            for half, part in (("down.weight", "down"), ("up.weight", "up"), ("up.bias", "bias"), ("alpha", ALPHA))
+        },
+        "alpha": Part(ANY, ALPHA),
+        "lora_magnitude_vector": Part("lora", "magnitude"),
+    },
+    written={
+        "lora": {
+            "down": "lora.down.weight",
+            "up": "lora.up.weight",
+            "bias": "lora.up.bias",
+            "magnitude": "lora_magnitude_vector",
+        }
+    },
+)
+
+PROCESSORS = Dialect(
+    name="diffusers-old",
+    prefixes={**PREFIXES, "unet": ("unet.", "")},
+    ends={
+        f"{leaf}_lora.{half}": Part("lora", part, leaf)
+        for leaf in LEAVES
+        for half, part in (("down.weight", "down"), ("up.weight", "up"), ("alpha", ALPHA))
+    },
+    written={"lora": {"down": "{leaf}_lora.down.weight", "up": "{leaf}_lora.up.weight"}},
+    alpha="{leaf}_lora.alpha",
+)

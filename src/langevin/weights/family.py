@@ -1,0 +1,116 @@
+"""The nouns of single files: what a file is (`Facts`), how one network is written (`Layout`), what a file holds (`Family`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from .header import Header
+from .rules import Rules
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a weight file is, and how that was told.
+
+    Attributes:
+        family: name of the family, such as "stable_diffusion_xl"; the key of `Family.name`.
+        kind: what the file is for within the family, such as "text-to-image" or "inpainting".
+        prediction_type: "epsilon", "v_prediction", "sample", or None where nothing is predicted.
+        zero_snr: whether the model was trained with noise up to a signal of zero (Lin et al. 2023, 2305.08891).
+        image_size: side of the training pictures in pixels, or None.
+        dtype: type of most weights, or None.
+        pipeline: name of the pipeline class that the file is for, or None for a single network.
+        preset: name of the bundled configurations that complete what shapes tell.
+        reasons: one sentence per conclusion.
+        doubts: conclusions that the file does not settle, with what to pass to settle them otherwise.
+    """
+
+    family: str
+    kind: str
+    prediction_type: str | None = None
+    zero_snr: bool = False
+    image_size: int | None = None
+    dtype: torch.dtype | None = None
+    pipeline: str | None = None
+    preset: str | None = None
+    reasons: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+    def explain(self) -> str:
+        """Return what the file is and why, one sentence a line."""
+        facts = {
+            "predicts": self.prediction_type,
+            "zero terminal SNR": "yes" if self.zero_snr else None,
+            "pictures": f"{self.image_size} pixels" if self.image_size else None,
+            "weights": str(self.dtype).removeprefix("torch.") if self.dtype else None,
+            "pipeline": self.pipeline,
+        }
+        line = "; ".join(f"{name}: {value}" for name, value in facts.items() if value is not None)
+        head = f"{self.family}, {self.kind}" + (f" ({line})" if line else "")
+        return "\n".join([head, *(f"- {reason}" for reason in self.reasons), *(f"? {doubt}" for doubt in self.doubts)])
+
+    def because(self, reason: str, **changes: Any) -> Facts:
+        """Return the facts with changes and the sentence that gives their reason."""
+        return replace(self, **changes, reasons=(*self.reasons, reason))
+
+    def doubting(self, doubt: str, **changes: Any) -> Facts:
+        """Return the facts with changes that the file does not settle."""
+        return replace(self, **changes, doubts=(*self.doubts, doubt))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the authors of one network write it.
+
+    Attributes:
+        name: for reports, such as "UNet of latent diffusion".
+        model: the class that takes the weights: a public name of this library, or "transformers.NAME".
+        rules: from the configuration of the class (a mapping) to the rules, authors' names -> the class's names.
+        infer: from the header of the network alone (prefix removed) to the configuration options that shapes tell.
+        ignored: regular expression of names without prefix -> why they are not needed; anything else is an error.
+    """
+
+    name: str
+    model: str
+    rules: Callable[[Mapping[str, Any]], Rules]
+    infer: Callable[[Header], Config]
+    ignored: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a file keeps one component.
+
+    Attributes:
+        component: name of the pipeline's component, such as "unet"; "" for a file of a single network.
+        prefix: what its names begin with.
+        layout: how it is written.
+    """
+
+    component: str
+    prefix: str
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Family:
+    """Files of one kind.
+
+    Attributes:
+        name: the key by which options and reports call it.
+        recognise: from a header to `Facts`, or None when the file is of another family. Names, shapes and metadata
+            only. It must not take a file of another family for its own.
+        places: components that such a file may hold; those that are absent from a file are left out.
+        ignored: regular expression of whole names -> why they are not needed.
+    """
+
+    name: str
+    recognise: Callable[[Header], Facts | None]
+    places: Sequence[Place]
+    ignored: Mapping[str, str] = field(default_factory=dict)
