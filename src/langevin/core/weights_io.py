@@ -14,13 +14,16 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .errors import InputError, WeightsError
 from .files import safe_join
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -100,8 +103,8 @@ def describe(path: Path) -> str:
     return f"{kind} that begins with {text[:40]!r}"
 
 
-class SafetensorsFile:
-    """A safetensors file, checked when it is opened; tensors are read when they are asked for.
+class TensorFile:
+    """A file of tensors, checked when it is opened; tensors are read when they are asked for.
 
     Attributes: path; entries, name -> Entry; metadata, the strings stored with the tensors.
     Raises WeightsError saying what the file is when it is not whole.
@@ -113,58 +116,21 @@ class SafetensorsFile:
             self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (closed by __exit__)
         except OSError as error:
             raise WeightsError(f"{self.path} cannot be read: {error.strerror}") from error
+        self._map: mmap.mmap | None = None
         try:
             self.entries, self.metadata = self._read_header()
         except BaseException:
             self._file.close()
             raise
-        self._map: mmap.mmap | None = None
 
-    def __enter__(self) -> SafetensorsFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *reason: object) -> None:
         self._file.close()
 
     def _read_header(self) -> tuple[dict[str, Entry], dict[str, str]]:
-        size = os.fstat(self._file.fileno()).st_size
-        head = self._file.read(8)
-        length = int.from_bytes(head, "little")
-        first = self._file.read(1)
-        if len(head) < 8 or first != b"{" or length > MAX_HEADER:
-            raise WeightsError(f"{self.path} is not a safetensors file: it is {describe(self.path)}")
-        if 8 + length > size:
-            raise WeightsError(self._truncated(8 + length, size))
-        try:
-            header = json.loads(first + self._file.read(length - 1))
-            metadata = header.pop("__metadata__", {})
-            entries = {name: self._entry(value, 8 + length) for name, value in header.items()}
-        except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightsError(f"{self.path} has a damaged safetensors header ({error}); fetch it again") from error
-        self._check_layout(entries, 8 + length, size)
-        return entries, metadata
-
-    @staticmethod
-    def _entry(value: Mapping[str, Any], base: int) -> Entry:
-        if value["dtype"] not in DTYPES:
-            raise ValueError(f"type {value['dtype']!r} is not known")
-        begin, end = value["data_offsets"]
-        return Entry(DTYPES[value["dtype"]], tuple(int(n) for n in value["shape"]), base + int(begin), base + int(end))
-
-    def _check_layout(self, entries: Mapping[str, Entry], base: int, size: int) -> None:
-        """Raise WeightsError unless the tensors fill the file exactly, without gaps or overlaps."""
-        position = base
-        for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
-            if entry.start != position or entry.stop - entry.start != count_bytes(entry.shape, entry.dtype):
-                raise WeightsError(f"{self.path} has a damaged header: the byte range of {name!r} is not its own")
-            position = entry.stop
-        if position > size:
-            raise WeightsError(self._truncated(position, size))
-        if position < size:
-            raise WeightsError(f"{self.path} has {size - position} bytes after its last tensor; fetch it again")
-
-    def _truncated(self, expected: int, size: int) -> str:
-        return f"{self.path} is truncated: its header speaks of {expected} bytes and it has {size}; fetch it again"
+        raise NotImplementedError
 
     def view(self, name: str) -> Tensor | None:
         """Return the tensor as a copy-on-write view of the file, or None where its bytes are not aligned for that."""
@@ -260,38 +226,56 @@ class SafetensorsFile:
             self._mapped().madvise(getattr(mmap, advice), first, last - first)
 
 
+class SafetensorsFile(TensorFile):
+    """A file of the safetensors format."""
+
+    def _read_header(self) -> tuple[dict[str, Entry], dict[str, str]]:
+        size = os.fstat(self._file.fileno()).st_size
+        head = self._file.read(8)
+        length = int.from_bytes(head, "little")
+        first = self._file.read(1)
+        if len(head) < 8 or first != b"{" or length > MAX_HEADER:
+            raise WeightsError(f"{self.path} is not a safetensors file: it is {describe(self.path)}")
+        if 8 + length > size:
+            raise WeightsError(self._truncated(8 + length, size))
+        try:
+            header = json.loads(first + self._file.read(length - 1))
+            metadata = header.pop("__metadata__", {})
+            entries = {name: self._entry(value, 8 + length) for name, value in header.items()}
+        except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{self.path} has a damaged safetensors header ({error}); fetch it again") from error
+        self._check_layout(entries, 8 + length, size)
+        return entries, metadata
+
+    @staticmethod
+    def _entry(value: Mapping[str, Any], base: int) -> Entry:
+        if value["dtype"] not in DTYPES:
+            raise ValueError(f"type {value['dtype']!r} is not known")
+        begin, end = value["data_offsets"]
+        return Entry(DTYPES[value["dtype"]], tuple(int(n) for n in value["shape"]), base + int(begin), base + int(end))
+
+    def _check_layout(self, entries: Mapping[str, Entry], base: int, size: int) -> None:
+        """Raise WeightsError unless the tensors fill the file exactly, without gaps or overlaps."""
+        position = base
+        for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+            if entry.start != position or entry.stop - entry.start != count_bytes(entry.shape, entry.dtype):
+                raise WeightsError(f"{self.path} has a damaged header: the byte range of {name!r} is not its own")
+            position = entry.stop
+        if position > size:
+            raise WeightsError(self._truncated(position, size))
+        if position < size:
+            raise WeightsError(f"{self.path} has {size - position} bytes after its last tensor; fetch it again")
+
+    def _truncated(self, expected: int, size: int) -> str:
+        return f"{self.path} is truncated: its header speaks of {expected} bytes and it has {size}; fetch it again"
+
+
 def count_bytes(shape: Iterable[int], dtype: torch.dtype) -> int:
     """Return the size in bytes of a dense tensor."""
     total = dtype.itemsize
     for side in shape:
         total *= side
     return total
-
-
-def read_pickle(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Read a dictionary of tensors that `torch.save` wrote, running no code from the file.
-
-    The tensors are memory-mapped where the file allows it. Raises WeightsError saying what the file is when it is none,
-    is cut short, holds code, or holds other objects.
-    """
-    path = Path(path)
-    with open(path, "rb") as file:
-        head = file.read(2)
-    if head != b"PK" and not head.startswith(b"\x80"):
-        raise WeightsError(f"{path} is not a torch weights file: it is {describe(path)}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=head == b"PK")
-    except Exception as error:
-        refused = re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", str(error))
-        if refused:
-            name = refused.group(1) or refused.group(2)
-            raise WeightsError(f"{path} wants to run code when it is opened ({name}) and was not opened") from error
-        raise WeightsError(f"{path} is damaged or cut short ({error_line(error)}); fetch it again") from error
-    others = [name for name, value in state.items() if not isinstance(value, Tensor)] if isinstance(state, dict) else []
-    if not isinstance(state, dict) or others:
-        what = f"entries that are no tensors: {', '.join(map(str, others[:5]))}" if others else type(state).__name__
-        raise WeightsError(f"{path} does not hold a plain dictionary of weights; it holds {what}")
-    return state
 
 
 def error_line(error: BaseException) -> str:

@@ -15,22 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, InputError, WeightsError, did_you_mean
-from ..core.files import atomic_folder, resolve_folder, safe_join
+from ..core.files import atomic_folder, is_local, resolve_folder, safe_join
+from ..core.hub import fetch_chosen
 from ..core.logging import get_logger
+from ..core.pickles import read_pickle
 from ..core.report import LoadReport, some
+from ..core.variants import KINDS, PICKLE, SAFETENSORS, advice, is_part, members, pick, weights_in
 from ..core.weights_io import (
     Part,
     SafetensorsFile,
     WeightFiles,
     parse_size,
-    read_pickle,
     split_into_shards,
     write_safetensors,
 )
 
 logger = get_logger(__name__)
 STEM = "diffusion_pytorch_model"
-SAFETENSORS, PICKLE = "safetensors", "bin"
 
 LEGACY_ATTENTION: tuple[tuple[str, str], ...] = (
     (r"\.query\.", ".to_q."),
@@ -64,15 +65,6 @@ def is_weight_name(name: str, kind: str, variant: str | None) -> bool:
     return re.fullmatch("|".join([shard, *indexes]), name) is not None
 
 
-def wanted_patterns(kind: str, variant: str | None) -> list[str]:
-    """Return patterns for the files that may be needed: one file or shards and index, and of this variant only."""
-    single, shards = weight_name(kind, variant), "-?????-of-?????"
-    if variant is None:
-        return [single, index_name(kind), f"{STEM}{shards}.{kind}"]
-    indexes = [index_name(kind, variant), f"{single}.index.json"]
-    return [single, *indexes, f"{STEM}.{variant}{shards}.{kind}", f"{STEM}{shards}.{variant}.{kind}"]
-
-
 def find_weights(
     name_or_path: str | os.PathLike,
     *,
@@ -83,40 +75,48 @@ def find_weights(
 ) -> WeightFiles:
     """Return the weight files of a local folder or hub repository, safetensors before .bin.
 
+    Without a variant the plain files are meant, or the only variant there is, which is logged.
     Raises WeightsError listing the files that are there when the wanted ones are not.
     """
-    kinds = {None: (SAFETENSORS, PICKLE), True: (SAFETENSORS,), False: (PICKLE,)}[use_safetensors]
-    prefix = f"{subfolder}/" if subfolder else ""
-    for kind in kinds:
-        patterns = [prefix + pattern for pattern in wanted_patterns(kind, variant)]
-        root = resolve_folder(name_or_path, allow_patterns=patterns, **hub)
+    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+    local = is_local(name_or_path)
+    chosen: list[str] = []
+
+    def choose(names: Iterable[str]) -> list[str]:
+        here = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        here = [name for name in here if "/" not in name]
+        where = folder if local else f"{os.fspath(name_or_path)}/{prefix}".rstrip("/")
+        chosen[:] = _choose(here, where, variant, use_safetensors)
+        return [prefix + name for name in chosen]
+
+    if local:
+        root = resolve_folder(name_or_path)
         folder = safe_join(root, subfolder) if subfolder else root
-        single = folder / weight_name(kind, variant)
-        for index in (folder / index_name(kind, variant), folder / f"{single.name}.index.json"):
-            if index.is_file() and not single.is_file():
-                return WeightFiles.from_index(index)
-        if single.is_file():
-            return WeightFiles((single,))
-    raise WeightsError(_absent(folder, kinds, variant))
-
-
-def _absent(folder: Path, kinds: Sequence[str], variant: str | None) -> str:
-    """Return the message for a folder without the wanted weights: what is there, and what to ask for."""
-    wanted = " or ".join(weight_name(kind, variant) for kind in kinds)
-    files = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-    if not files:
-        return f"{folder} has no {wanted}: the folder does not exist or is empty"
-    matches = (re.fullmatch(rf"{STEM}\.(.+?)(-\d{{5}}-of-\d{{5}})?\.(bin|safetensors)", name) for name in files)
-    found = {match.group(1) for match in matches if match} - {variant}
-    if variant is not None and any(is_weight_name(name, kind, None) for name in files for kind in kinds):
-        cure = "the plain weights are there: leave `variant` out"
-    elif found:
-        cure = f"pass variant={sorted(found)[0]!r}"
-    elif any(name.endswith(f".{kind}") for name in files for kind in (SAFETENSORS, PICKLE)):
-        cure = "change `use_safetensors`" if len(kinds) == 1 else "they are of another layout: see from_single_file"
+        choose(prefix + file.name for file in (folder.iterdir() if folder.is_dir() else ()))
     else:
-        cure = "the folder holds no weights of a model"
-    return f"{folder} has no {wanted}; {cure}. Files there: {', '.join(files)}"
+        root = fetch_chosen(os.fspath(name_or_path), choose, **hub)
+        folder = safe_join(root, subfolder) if subfolder else root
+    index = next((name for name in chosen if name.endswith(".json")), None)
+    return WeightFiles.from_index(folder / index) if index else WeightFiles((folder / chosen[0],))
+
+
+def _choose(names: Sequence[str], where: Any, variant: str | None, use_safetensors: bool | None) -> list[str]:
+    """Return which files of a model's folder to read."""
+    wanted = " or ".join(weight_name(kind, variant) for kind in KINDS[use_safetensors])
+    if not names:
+        raise WeightsError(f"{where} has no {wanted}: the folder does not exist or is empty")
+    own = [name for name in names if name.startswith(f"{STEM}.") or name.startswith(f"{STEM}-")]
+    found = weights_in(own)
+    weights = pick(found, variant, use_safetensors)
+    files = members(own, weights)
+    if weights is None:
+        cure = advice(found, names, variant=variant, use_safetensors=use_safetensors)
+        raise WeightsError(f"{where} has no {wanted}; {cure}")
+    if weights.variant != variant:
+        logger.warning("%s has no plain weights; its only variant %r is taken.", where, weights.variant)
+    if all(map(is_part, files)) and not any(name.endswith(".json") for name in files):
+        raise WeightsError(f"{where} has shards ({some(sorted(files))}) and no index that says what is in them")
+    return files
 
 
 # -- comparing and placing ------------------------------------------------------------------------------------------
@@ -480,8 +480,8 @@ def save_model(
     """
     if os.path.isfile(folder):
         raise InputError(f"{folder} is a file; save_pretrained needs a folder")
-    if variant is not None and not re.fullmatch(r"[\w-]+", variant):
-        raise InputError(f"variant is {variant!r}; as part of a file name it may hold letters, digits, - and _")
+    if variant is not None and not re.fullmatch(r"\w[\w.-]*", variant):
+        raise InputError(f"variant is {variant!r}; as part of a file name it may hold letters, digits, -, _ and .")
     kind = SAFETENSORS if safe_serialization else PICKLE
     shards = split_into_shards(state, parse_size(max_shard_size))
     if len(shards) == 1:
