@@ -107,12 +107,12 @@ def load_image(
     Raises:
         InputError: when nothing can be read there.
     """
-    picture = upright(_download(image) if isinstance(image, str) and "://" in image else image)
+    picture = upright(download(image) if isinstance(image, str) and "://" in image else image)
     return decode(picture) if convert_method is None else convert_method(picture)
 
 
-def _download(url: str) -> Any:
-    """Return the bytes behind an http(s) URL as a file."""
+def download(url: str) -> Any:
+    """Return the bytes behind an http(s) URL as a file; InputError when it cannot be reached or is too large."""
     import io
     import urllib.request
 
