@@ -22,7 +22,18 @@ from torch import Tensor
 from .errors import WeightsError
 from .report import some
 from .unpickling import NONSENSE, Machine, Storage, Stored, whole_numbers
-from .weights_io import CHUNK, MAX_HEADER, Entry, Part, TensorFile, bytes_of, count_bytes, describe, error_line
+from .weights_io import (
+    CHUNK,
+    MAX_HEADER,
+    Entry,
+    Part,
+    SafetensorsFile,
+    TensorFile,
+    bytes_of,
+    count_bytes,
+    describe,
+    error_line,
+)
 
 WRAPPERS = ("state_dict", "model_state_dict", "params_ema", "params", "model", "module", "weights", "net")
 """Names under which training scripts keep the weights beside other things."""
@@ -293,11 +304,26 @@ def read_objects(path: str | os.PathLike) -> Any:
         return file.objects()
 
 
+def open_weights(path: str | os.PathLike) -> TensorFile:
+    """Open a dictionary of weights: safetensors by the file's name, or else what torch.save wrote.
+
+    Raises WeightsError saying what the file is when it is none, is cut short, holds code, or holds other objects.
+    """
+    if os.fspath(path).endswith(".safetensors"):
+        return SafetensorsFile(path)
+    file = PickleFile(path)
+    try:
+        file.check_plain()
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
 def read_pickle(path: str | os.PathLike) -> dict[str, Tensor]:
     """Read a dictionary of tensors that `torch.save` wrote, running no code from the file.
 
-    The tensors are memory-mapped where the file allows it. Raises WeightsError saying what the file is when it is none,
-    is cut short, holds code, or holds other objects.
+    The tensors are memory-mapped where the file allows it. Raises WeightsError as open_weights does.
     """
     with PickleFile(path) as file:
         file.check_plain()

@@ -127,6 +127,10 @@ class TensorFile:
         return self
 
     def __exit__(self, *reason: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; views of it stay valid."""
         self._file.close()
 
     def _read_header(self) -> tuple[dict[str, Entry], dict[str, str]]:

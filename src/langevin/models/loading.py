@@ -18,12 +18,12 @@ from ..core.errors import ConfigError, InputError, WeightsError, did_you_mean
 from ..core.files import atomic_folder, is_local, resolve_folder, safe_join
 from ..core.hub import fetch_chosen
 from ..core.logging import get_logger
-from ..core.pickles import read_pickle
+from ..core.pickles import open_weights
 from ..core.report import LoadReport, some
 from ..core.variants import KINDS, PICKLE, SAFETENSORS, advice, is_part, members, pick, weights_in
 from ..core.weights_io import (
     Part,
-    SafetensorsFile,
+    TensorFile,
     WeightFiles,
     parse_size,
     split_into_shards,
@@ -139,7 +139,7 @@ class Checkpoint:
         self.use_map = use_map
         self.renamed: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._place: dict[str, tuple[SafetensorsFile | dict[str, Tensor], str]] = {}
+        self._place: dict[str, tuple[TensorFile, str]] = {}
         self._stack = ExitStack()
         try:
             for file in files.files:
@@ -160,13 +160,8 @@ class Checkpoint:
     def _open(
         self, file: Path, files: WeightFiles, known: Mapping[str, Tensor], renames: Sequence[tuple[str, str]]
     ) -> None:
-        source: SafetensorsFile | dict[str, Tensor]
-        if file.suffix == f".{SAFETENSORS}":
-            source = self._stack.enter_context(SafetensorsFile(file))
-            shapes = {name: entry.shape for name, entry in source.entries.items()}
-        else:
-            source = read_pickle(file)
-            shapes = {name: tuple(tensor.shape) for name, tensor in source.items()}
+        source = self._stack.enter_context(open_weights(file))
+        shapes = {name: entry.shape for name, entry in source.entries.items()}
         for stored in files.owned(file, shapes):
             name = present_name(stored, known, renames)
             if name != stored:
@@ -205,8 +200,8 @@ def fetch(
         check: looks at all values.
     """
     loaded: dict[str, Tensor] = {}
-    views: dict[SafetensorsFile, dict[str, str]] = {}
-    casts: dict[SafetensorsFile, dict[str, str]] = {}
+    views: dict[TensorFile, dict[str, str]] = {}
+    casts: dict[TensorFile, dict[str, str]] = {}
     for name, (source, stored) in places.items():
         if isinstance(source, dict):
             value = source.pop(stored)
