@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -62,7 +62,8 @@ def configurations(metadata: Mapping[str, str], components: Iterable[str]) -> di
         items = list(values.items())
     except (ValueError, AttributeError) as error:
         raise WeightsError(f"The metadata {METADATA} are not a JSON object ({error}); fetch the file again") from error
-    known, found = set(components), {}
+    known = set(components)
+    found: dict[str, dict[str, Any]] = {}
     for key, value in items:
         component, dot, name = key.partition(".")
         where, name = (component, name) if dot and component in known else ("", key)
@@ -70,18 +71,22 @@ def configurations(metadata: Mapping[str, str], components: Iterable[str]) -> di
     return found
 
 
-def alpha_of(path: str, rank: int, config: Mapping[str, Any]) -> float | None:
-    """Return the alpha of a layer, so that alpha / rank is its scale, or None where the configuration has none."""
-    alpha = looked_up(path, config.get("alpha_pattern"), config.get("lora_alpha"))
+def alpha_of(names: Sequence[str], rank: int, config: Mapping[str, Any]) -> float | None:
+    """Return the alpha of a layer, so that alpha / rank is its scale, or None where the configuration has none.
+
+    Args:
+        names: every name that the layer may have in a configuration.
+    """
+    alpha = looked_up(names, config.get("alpha_pattern"), config.get("lora_alpha"))
     if alpha is None:
         return None
     return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
 
 
-def looked_up(path: str, patterns: Mapping[str, Any] | None, default: Any) -> Any:
+def looked_up(names: Sequence[str], patterns: Mapping[str, Any] | None, default: Any) -> Any:
     """Return what the patterns of a configuration say about a layer: whole steps at the end of its path."""
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
+        if any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
             return value
     return default
 
