@@ -1,0 +1,600 @@
+"""Adapters on a network: added, weighted, combined, fused into its weights and removed, each with an exact undo.
+
+An adapter is a delta for each layer that it changes. A delta is a child module of its layer, and one forward hook per
+layer adds what the active deltas give. The network's state dict stays what it was without adapters, `.to` moves the
+deltas with their layers, gradients reach their parameters, and a compiled network stays one graph. Weights are scalar
+tensors, so that changing them, or exchanging an adapter for another of the same shapes, compiles nothing anew.
+
+A fused adapter is part of the layer's weight: a new tensor, while the original one is kept aside. Undoing is putting the
+original back, which is exact in every dtype and in every order.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError, NonFiniteError, WeightsError, check_known
+from ..core.report import paired, some
+from ..weights.dialects.parts import Parts
+from .deltas import Delta, Unlisted, build, wide
+from .layers import plain_weight
+
+Weight = float | Mapping[str, float] | Callable[[str], float]
+"""Of an adapter: one number, or numbers by path (a prefix or a regular expression; the last key that matches a layer
+counts, layers that none matches have 1), or a function of the path."""
+
+CHILD = "adapter_deltas"
+"""Name of the child module of a layer that holds its deltas."""
+STATE = "_adapter_state"
+"""Name in the network's `__dict__` of what the stack remembers."""
+lock = threading.RLock()
+
+
+class Changed(dict):
+    """The parameters of a layer with adapters.
+
+    A compiled graph checks no hooks. It does check the type of this dictionary, and so notices that they came or went.
+    """
+
+
+class Deltas(Unlisted):
+    """The deltas of one layer, by adapter, and the layer's own weights while adapters are fused into them.
+
+    Attributes:
+        live: the keys of the deltas that the hook adds, in order.
+        fused: adapter -> weight with which it is part of the layer's present weights.
+    """
+
+    base_weight: Tensor | None
+    base_bias: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: tuple[str, ...] = ()
+        self.fused: dict[str, float] = {}
+        self.folded = self.moved = False
+        self.marks: tuple[Any, ...] = ()
+        for name in ("base_weight", "base_bias"):
+            self.register_buffer(name, None, persistent=False)
+
+    def forward(self, x: Tensor, output: Tensor, layer: nn.Module) -> Tensor:
+        """Return the layer's output with what the live deltas add."""
+        weight = self.base_weight if self.folded else layer.weight
+        plain = None if self.folded else output
+        for key in self.live:
+            output = output + self._modules[key](x, layer, weight, plain)  # type: ignore[misc]
+        return output
+
+    def _apply(self, fn: Callable, recurse: bool = True):
+        self.moved = True
+        return super()._apply(fn, recurse)
+
+    def own(self, layer: nn.Module, name: str) -> Tensor | None:
+        """Return the layer's own weight or bias, whether or not adapters are fused."""
+        kept = self._buffers[f"base_{name}"]
+        value = getattr(layer, name, None)
+        return kept if kept is not None else value.data if isinstance(value, Tensor) else None
+
+    def put(self, layer: nn.Module, made: Mapping[str, Tensor], fused: Mapping[str, float]) -> None:
+        """Make these tensors the layer's weights, and its own again where there are none."""
+        for name in ("weight", "bias"):
+            own, parameter = self.own(layer, name), getattr(layer, name, None)
+            if parameter is None or own is None:
+                continue
+            if name in made:
+                parameter.data = made[name]
+                self._buffers[f"base_{name}"] = own
+            elif self._buffers[f"base_{name}"] is not None:
+                parameter.data = own
+                self._buffers[f"base_{name}"] = None
+        self.fused, self.folded, self.moved = dict(fused), bool(made), False
+        self.marks = (id(self), *(mark(layer, name) for name in made))
+
+    def touched(self, layer: nn.Module) -> bool:
+        """Tell whether somebody else has changed the weights that adapters are fused into."""
+        if not self.marks or self.marks[0] != id(self):  # a copy of a network has tensors of its own
+            return False
+        for name, parameter, version, address in self.marks[1:]:
+            now = getattr(layer, name, None)
+            if now is not parameter or now._version != version or (now.data_ptr() != address and not self.moved):
+                return True
+        return False
+
+
+def mark(layer: nn.Module, name: str) -> tuple[str, Tensor, int, int]:
+    """Return what tells whether a weight was changed."""
+    parameter = getattr(layer, name)
+    return name, parameter, parameter._version, parameter.data_ptr()
+
+
+def add_deltas(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    """The forward hook of a layer with adapters."""
+    x = args[0] if args else next(iter(kwargs.values()))
+    return layer._modules[CHILD](x, output, layer)  # type: ignore[misc]
+
+
+def key_of(name: str) -> str:
+    """Return an adapter's name as the name of a module, which cannot have dots."""
+    return name.replace("%", "%25").replace(".", "%2E")
+
+
+@dataclass
+class Record:
+    """What the stack remembers of an adapter: its layers, and how it was made."""
+
+    layers: dict[str, nn.Module]
+    weights: dict[str, float]
+    options: dict[str, Any]
+    spec: Weight
+    fused: dict[str, float] = field(default_factory=dict)
+    idle: set[str] = field(default_factory=set)
+    """Layers of a reserved adapter that the present one does not change."""
+
+
+@dataclass
+class State:
+    """What the stack of one network remembers; empty states are not kept."""
+
+    records: dict[str, Record] = field(default_factory=dict)
+    active: list[str] = field(default_factory=list)
+    enabled: bool = True
+    factor: float = 1.0
+    runs: int = 0
+
+
+def stack_of(model: nn.Module, create: bool = True) -> Stack | None:
+    """Return the adapters of a network; None if it has none and `create` is False."""
+    model = getattr(model, "_orig_mod", model)
+    return Stack(model) if create or STATE in model.__dict__ else None
+
+
+class Stack:
+    """The adapters of one network. Stacks of the same network share everything; it can be made anew at any time.
+
+    A change either happens completely or raises and leaves the network as it was.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    # ---- what there is ----------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """What is remembered, which an empty stack does not store in the network."""
+        return self.model.__dict__.get(STATE) or State()
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters, in the order in which they were added."""
+        return list(self.state.records)
+
+    @property
+    def active(self) -> list[str]:
+        """The adapters that take part, in the order of `set`; while the stack is disabled none of them has an effect."""
+        return list(self.state.active)
+
+    @property
+    def fused(self) -> list[str]:
+        """The adapters that are part of the weights, in the order in which they were added."""
+        return [name for name, record in self.state.records.items() if record.fused]
+
+    @property
+    def enabled(self) -> bool:
+        """Whether active and fused adapters take effect."""
+        return self.state.enabled
+
+    def layers(self, name: str) -> list[str]:
+        """Return the paths of the layers that an adapter changes."""
+        record = self._record(name)
+        return [path for path in record.layers if path not in record.idle]
+
+    def weights(self, name: str) -> dict[str, float]:
+        """Return path -> weight of an adapter."""
+        return {path: self._record(name).weights[path] for path in self.layers(name)}
+
+    def delta(self, name: str, path: str) -> Delta:
+        """Return the module that an adapter has in a layer."""
+        return delta_in(self._record(name).layers[path], name)
+
+    def parts(self, name: str) -> dict[str, Parts]:
+        """Return what a file of an adapter holds: path -> the present tensors, in the shapes in which they came."""
+        return {path: self.delta(name, path).parts() for path in self.layers(name)}
+
+    def _record(self, name: str) -> Record:
+        check_known(f"the stack of adapters of {type(self.model).__name__}", [name], self.names)
+        return self.state.records[name]
+
+    # ---- coming and going -------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        name: str,
+        parts: Mapping[str, Parts],
+        *,
+        scale: Weight = 1.0,
+        dtype: torch.dtype | None = None,
+        trainable: bool = False,
+        target_rank: int | None = None,
+    ) -> None:
+        """Attach an adapter and make it active beside those that are.
+
+        Args:
+            name: by which it is called from now on.
+            parts: path of the layer -> the tensors for it.
+            scale: its weight, see `Weight`.
+            dtype, trainable, target_rank: see `deltas.build`.
+
+        Raises:
+            ConfigError: the name is taken, a path names no layer, or tensors do not fit.
+        """
+        with lock:
+            if not name or name in self.names:
+                raise ConfigError(f"An adapter needs a name that is not in use: {name!r} is; choose another or remove it.")
+            options = {"dtype": dtype, "trainable": trainable, "target_rank": target_rank}
+            layers, deltas = self._built(parts, options)
+            record = Record(layers, weighed(name, scale, layers), options, scale)
+            state = self.model.__dict__.setdefault(STATE, State())
+            for path, delta in deltas.items():
+                attach(layers[path], name, delta)
+            state.records[name] = record
+            state.active.append(name)
+            self._tell(name)
+
+    def _built(self, parts: Mapping[str, Parts], options: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Delta]]:
+        """Return layers and deltas by path, attached to nothing."""
+        if not parts:
+            raise ConfigError("The adapter changes no layer: there is nothing to add.")
+        layers = self._found(parts)
+        return layers, {path: build(part, layers[path], path=path, **options) for path, part in parts.items()}
+
+    def _found(self, paths: Iterable[str]) -> dict[str, nn.Module]:
+        """Return the layers by path, or say which paths name none."""
+        layers: dict[str, nn.Module] = {}
+        unknown = []
+        for path in paths:
+            try:
+                layers[path] = self.model.get_submodule(path)
+            except AttributeError:
+                unknown.append(path)
+        if unknown:
+            there = [path for path, module in self.model.named_modules() if module._parameters and CHILD not in path]
+            raise ConfigError(
+                f"{type(self.model).__name__} has no layer {some(paired(unknown, there))}. The adapter was made for "
+                "another model, or its names were read as another dialect."
+            )
+        if len({id(layer) for layer in layers.values()}) < len(layers):
+            raise ConfigError("Two paths of the adapter name the same layer; keep one of them.")
+        return layers
+
+    def remove(self, name: str) -> None:
+        """Take an adapter away, out of the weights too if it is fused. What it leaves is bit-equal to what it found."""
+        with lock:
+            record = self._record(name)
+            if record.fused:
+                self.unfuse([name])
+            state = self.state
+            del state.records[name]
+            state.active = [other for other in state.active if other != name]
+            for layer in record.layers.values():
+                detach(layer, name)
+            if not state.records and not state.runs:
+                del self.model.__dict__[STATE]
+
+    def swap(self, name: str, parts: Mapping[str, Parts]) -> None:
+        """Exchange an adapter for another under its name, with the same weights.
+
+        Tensors of the same shapes take the place of the present ones, which compiles nothing anew; `target_rank` of `add`
+        makes room for that. Layers that the new adapter does not change keep an idle delta if room was reserved. The new
+        tensors are then converted to the dtype of the present ones.
+        """
+        with lock:
+            record = self._record(name)
+            reserved, options = record.options["target_rank"] is not None, dict(record.options)
+            layers, deltas = self._built(parts, options)
+            weights = weighed(name, record.spec, {**record.layers, **layers} if reserved else layers)
+            gone = [path for path in record.layers if path not in parts]
+            fused = dict(record.fused)
+            if fused:
+                self.unfuse([name])
+            for path, delta in deltas.items():
+                old = record.layers.get(path)
+                if old is None or not (reserved and delta_in(old, name).take(delta)):
+                    attach(layers[path], name, delta)
+            for path in gone:
+                if reserved and delta_in(record.layers[path], name).clear():
+                    layers[path] = record.layers[path]
+                else:
+                    detach(record.layers[path], name)
+            record.idle = {path for path in layers if path not in parts}
+            record.layers, record.weights = layers, weights
+            self._tell(name)
+            if fused:
+                self._fuse({name: {path: fused.get(path, weights[path]) for path in parts}}, safe=True)
+
+    # ---- weights ----------------------------------------------------------------------------------------------------
+
+    def set(self, weights: Mapping[str, Weight]) -> None:
+        """Make these adapters the active ones, with these weights; several add up.
+
+        A fused adapter is part of the layers' weights with the weight that it had, until `unfuse`.
+        """
+        with lock:
+            made = {name: weighed(name, weight, self._record(name).layers) for name, weight in weights.items()}
+            for name, paths in made.items():
+                fused = self._record(name).fused
+                if any(fused.get(path, paths[path]) != paths[path] for path in paths):
+                    raise ConfigError(f"The adapter {name!r} is fused with other weights than these: unfuse it first.")
+            for name, paths in made.items():
+                record = self._record(name)
+                record.weights, record.spec = paths, weights[name]
+            self.state.active = list(made)
+            self._tell()
+
+    def disable(self) -> None:
+        """Let no adapter take effect, also none that is fused, until `enable`."""
+        self._enable(False)
+
+    def enable(self) -> None:
+        """Let the active and the fused adapters take effect again."""
+        self._enable(True)
+
+    def _enable(self, enabled: bool) -> None:
+        with lock:
+            state = self.state
+            if state.enabled != enabled and state.records:
+                fused = {name: record.fused for name, record in state.records.items() if record.fused}
+                self._fold(fused if enabled else {}, self._paths(fused), safe=False)
+                state.enabled = enabled
+                self._tell()
+
+    @contextmanager
+    def scaled(self, factor: float) -> Iterator[None]:
+        """Multiply the weights of the active adapters by a factor for the duration of a run.
+
+        Raises:
+            ConfigError: another run with another factor is going on, in this thread or another; or every active adapter
+                is fused, where the factor can have no effect.
+        """
+        factor = number(factor, "the factor of the adapters' weights")
+        with lock:
+            state = self.model.__dict__.setdefault(STATE, State()) if self.names else State()
+            if factor != 1 and self.fused and not set(state.active) - set(self.fused):
+                raise ConfigError("The adapters are fused, so that their weights are fixed: unfuse them, or leave out the scale.")
+            if state.runs and state.factor != factor:
+                raise ConfigError(
+                    f"A run with the adapters' weights times {state.factor:g} is going on in this network; one with "
+                    f"{factor:g} has to wait for its end, or needs a copy of the network."
+                )
+            state.runs += 1
+            if state.factor != factor:
+                state.factor = factor
+                self._tell()
+        try:
+            yield
+        finally:
+            with lock:
+                state.runs -= 1
+                if not state.runs:
+                    if state.factor != 1.0:
+                        state.factor = 1.0
+                        self._tell()
+                    if not state.records:
+                        self.model.__dict__.pop(STATE, None)
+
+    def _tell(self, *names: str) -> None:
+        """Let the layers of these adapters, or of all, know which deltas are live and what they weigh."""
+        state = self.state
+        live = [name for name in state.active if state.enabled and not state.records[name].fused]
+        keys = [(key_of(name), state.records[name].weights) for name in live]
+        for path, layer in self._paths(names or state.records).items():
+            deltas = layer._modules[CHILD]._modules  # type: ignore[union-attr]
+            here = [(key, weights[path]) for key, weights in keys if key in deltas]
+            layer._modules[CHILD].live = tuple(key for key, _ in here)  # type: ignore[union-attr,assignment]
+            for key, weight in here:
+                deltas[key].weigh(weight * state.factor)  # type: ignore[union-attr,operator]
+
+    def _paths(self, names: Iterable[str]) -> dict[str, nn.Module]:
+        """Return the layers of several adapters by path."""
+        return {path: layer for name in names for path, layer in self.state.records[name].layers.items()}
+
+    # ---- fusing -----------------------------------------------------------------------------------------------------
+
+    def fuse(self, names: Sequence[str] | None = None, *, scale: float = 1.0, safe: bool = True) -> None:
+        """Make adapters part of the layers' weights, which then cost nothing at run time.
+
+        Each weight becomes W + sum of weight times D, summed in float32 (or wider) and rounded once. The original tensors
+        are kept for `unfuse`.
+
+        Args:
+            names: of adapters that are not fused yet; the active ones by default.
+            scale: multiplies their weights.
+            safe: look for values that are not finite, and undo nothing but raise in time.
+
+        Raises:
+            ConfigError: nothing to fuse, already fused, the stack is disabled, or a layer is quantised.
+            NonFiniteError: a weight would not be finite; the network is as it was.
+        """
+        with lock:
+            scale = number(scale, "the scale of fused adapters")
+            chosen = [n for n in self.active if n not in self.fused] if names is None else list(names)
+            again = [name for name in chosen if self._record(name).fused]
+            if again or not chosen:
+                what = f"{some(again)} already fused" if again else "No active adapter is left"
+                raise ConfigError(f"Nothing to fuse: {what}. Add or activate one, or unfuse first.")
+            if not self.enabled:
+                raise ConfigError("The adapters are disabled: enable them before fusing.")
+            self._fuse({n: {p: w * scale for p, w in self.weights(n).items()} for n in chosen}, safe=safe)
+
+    def _fuse(self, chosen: Mapping[str, Mapping[str, float]], *, safe: bool) -> None:
+        """Fuse adapters with these weights beside those that are fused."""
+        state = self.state
+        kept = {name: record.fused for name, record in state.records.items() if record.fused}
+        self._fold({**kept, **chosen}, self._paths(chosen), safe=safe)
+        for name, weights in chosen.items():
+            state.records[name].fused = dict(weights)
+        self._tell()
+
+    def unfuse(self, names: Sequence[str] | None = None) -> None:
+        """Take adapters out of the layers' weights, all by default; they are active again if they were.
+
+        Raises:
+            ConfigError: an adapter is not fused.
+            WeightsError: somebody else changed the fused weights, which undoing would lose.
+        """
+        with lock:
+            chosen = self.fused if names is None else list(names)
+            loose = [name for name in chosen if not self._record(name).fused]
+            if loose or not chosen:
+                what = f"{some(loose)} {'is' if len(loose) == 1 else 'are'} not fused" if loose else "no adapter is fused"
+                raise ConfigError(f"Nothing to unfuse: {what}. Fused: {some(self.fused) or 'none'}.")
+            records = self.state.records
+            kept = {name: records[name].fused for name in self.fused if name not in chosen}
+            if self.enabled:
+                self._fold(kept, self._paths(chosen), safe=False)
+            for name in chosen:
+                records[name].fused = {}
+            self._tell()
+
+    def bake(self) -> None:
+        """Make the fused weights the network's own and remove the fused adapters. There is no undo."""
+        with lock:
+            if not self.fused or not self.enabled:
+                raise ConfigError("There is no fused adapter in effect whose weights could be kept: fuse one first.")
+            for layer in self._paths(self.fused).values():
+                deltas = layer._modules[CHILD]
+                for name in ("base_weight", "base_bias"):
+                    deltas._buffers[name] = None  # type: ignore[union-attr]
+                deltas.put(layer, {}, {})  # type: ignore[union-attr,operator]
+            for name in self.fused:
+                self.state.records[name].fused = {}
+                self.remove(name)
+            self._tell()
+
+    def _fold(self, fused: Mapping[str, Mapping[str, float]], layers: Mapping[str, nn.Module], *, safe: bool) -> None:
+        """Give layers the weights that they have with exactly these adapters fused."""
+        touched = [path for path, layer in layers.items() if layer._modules[CHILD].touched(layer)]  # type: ignore[union-attr,operator]
+        if touched:
+            raise WeightsError(
+                f"The weights of {some(touched)} were changed while adapters were fused into them. Load the original "
+                "weights again after `bake()`, which keeps the weights that are there and forgets the originals."
+            )
+        made = {}
+        sums: dict[str, list[Tensor]] = {}
+        with torch.no_grad():
+            for path, layer in layers.items():
+                here = {name: weights[path] for name, weights in fused.items() if path in weights}
+                made[path] = folded(layer, here, path), here
+                if safe:
+                    sums[path] = [tensor.sum(dtype=torch.float32) for tensor in made[path][0].values()]
+        check_finite(sums, {path: tensors for path, (tensors, _) in made.items()})
+        for path, layer in layers.items():
+            layer._modules[CHILD].put(layer, *made[path])  # type: ignore[union-attr,operator]
+
+
+def folded(layer: nn.Module, fused: Mapping[str, float], path: str) -> dict[str, Tensor]:
+    """Return the layer's weight and bias with adapters of these weights; neither where nothing changes."""
+    holder: Deltas = layer._modules[CHILD]  # type: ignore[assignment]
+    terms = [(delta_in(layer, name), weight) for name, weight in fused.items() if weight]
+    if not terms:
+        return {}
+    weight = holder.own(layer, "weight")
+    if plain_weight(layer) is None or weight is None:
+        raise ConfigError(f"The layer {path!r} is quantised: adapters cannot be fused into it. Use them unfused.")
+    total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+    for delta, scale in terms:
+        delta.accumulate_(total, weight, scale)
+    made = {"weight": total.to(weight.dtype)}
+    biases = [(bias, scale) for delta, scale in terms if (bias := delta.dense_bias()) is not None]
+    if biases:
+        bias = holder.own(layer, "bias")
+        if bias is None:
+            raise ConfigError(f"The layer {path!r} has no bias, and the adapter adds one: use it unfused.")
+        made["bias"] = sum((term * scale for term, scale in biases), wide(bias)).to(bias.dtype)
+    return made
+
+
+def check_finite(sums: Mapping[str, list[Tensor]], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raise NonFiniteError for the first layer with a value that is not finite; reads the device once."""
+    flat = [total for totals in sums.values() for total in totals]
+    if not flat or bool(torch.stack([total.isfinite().to(flat[0].device) for total in flat]).all()):
+        return
+    for path in sums:
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors[path].values()):
+            raise NonFiniteError(
+                f"Fusing gives the layer {path!r} weights that are not finite: the adapter is damaged, or its weight is "
+                "too large for the dtype. Nothing was changed.",
+                module=path,
+            )
+
+
+def attach(layer: nn.Module, name: str, delta: Delta) -> None:
+    """Put a delta into its layer."""
+    holder = layer._modules.get(CHILD)
+    if holder is None:
+        holder = Deltas()
+        layer.add_module(CHILD, holder)
+        layer.register_forward_hook(add_deltas, with_kwargs=True)
+        layer.__dict__["_parameters"] = Changed(layer._parameters)
+    holder._modules[key_of(name)] = delta
+
+
+def detach(layer: nn.Module, name: str) -> None:
+    """Take a delta out of its layer, and all traces with the last one."""
+    holder: Deltas = layer._modules[CHILD]  # type: ignore[assignment]
+    key = key_of(name)
+    del holder._modules[key]
+    holder.live = tuple(other for other in holder.live if other != key)
+    if not holder._modules:
+        del layer._modules[CHILD]
+        layer.__dict__["_parameters"] = dict(layer._parameters)
+        for number, hook in list(layer._forward_hooks.items()):
+            if hook is add_deltas:
+                for hooks in (layer._forward_hooks, layer._forward_hooks_with_kwargs, layer._forward_hooks_always_called):
+                    hooks.pop(number, None)
+
+
+def delta_in(layer: nn.Module, name: str) -> Delta:
+    """Return the delta that an adapter has in a layer."""
+    return layer._modules[CHILD]._modules[key_of(name)]  # type: ignore[union-attr,return-value]
+
+
+def number(value: Any, what: str) -> float:
+    """Return a finite number as float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"{what} is {value!r}; it has to be a finite number.")
+    return float(value)
+
+
+def weighed(name: str, weight: Weight, layers: Mapping[str, nn.Module]) -> dict[str, float]:
+    """Return path -> weight of an adapter; see `Weight`."""
+    what = f"the weight of the adapter {name!r}"
+    if callable(weight):
+        return {path: number(weight(path), f"{what} in {path!r}") for path in layers}
+    if not isinstance(weight, Mapping):
+        return dict.fromkeys(layers, number(weight, what))
+    found = dict.fromkeys(layers, 1.0)
+    for key, value in weight.items():
+        hits = [p for p in layers if not key or p == key or p.startswith(f"{key}.")]
+        hits = hits or [path for path in layers if searched(key, path)]
+        if not hits:
+            raise ConfigError(f"{what}: no layer of the adapter has the path {some(paired([key], list(layers)))}.")
+        found.update(dict.fromkeys(hits, number(value, f"{what} for {key!r}")))
+    return found
+
+
+def searched(pattern: str, path: str) -> bool:
+    """Tell whether a regular expression is found in a path; what is no regular expression is not."""
+    try:
+        return re.search(pattern, path) is not None
+    except re.error:
+        return False
