@@ -47,6 +47,16 @@ def safe_join(folder: PathLike, name: str) -> Path:
     return Path(folder) / relative
 
 
+def leads_out(file: Path, folder: Path) -> bool:
+    """Tell whether a file of a folder is a link to another place; the hub's cache, which is made of links, is none.
+
+    The cache holds `models--NAME/snapshots/REVISION/FILE -> models--NAME/blobs/HASH`.
+    """
+    real, homes = file.resolve(), [folder.resolve()]
+    homes += [parent.parent / "blobs" for parent in folder.resolve().parents if parent.name == "snapshots"]
+    return not any(real.is_relative_to(home) for home in homes)
+
+
 def is_local(name_or_path: PathLike) -> bool:
     """Tell whether the name leads to the file system: it exists, or can only be meant as a path."""
     text = os.fspath(name_or_path)

@@ -11,8 +11,9 @@ import contextlib
 import mmap
 import os
 import re
+import struct
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def _place(path: Path, file: Any, member: zipfile.ZipInfo, end: int) -> tuple[in
             f"{path} is refused: its member {member.filename!r} is compressed or encrypted "
             f"({member.compress_size} bytes claim to be {member.file_size}), which torch.save never does"
         )
-    head = _bytes_at(file, member.header_offset, 30)
+    head = _bytes_at(file, member.header_offset, 30) if member.header_offset >= 0 else b""
     if len(head) < 30 or head[:4] != b"PK\x03\x04":
         raise ValueError(f"the archive member {member.filename!r} is not where its directory says")
     lengths = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
@@ -146,7 +147,7 @@ def _sense(path: Path) -> Iterator[None]:
     """Turn the errors of a program or archive that makes no sense into WeightsError."""
     try:
         yield
-    except (*NONSENSE, zipfile.BadZipFile) as error:
+    except (*NONSENSE, zipfile.BadZipFile, NotImplementedError, struct.error) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path} is damaged or cut short ({error_line(error)}); fetch it again") from error
@@ -176,6 +177,7 @@ class PickleFile(TensorFile):
             self._found, self._places = (_read_zip if head == b"PK" else _read_old)(self.path, self._file)
             self.root, self._stored, self.extras = find_weights(self._found)
             entries = {name: self._entry(stored) for name, stored in self._stored.items()}
+            self._shared = overlapping(entries)
         return entries, {
             name: str(value) for name, value in self.extras.items() if isinstance(value, (str, int, float))
         }
@@ -191,8 +193,8 @@ class PickleFile(TensorFile):
         return Entry(stored.dtype, stored.shape, start, start + stored.reach() * size)
 
     def view(self, name: str) -> Tensor | None:
-        """Return the tensor as a copy-on-write view of the file, or None where its bytes are not in order for that."""
-        return super().view(name) if self._stored[name].is_dense() else None
+        """Return the tensor as a copy-on-write view of the file, or None where its bytes are shared or out of order."""
+        return super().view(name) if self._stored[name].is_dense() and name not in self._shared else None
 
     def blocks(
         self, names: Iterable[str], *, use_map: bool = True, keep: bool = False
@@ -255,6 +257,18 @@ class PickleFile(TensorFile):
         """Return one tensor: a view of the file where that is possible, else a copy."""
         view = self.view(name)
         return self._ordered(self._stored[name]) if view is None else view
+
+
+def overlapping(entries: Mapping[str, Entry]) -> set[str]:
+    """Return the names of tensors that share bytes with another, so that a change of one would change the other."""
+    shared: set[str] = set()
+    last, stop = "", 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
+        if entry.start < min(stop, entry.stop):
+            shared |= {name, last}
+        if entry.stop > stop:
+            last, stop = name, entry.stop
+    return shared
 
 
 def find_weights(found: Any) -> tuple[str, dict[str, Stored], dict[str, Any]]:

@@ -46,7 +46,7 @@ STORAGES: dict[str, torch.dtype] = {
 STORAGES["torch.storage.UntypedStorage"] = torch.uint8
 TORCH_DTYPES = {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 INERT = re.compile(
-    r"(pytorch_lightning|lightning|lightning_fabric|omegaconf|pathlib|datetime|typing)\.[\w.]+"
+    r"(pytorch_lightning|lightning|lightning_fabric|omegaconf)\.[\w.]+|(pathlib|datetime|typing)\.\w+"
     r"|builtins\.(object|bool|int|float|complex|str|bytes|bytearray|list|tuple|dict|set|frozenset|slice|range)"
     r"|collections\.(OrderedDict|defaultdict|Counter|deque)|argparse\.Namespace|types\.SimpleNamespace"
     r"|numpy\.(dtype|ndarray|(bool|int|uint|float)\d*_?)|numpy\.core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)"

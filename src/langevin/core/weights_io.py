@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, WeightsError
-from .files import safe_join
+from .files import leads_out, safe_join
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,6 +41,8 @@ DTYPES: dict[str, torch.dtype] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000
+MAX_NUMBER = 1 << 48
+"""What no side of a tensor and no position in a file reaches."""
 CHUNK = 1 << 20
 """Bytes that are read, cast and checked at a time: few enough to stay in the processor's cache."""
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -243,10 +245,12 @@ class SafetensorsFile(TensorFile):
         if 8 + length > size:
             raise WeightsError(self._truncated(8 + length, size))
         try:
-            header = json.loads(first + self._file.read(length - 1))
+            header = json.loads(first + self._file.read(length - 1), object_pairs_hook=_without_repeats)
             metadata = header.pop("__metadata__", {})
+            if not all(isinstance(value, str) for value in metadata.values()):
+                raise ValueError("its metadata hold other things than texts")
             entries = {name: self._entry(value, 8 + length) for name, value in header.items()}
-        except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
             raise WeightsError(f"{self.path} has a damaged safetensors header ({error}); fetch it again") from error
         self._check_layout(entries, 8 + length, size)
         return entries, metadata
@@ -255,8 +259,10 @@ class SafetensorsFile(TensorFile):
     def _entry(value: Mapping[str, Any], base: int) -> Entry:
         if value["dtype"] not in DTYPES:
             raise ValueError(f"type {value['dtype']!r} is not known")
-        begin, end = value["data_offsets"]
-        return Entry(DTYPES[value["dtype"]], tuple(int(n) for n in value["shape"]), base + int(begin), base + int(end))
+        shape, (begin, end) = value["shape"], value["data_offsets"]
+        if not all(type(number) is int and 0 <= number < MAX_NUMBER for number in (*shape, begin, end)):
+            raise ValueError(f"a shape or offset is negative, absurd or no integer: {shape}, {[begin, end]}"[:200])
+        return Entry(DTYPES[value["dtype"]], tuple(shape), base + begin, base + end)
 
     def _check_layout(self, entries: Mapping[str, Entry], base: int, size: int) -> None:
         """Raise WeightsError unless the tensors fill the file exactly, without gaps or overlaps."""
@@ -272,6 +278,15 @@ class SafetensorsFile(TensorFile):
 
     def _truncated(self, expected: int, size: int) -> str:
         return f"{self.path} is truncated: its header speaks of {expected} bytes and it has {size}; fetch it again"
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, refusing a name that stands in it twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} stands in it twice")
+    return found
 
 
 def count_bytes(shape: Iterable[int], dtype: torch.dtype) -> int:
@@ -290,27 +305,30 @@ def error_line(error: BaseException) -> str:
 def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, one tensor in memory at a time and without gathering the bytes first.
 
+    A mapping that makes its tensors when they are asked for is asked twice for each: for its shape, and to be written.
     Tensors that share memory are written in full, each under its name. Raises WeightsError for a type or layout that
     the format does not know.
     """
+    kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name, tensor in tensors.items():
         if tensor.dtype not in NAMES or tensor.layout != torch.strided:
             raise WeightsError(f"{name!r} is {tensor.dtype}, {tensor.layout}, which a safetensors file cannot hold")
         if tensor.is_meta:
             raise WeightsError(f"{name!r} has no values (it is on the meta device) and cannot be saved")
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+        kinds[name] = tensor.dtype, tuple(tensor.shape)
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
-    for name in order:
-        tensor, end = tensors[name], position + count_bytes(tensors[name].shape, tensors[name].dtype)
-        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+    for name, (dtype, shape) in sorted(kinds.items(), key=lambda item: (-item[1][0].itemsize, item[0])):
+        end = position + count_bytes(shape, dtype)
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
         position = end
+    order = [name for name in header if name in kinds]
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
     with open(path, "wb", buffering=0) as file:
         write_all(file, memoryview(len(text).to_bytes(8, "little") + text))
         for name in order:
-            if tensors[name].numel():
+            if 0 not in kinds[name][1]:
                 # Flattened first: a scalar has no bytes to view.
                 flat = tensors[name].detach().to("cpu").contiguous().view(-1)
                 write_all(file, bytes_of(flat))
@@ -374,6 +392,10 @@ class WeightFiles:
         except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightsError(f"{index} is not a shard index: it is {describe(index)}") from error
         files = tuple(sorted(set(owner.values())))
+        abroad = [file.name for file in files if leads_out(file, index.parent)]
+        if abroad:
+            names = ", ".join(abroad)
+            raise WeightsError(f"{index} is refused: shards that are links lead outside the folder: {names}")
         absent = [file.name for file in files if not file.is_file()]
         if absent:
             raise WeightsError(f"{index.name} names shards that {index.parent} does not hold: {', '.join(absent)}")
