@@ -11,14 +11,52 @@ from torch import Tensor
 
 from ..core.errors import WeightsError
 from ..core.report import some
-from ..core.weights_io import Part, SafetensorsFile
+from ..core.weights_io import Entry, Part, SafetensorsFile
 from ..models.loading import FiniteCheck, fetch
 from .header import Header, Shape
 from .ops import Same
 from .rules import Move, Rules
 
 Source = Any
-"""An opened file: `entries` (name -> type and shape), `metadata`, `read`, `view`; SafetensorsFile or PickleFile."""
+"""An opened file: `entries` (name -> type and shape), `metadata`, `read`, `view`."""
+
+
+class MemoryFile:
+    """Tensors in memory, with what an opened file has; nothing is copied before it is asked for.
+
+    Attributes:
+        entries: name -> type and shape.
+        metadata: empty.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        self.tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+        self.entries = {name: Entry(value.dtype, tuple(value.shape), 0, 0) for name, value in self.tensors.items()}
+        others = {name: value for name, value in tensors.items() if isinstance(value, (str, int, float))}
+        self.metadata = {name: str(value) for name, value in others.items()}
+
+    def __enter__(self) -> MemoryFile:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.tensors = {}
+
+    def view(self, name: str) -> Tensor | None:
+        """Return None: a model gets copies."""
+        return None
+
+    def read(
+        self,
+        targets: Mapping[str, Tensor],
+        each: Callable[[Tensor, list[Part]], None] | None = None,
+        *,
+        use_map: bool = True,
+    ) -> None:
+        """Copy and cast tensors into targets; `each` is called with every one, flat, and with its part."""
+        for name, target in targets.items():
+            target.copy_(self.tensors[name])
+            if each is not None:
+                each(target.view(-1), [Part(name, 0, target.numel())])
 
 
 def open_weights(path: str | os.PathLike) -> Source:
@@ -37,8 +75,7 @@ def read_header(source: Source) -> Header:
     entries = source.entries
     shapes = {name: tuple(entry.shape) for name, entry in entries.items()}
     dtypes = {name: entry.dtype for name, entry in entries.items()}
-    numbers = {name: float(value) for name, value in getattr(source, "numbers", {}).items()}
-    return Header(shapes, dtypes, dict(getattr(source, "metadata", {}) or {}), numbers)
+    return Header(shapes, dtypes, dict(source.metadata))
 
 
 def header_of(path: str | os.PathLike) -> Header:
@@ -48,12 +85,16 @@ def header_of(path: str | os.PathLike) -> Header:
 
 
 class Converted:
-    """Tensors of an opened file under the names that rules give them; the part of the file below `prefix`.
+    """Tensors of an opened file under the names that rules give them.
 
+    Args:
+        names: the names to take.
+        prefix: what precedes the names that the rules know.
+        spell: how the model spells the names of the rules' targets.
+        stored: name -> the name under which its values are taken instead.
     Attributes:
-        shapes: present name -> shape.
+        shapes: present name -> shape; a name that no rule knows stays as it is.
         renamed: name in the file -> the present names, joined by commas.
-        foreign: names in the file that no rule knows.
     Raises:
         WeightsError: when names that belong together are not all there, or two names lead to one place.
     """
@@ -66,6 +107,7 @@ class Converted:
         names: Iterable[str],
         prefix: str = "",
         spell: Callable[[str], str] = str,
+        stored: Mapping[str, str] | None = None,
         use_map: bool = True,
     ) -> None:
         self.source, self.use_map = source, use_map
@@ -76,10 +118,12 @@ class Converted:
         if plan.partial:
             lacking = sorted({prefix + n for m in plan.partial for n in m.sources if prefix + n not in source.entries})
             raise WeightsError(f"the file lacks {some(lacking)}, without which its neighbours cannot be read")
-        self.foreign = [prefix + name for name in plan.foreign]
+        for name in plan.foreign:
+            self.shapes[prefix + name] = tuple(source.entries[prefix + name].shape)
+        held = stored or {}
         for move in plan.moves:
-            sources, targets = tuple(prefix + name for name in move.sources), tuple(map(spell, move.targets))
-            self._add(Move(sources, targets, move.op))
+            sources = tuple(held.get(prefix + name, prefix + name) for name in move.sources)
+            self._add(Move(sources, tuple(map(spell, move.targets)), move.op))
 
     def _add(self, move: Move) -> None:
         shadows = [torch.empty(self.source.entries[name].shape, device="meta") for name in move.sources]
@@ -94,16 +138,6 @@ class Converted:
             self._moves[name] = move
         for name in move.sources:
             self.renamed[name] = ", ".join(move.targets)
-
-    def leads_to(self, names: Iterable[str]) -> list[str]:
-        """Return the names in the file from which present names come."""
-        return list(dict.fromkeys(stored for name in names for stored in self._moves[name].sources))
-
-    def __enter__(self) -> Converted:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        """The opened file belongs to the caller."""
 
     def load(
         self, names: Iterable[str], *, dtype: torch.dtype | None, device: torch.device, check_finite: bool

@@ -1,4 +1,4 @@
-"""The nouns of single files: what a file is (`Facts`), how one network is written (`Layout`), what a file holds (`Family`)."""
+"""The nouns of single files: `Facts`, what a file is; `Layout`, how a network is written; `Family`, what files hold."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from .header import Header
 from .rules import Rules
 
 Config = dict[str, Any]
+
+
+def nothing(config: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return an empty table."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -71,16 +76,20 @@ class Layout:
     Attributes:
         name: for reports, such as "UNet of latent diffusion".
         model: the class that takes the weights: a public name of this library, or "transformers.NAME".
+        marks: patterns of names without prefix; a file holds the network when one of them is there.
         rules: from the configuration of the class (a mapping) to the rules, authors' names -> the class's names.
         infer: from the header of the network alone (prefix removed) to the configuration options that shapes tell.
         ignored: regular expression of names without prefix -> why they are not needed; anything else is an error.
+        unused: the same for names that a network with the given options does not need.
     """
 
     name: str
     model: str
+    marks: tuple[str, ...]
     rules: Callable[[Mapping[str, Any]], Rules]
     infer: Callable[[Header], Config]
     ignored: Mapping[str, str] = field(default_factory=dict)
+    unused: Callable[[Mapping[str, Any]], Mapping[str, str]] = nothing
 
 
 @dataclass(frozen=True)
@@ -88,14 +97,21 @@ class Place:
     """Where a file keeps one component.
 
     Attributes:
-        component: name of the pipeline's component, such as "unet"; "" for a file of a single network.
-        prefix: what its names begin with.
+        component: name of the pipeline's component, such as "unet"; for a single network what it usually is called.
+        prefix: what its names begin with when it is written.
         layout: how it is written.
+        also: other prefixes that are read.
     """
 
     component: str
     prefix: str
     layout: Layout
+    also: tuple[str, ...] = ()
+
+    def prefix_in(self, header: Header) -> str | None:
+        """Return the prefix under which a file holds this network, or None."""
+        marks = self.layout.marks
+        return next((p for p in (self.prefix, *self.also) if any(header.has(p + mark) for mark in marks)), None)
 
 
 @dataclass(frozen=True)

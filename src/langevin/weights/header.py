@@ -21,14 +21,12 @@ class Header:
     Attributes:
         shapes: name -> shape.
         dtypes: name -> type; may be empty where only shapes are known.
-        metadata: strings stored in the file.
-        numbers: name -> value of stored plain numbers, such as `global_step` of a .ckpt file.
+        metadata: strings stored in the file; of a .ckpt file also plain numbers, such as `global_step`.
     """
 
     shapes: Mapping[str, Shape]
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
-    numbers: Mapping[str, float] = field(default_factory=dict)
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
@@ -56,7 +54,7 @@ class Header:
         cut = len(prefix)
         shapes = {name[cut:]: shape for name, shape in self.shapes.items() if name.startswith(prefix)}
         dtypes = {name[cut:]: dtype for name, dtype in self.dtypes.items() if name.startswith(prefix)}
-        return Header(shapes, dtypes, self.metadata, self.numbers)
+        return Header(shapes, dtypes, self.metadata)
 
     def numbers_at(self, pattern: str) -> list[int]:
         """Return, sorted, the numbers that the only hole of a leading pattern has among the names."""

@@ -2,7 +2,7 @@
 
 To add one, write `layouts/NAME.py` with a constant `FAMILIES`, a tuple of `weights.family.Family`, and put NAME into
 `MODULES` below. A family says how its files are recognised, and at which prefix which `Layout` lies; a file that holds
-a single network is a family with one `Place("", prefix, layout)`. A layout is rules and an inference:
+a single network is a family with one `Place`. A layout is rules and an inference:
 
     def rules(config):                                  # config: the options of the class that takes the weights
         return Rules([
@@ -17,10 +17,11 @@ a single network is a family with one `Place("", prefix, layout)`. A layout is r
 The same rules read and write: `weights.checkpoint.Converted` reads a network through them without holding it twice,
 `weights.checkpoint.reverted` turns a state dict back. Operations are in `weights.ops`. Where an old spelling also
 occurs, mark its rule `old=True`: it is read and never written. `weights.detect.detect` asks every family, in the
-order of `MODULES`, and takes the first that knows the file.
+order of `MODULES`, and takes the first that knows the file. Several families may share a layout, and layouts of one
+network may share rules: those of the UNet of latent diffusion and of CLIP are in `ldm` and `clip`.
 """
 
 from __future__ import annotations
 
-MODULES: tuple[str, ...] = ("stable_diffusion",)
+MODULES: tuple[str, ...] = ("controls", "video", "tiny", "stable_diffusion")
 """Modules of this package, asked in this order; more special ones come first."""

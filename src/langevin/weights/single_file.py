@@ -1,0 +1,557 @@
+"""A file in its authors' own layout: opened, its networks built one by one, and networks written back into one."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError, InputError, WeightsError, check_choice
+from ..core.files import atomic_file, missing, read_json, resolve_folder, safe_join
+from ..core.imports import require
+from ..core.logging import get_logger
+from ..core.report import LoadReport, some
+from ..core.weights_io import write_safetensors
+from ..models import loading
+from ..models.hollow import Hollow
+from ..registry import ROWS
+from .bundled import preset, scheduler_options
+from .checkpoint import Converted, MemoryFile, Reverted, open_weights, read_header
+from .detect import families, recognise
+from .family import Config, Facts, Family, Place
+from .header import matching
+from .layouts.clip import spelling
+from .original_config import options_of, read_original
+
+logger = get_logger(__name__)
+CONFIGS = "langevin.configs"
+"""Key of the metadata under which files written here keep the configurations of their networks."""
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+EMA, EMA_OF = "model_ema.", "model."
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the caller says about a file, which wins over what the file tells.
+
+    Attributes:
+        config: a local folder with the configurations of the components, or of the single network.
+        original: contents of the authors' configuration.
+        prediction_type, image_size: in place of what is concluded from the file.
+        extract_ema: take the moving averages of the UNet's weights.
+        strict: with False, weights that are missing are initialised afresh and foreign ones left out, with a warning.
+    """
+
+    config: Path | None = None
+    original: Mapping[str, Any] | None = None
+    prediction_type: str | None = None
+    image_size: int | None = None
+    extract_ema: bool = False
+    strict: bool = True
+
+    def __post_init__(self) -> None:
+        if self.prediction_type is not None:
+            check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
+
+
+class SingleFile:
+    """An opened file in its authors' layout; a context manager. Networks are built when they are asked for.
+
+    Attributes:
+        what: the file, for messages.
+        header: names, shapes, types and metadata.
+        family, facts: what the file is, see `weights.detect`.
+        places: component -> prefix in this file and how it is written.
+        report: what was applied and ignored so far.
+    Raises:
+        WeightsError: when the file is damaged or of no known layout.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike | Mapping[str, Tensor], wishes: Wishes | None = None, *, use_map: bool = True
+    ) -> None:
+        self.wishes, self.use_map = wishes or Wishes(), use_map
+        self.what = "the given state dict" if isinstance(path, Mapping) else os.fspath(path)
+        self._stack = ExitStack()
+        opened = MemoryFile(path) if isinstance(path, Mapping) else open_weights(path)
+        self.source = self._stack.enter_context(opened)
+        try:
+            self.header = read_header(self.source)
+            self.family, facts = recognise(self.header, self.what)
+            self.facts = self._corrected(facts)
+        except BaseException:
+            self._stack.close()
+            raise
+        found = {place.component: (place.prefix_in(self.header), place) for place in self.family.places}
+        self.places = {name: (prefix, place) for name, (prefix, place) in found.items() if prefix is not None}
+        self.report = LoadReport()
+        for doubt in self.facts.doubts:
+            logger.warning("%s: %s", self.what, doubt)
+
+    def __enter__(self) -> SingleFile:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._stack.close()
+
+    def _corrected(self, facts: Facts) -> Facts:
+        """Return the facts with the caller's wishes in place."""
+        wishes, stated = self.wishes, self._original.get("facts", {})
+        kind = wishes.prediction_type or stated.get("prediction_type")
+        size = wishes.image_size or (8 * stated["latent_size"] if "latent_size" in stated else None)
+        if kind is not None:
+            facts = replace(facts, doubts=tuple(d for d in facts.doubts if "prediction_type" not in d))
+            facts = facts.because(f"The caller says that it predicts {kind}.", prediction_type=kind)
+            if facts.preset == "sd2-v" and kind == "epsilon":
+                facts = replace(facts, preset="sd2", image_size=512)
+        return facts if size is None else facts.because(f"The caller says {size} pixels.", image_size=size)
+
+    # Configurations --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _original(self) -> dict[str, Config]:
+        return options_of(self.wishes.original) if self.wishes.original is not None else {}
+
+    @cached_property
+    def _preset(self) -> dict[str, Any]:
+        return preset(self.facts.preset) if self.facts.preset else {}
+
+    @cached_property
+    def _stored(self) -> dict[str, Config]:
+        """The configurations that a file written by this library keeps in its metadata."""
+        text = self.header.metadata.get(CONFIGS)
+        try:
+            found = json.loads(text) if text else {}
+        except json.JSONDecodeError as error:
+            raise WeightsError(f"{self.what} has damaged metadata ({CONFIGS}: {error})") from error
+        return found if isinstance(found, dict) else {}
+
+    def given_config(self, component: str, name: str = "config.json") -> Config | None:
+        """Return a component's configuration from the caller's folder, or None when that has none."""
+        folder = self.wishes.config
+        if folder is None:
+            return None
+        places = [folder / component / name, *([folder / name] if name == "config.json" else [])]
+        return next((read_json(path) for path in places if path.is_file()), None)
+
+    def config(self, component: str) -> Config:
+        """Return the configuration of a network: the caller's, else what the file keeps, shapes and presets tell."""
+        given = self.given_config(component)
+        if given is not None:
+            return given
+        if component in self._stored:
+            return dict(self._stored[component])
+        prefix, place = self.places[component]
+        shown = place.layout.infer(self.header.under(prefix))
+        known = {
+            **self._sizes(component, shown),
+            **self._preset.get(component, {}),
+            **self._original.get(component, {}),
+        }
+        config = {**shown, **known, **wishes}
+        self._check_groups(place.layout.model, config)
+        return config
+
+    def _sizes(self, component: str) -> Config:
+        """Return the side of the pictures or latents that a network was trained on."""
+        size = self.facts.image_size or 512
+        return {"vae": {"sample_size": size}, "unet": {"sample_size": size // self.factor}}.get(component, {})
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent and side, 8 where the file holds no autoencoder."""
+        prefix = self.places["vae"][0] if "vae" in self.places else ""
+        stages = self.header.count(f"{prefix}encoder.down.{{}}")
+        return 2 ** (stages - 1) if stages else 8
+
+    def _check_groups(self, model: str, config: Config) -> None:
+        widths = config.get("block_out_channels", ())
+        odd = [width for width in widths if width % config.get("norm_num_groups", 32)]
+        if odd:
+            raise ConfigError(
+                f"{self.what} holds a {model} with layers {odd[0]} channels wide, which 32 groups of a norm do not "
+                f"divide, so its configuration cannot be told from shapes; pass `config`, a folder with config.json"
+            )
+
+    def scheduler_config(self, name: str = "scheduler") -> Config | None:
+        """Return the configuration of a scheduler, its class as `_class_name`, or None when nothing is known of it."""
+        config = self.given_config(name, "scheduler_config.json")
+        if config is None:
+            known = self._preset.get(name)
+            if known is None:
+                return None
+            config = scheduler_options(known)
+            if name != "scheduler":
+                return config
+            config |= {**self._original.get("scheduler", {}), "prediction_type": self.facts.prediction_type}
+            if self.facts.zero_snr:
+                config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        elif name == "scheduler" and self.wishes.prediction_type is not None:
+            config |= {"prediction_type": self.wishes.prediction_type}
+        return config
+
+    def options(self, name: str) -> Config:
+        """Return what is known of a part that has no weights, such as "tokenizer" or the pipeline's "options"."""
+        return dict(self._preset.get(name, {}))
+
+    # Networks --------------------------------------------------------------------------------------------------------
+
+    def names_of(self, component: str) -> list[str]:
+        """Return the names in the file that belong to a component."""
+        prefix, _ = self.places[component]
+        names = [name for name in self.header.shapes if name.startswith(prefix)]
+        others = [p for other, (p, _) in self.places.items() if other != component and len(p) > len(prefix)]
+        junk = matching(names, self.family.ignored)
+        return [name for name in names if name not in junk and not name.startswith(tuple(others))]
+
+    def build(
+        self,
+        component: str,
+        *,
+        dtype: torch.dtype | None = torch.float32,
+        device: torch.device | None = None,
+        model: type[nn.Module] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        check_finite: bool = True,
+        **checks: Any,
+    ) -> nn.Module:
+        """Build a network of the file in evaluation mode; no more is in memory than the result and one tensor.
+
+        Args:
+            dtype: type of floating-point weights, None for the file's own.
+            model: a subclass to build in place of the layout's class.
+            overrides: options of its configuration to change.
+            checks: `ignore_mismatched_sizes`.
+        Raises:
+            WeightsError: when weights are missing, foreign or of another shape.
+        """
+        prefix, place = self.places[component]
+        config = self.config(component)
+        make = builder(model or model_class(place.layout.model), config, overrides or {})
+        with Hollow():
+            network = make()
+        revive(network)
+        names = self.names_of(component)
+        unneeded = {**place.layout.ignored, **place.layout.unused(described(network))}
+        without = matching((name.removeprefix(prefix) for name in names), unneeded)
+        self.report.ignored |= {prefix + name: reason for name, reason in without.items()}
+        wanted = [name for name in names if name.removeprefix(prefix) not in without]
+        converted = Converted(
+            self.source,
+            place.layout.rules(described(network)),
+            names=wanted,
+            prefix=prefix,
+            spell=spelling(network.state_dict()),
+            stored=self._averages(prefix, wanted) if component == "unet" and self.wishes.extract_ema else None,
+            use_map=self.use_map,
+        )
+        report = loading.fill(
+            network,
+            converted,
+            what=f"{place.layout.model.rpartition('.')[2]} from {self.what}",
+            rebuild=make,
+            dtype=dtype,
+            device=device,
+            strict=self.wishes.strict,
+            check_finite=check_finite,
+            **checks,
+        )
+        self.report.applied += [name for name in wanted if name not in report.unexpected_keys]
+        self.report.renamed |= report.renamed
+        self.report.missing_keys += report.missing_keys
+        self.report.unexpected_keys += report.unexpected_keys
+        return network.eval()
+
+    def _averages(self, prefix: str, names: Iterable[str]) -> dict[str, str]:
+        """Return name of a weight -> name of its moving average, which the authors write without dots.
+
+        Raises:
+            WeightsError: when the file holds none.
+        """
+        table = {name: EMA + name.removeprefix(EMA_OF).replace(".", "") for name in names}
+        absent = [name for name, average in table.items() if average not in self.header]
+        if absent:
+            held = "none" if len(absent) == len(table) else f"none of {some(absent)}"
+            raise WeightsError(f"extract_ema=True, and {self.what} holds {held} of the UNet's moving averages")
+        return table
+
+    def check_rest(self, used: Iterable[str]) -> None:
+        """Take note of every name that no component in `used` has, and refuse those that nothing explains.
+
+        Raises:
+            WeightsError: for unknown names, unless `strict=False`, which warns.
+        """
+        used = set(used)
+        for component in set(self.places) - used:
+            self.report.ignored |= dict.fromkeys(self.names_of(component), f"the {component}, which was not asked for")
+        here = {name for component in used for name in self.names_of(component)}
+        rest = [name for name in self.header.shapes if name not in here and name not in self.report.ignored]
+        known = matching(rest, self.family.ignored)
+        self.report.ignored |= known
+        foreign = [name for name in rest if name not in known]
+        if not foreign:
+            return
+        text = f"{self.what} holds {len(foreign)} weights that {self.family.name} has no place for: {some(foreign)}"
+        if self.wishes.strict:
+            raise WeightsError(f"{text}. If that is wanted: strict=False leaves them out")
+        logger.warning("%s; left out", text)
+        self.report.unexpected_keys += foreign
+
+
+def model_class(name: str) -> type[nn.Module]:
+    """Return the class that a layout names: "transformers.NAME", or a public network of this library.
+
+    Raises:
+        ConfigError: when there is none.
+    """
+    library, _, short = name.rpartition(".")
+    if library:
+        return getattr(require(library, why=f"A {short}"), short)
+    row = next((row for row in ROWS if row.name == short), None)
+    if row is None:
+        raise ConfigError(f"the file holds a {short}, which this library does not have; pass the component yourself")
+    return getattr(importlib.import_module(f"{__name__.partition('.')[0]}.{row.module}"), short)
+
+
+def builder(model: Any, config: Config, overrides: Mapping[str, Any]) -> Callable[[], nn.Module]:
+    """Return a function that builds a network of this library or of transformers from its configuration."""
+    if hasattr(model, "load_config"):
+        return lambda: model.from_config(config, **overrides)
+    options = {key: value for key, value in config.items() if key not in ("architectures", "model_type")}
+    return lambda: model(model.config_class(**{**options, **overrides}))
+
+
+def revive(network: nn.Module) -> None:
+    """Give the tables of counted positions that checkpoints do not hold their values, in a network built without."""
+    for module in network.modules():
+        for name in module._non_persistent_buffers_set:
+            table = module._buffers.get(name)
+            if table is not None and table.is_meta and name == "position_ids":
+                module._buffers[name] = torch.arange(table.shape[-1], device="cpu").expand(table.shape).clone()
+
+
+LINK = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/([^?#]+)")
+
+
+def locate(link_or_path: str | os.PathLike, **hub: Any) -> Path:
+    """Return the local path of a weight file: a local one, or one of the hub by its address, fetched when needed.
+
+    Args:
+        link_or_path: a path, or https://huggingface.co/OWNER/NAME/blob/REVISION/FILE (or /resolve/).
+        hub: options of `core.hub.fetch_file`.
+    Raises:
+        InputError: when the file does not exist, or for an address of another kind.
+    """
+    text = os.fspath(link_or_path)
+    match = LINK.match(text)
+    if match:
+        from ..core.hub import fetch_file
+
+        repo, revision, name = match.groups()
+        return fetch_file(repo, name, **{"revision": revision, **hub})
+    if re.match(r"\w+://", text):
+        raise InputError(
+            f"{text!r} is no address of a weight file on the hub, such as "
+            f"https://huggingface.co/OWNER/NAME/blob/main/FILE.safetensors; download it and pass its path"
+        )
+    path = Path(text).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; from_pretrained loads folders, from_single_file a single file")
+    raise missing(path)
+
+
+CONFIG_FILES = ("*.json", "*/*.json", "*/*.txt")
+
+
+def wishes_of(
+    *,
+    config: str | os.PathLike | None,
+    original_config: Any,
+    hub: Mapping[str, Any],
+    subfolder: str | None = None,
+    **wishes: Any,
+) -> Wishes:
+    """Return what a caller says about a file, with the folder of `config` at hand and `original_config` read."""
+    folder = None if config is None else resolve_folder(config, allow_patterns=CONFIG_FILES, **hub)
+    if folder is not None and subfolder:
+        folder = safe_join(folder, subfolder)
+    original = None if original_config is None else read_original(original_config)
+    return Wishes(folder, original, **wishes)
+
+
+def load_model(
+    model: type[nn.Module],
+    source: str | os.PathLike | Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    hub: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    use_map: bool = True,
+    check_finite: bool = True,
+    ignore_mismatched_sizes: bool = False,
+    **wishes: Any,
+) -> Any:
+    """Return one network of a single file; see `FromOriginalModelMixin.from_single_file`."""
+    path = source if isinstance(source, Mapping) else locate(source, **hub)
+    with SingleFile(path, wishes_of(hub=hub, **wishes), use_map=use_map) as file:
+        return file.build(
+            find_component(file, model),
+            dtype=dtype,
+            device=device,
+            model=model,
+            overrides=overrides,
+            check_finite=check_finite,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+        )
+
+
+def find_component(file: SingleFile, model: type[nn.Module]) -> str:
+    """Return the component of a file that is of a class.
+
+    Raises:
+        WeightsError: when the file holds none, naming what it holds.
+    """
+    names = {base.__name__ for base in model.__mro__}
+    for component, (_, place) in file.places.items():
+        if place.layout.model.rpartition(".")[2] in names:
+            return component
+    held = ", ".join(f"{place.layout.model.rpartition('.')[2]} ({name})" for name, (_, place) in file.places.items())
+    raise WeightsError(f"{file.what} holds no {model.__name__}; it holds: {held or 'nothing that is known here'}")
+
+
+# -- writing --------------------------------------------------------------------------------------------------------
+
+ARCHITECTURES = {
+    "stable_diffusion": "stable-diffusion-v1",
+    "stable_diffusion_2": "stable-diffusion-v2",
+    "stable_diffusion_xl": "stable-diffusion-xl-v1-base",
+    "stable_diffusion_xl_refiner": "stable-diffusion-xl-v1-refiner",
+}
+"""Family -> its name in the metadata that other programs read (Stability's modelspec)."""
+SUFFIXES = (".safetensors", ".ckpt")
+
+
+def save(
+    components: Any,
+    path: str | os.PathLike,
+    *,
+    layout: str | None = None,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Write networks into one file in their authors' layout, and return the names of the components in it.
+
+    Args:
+        components: a pipeline, or component -> network; parts without weights are passed over.
+        path: a .safetensors file, which also keeps the configurations, or a .ckpt file.
+        layout: name of the family, told from the networks when None.
+        dtype: type of floating-point weights, None to keep theirs.
+        metadata: further strings for a .safetensors file.
+    Raises:
+        InputError: for another suffix, or an unknown layout.
+        WeightsError: when a network does not fit the layout.
+    """
+    path = Path(path)
+    check_choice("The suffix of a single file", path.suffix, SUFFIXES)
+    given = dict(components if isinstance(components, Mapping) else components.components)
+    networks = {name: part for name, part in given.items() if isinstance(part, nn.Module)}
+    family = family_named(layout) if layout is not None else family_of(networks)
+    places = {place.component: place for place in family.places if place.component in networks}
+    if not places:
+        held = ", ".join(place.component for place in family.places)
+        raise WeightsError(f"the layout {family.name} holds {held}, and none of them was given")
+    left_out = sorted(set(networks) - set(places))
+    if left_out:
+        logger.warning("The layout %s has no place for %s; it is not written.", family.name, some(left_out))
+    written: list[Any] = [reverted(networks[name], place, dtype=dtype) for name, place in places.items()]
+    tensors = ChainMap(*written, _marks(family, given.get("scheduler")))
+    configs = {name: described(networks[name]) for name in places}
+    words = {"format": "pt", CONFIGS: json.dumps(configs, sort_keys=True), **_modelspec(family, given, configs)}
+    with atomic_file(path) as partial:
+        if path.suffix == ".ckpt":
+            torch.save({"state_dict": {name: value.detach().cpu().clone() for name, value in tensors.items()}}, partial)
+        else:
+            write_safetensors(partial, tensors, {**words, **(metadata or {})})
+    return list(places)
+
+
+def reverted(network: nn.Module, place: Place, *, dtype: torch.dtype | None = None) -> Reverted:
+    """Return a network's tensors under the names that its authors give them, made one by one when asked for."""
+    rules = place.layout.rules(described(network))
+    state = network.state_dict()
+    known = rules.inverse
+    spelt = {name if known.find(name) else f"text_model.{name}": value for name, value in state.items()}
+    return Reverted(spelt, rules, prefix=place.prefix, dtype=dtype)
+
+
+def described(network: nn.Module) -> Config:
+    """Return the configuration of a network of this library or of transformers as plain values."""
+    config: Any = network.config
+    if isinstance(config, Mapping):
+        return {key: value for key, value in config.items() if not key.startswith("_")}
+    dull = ("transformers_version", "architectures", "model_type", "dtype", "torch_dtype", "_name_or_path")
+    return {key: value for key, value in config.to_diff_dict().items() if key not in dull}
+
+
+def family_named(name: str) -> Family:
+    """Return the family called `name`.
+
+    Raises:
+        InputError: naming the nearest one.
+    """
+    known = {family.name: family for family in families()}
+    check_choice("layout", name, known)
+    return known[name]
+
+
+def family_of(networks: Mapping[str, nn.Module]) -> Family:
+    """Return the family whose layout networks are written in.
+
+    Raises:
+        WeightsError: when there is none for them.
+    """
+    unet, vae = networks.get("unet"), networks.get("vae")
+    if unet is None and type(vae).__name__ == "AutoencoderKL":
+        return family_named("autoencoder_kl")
+    if type(unet).__name__ != "UNet2DConditionModel":
+        held = ", ".join(f"{name} ({type(part).__name__})" for name, part in networks.items())
+        raise WeightsError(f"no layout is known for {held or 'nothing'}; pass `layout`")
+    config, encoder = described(unet), networks.get("text_encoder")
+    if config.get("addition_embed_type") == "text_time":
+        refines = encoder is None and ("text_encoder_2" in networks or config["cross_attention_dim"] == 1280)
+        return family_named("stable_diffusion_xl_refiner" if refines else "stable_diffusion_xl")
+    second = config.get("use_linear_projection") if encoder is None else encoder.config.hidden_act == "gelu"
+    return family_named("stable_diffusion_2" if second else "stable_diffusion")
+
+
+def _marks(family: Family, scheduler: Any) -> dict[str, Tensor]:
+    """Return the empty tensors by which SDXL files say that they predict v, and that their noise reaches zero SNR."""
+    config = getattr(scheduler, "config", {})
+    if family.name != "stable_diffusion_xl" or config.get("prediction_type") != "v_prediction":
+        return {}
+    return {"v_pred": torch.zeros(0), **({"ztsnr": torch.zeros(0)} if config.get("rescale_betas_zero_snr") else {})}
+
+
+def _modelspec(family: Family, given: Mapping[str, Any], configs: Mapping[str, Config]) -> dict[str, str]:
+    """Return the metadata by which other programs tell what a file is."""
+    found = {"architecture": ARCHITECTURES.get(family.name)}
+    kind = getattr(given.get("scheduler"), "config", {}).get("prediction_type")
+    found["prediction_type"] = {"v_prediction": "v", "epsilon": "epsilon"}.get(kind)
+    side, stages = configs.get("unet", {}).get("sample_size"), len(configs.get("vae", {}).get("block_out_channels", ()))
+    if isinstance(side, int) and stages:
+        found["resolution"] = "x".join([str(side * 2 ** (stages - 1))] * 2)
+    return {f"modelspec.{name}": value for name, value in found.items() if value is not None}
