@@ -22,10 +22,10 @@ import torch
 
 from langevin import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from langevin.core.errors import LangevinError, WeightsError
-from langevin.core.pickles import PickleFile, open_weights, read_objects, read_pickle
+from langevin.core.pickles import PickleFile, open_plain, read_objects, read_pickle
 from langevin.core.weights_io import SafetensorsFile, WeightFiles
 
-READERS = {"PickleFile": PickleFile, "read_pickle": read_pickle, "read_objects": read_objects, "open": open_weights}
+READERS = {"PickleFile": PickleFile, "read_pickle": read_pickle, "read_objects": read_objects, "open": open_plain}
 
 
 @pytest.fixture(autouse=True)

@@ -318,7 +318,7 @@ def read_objects(path: str | os.PathLike) -> Any:
         return file.objects()
 
 
-def open_weights(path: str | os.PathLike) -> TensorFile:
+def open_plain(path: str | os.PathLike) -> TensorFile:
     """Open a dictionary of weights: safetensors by the file's name, or else what torch.save wrote.
 
     Raises WeightsError saying what the file is when it is none, is cut short, holds code, or holds other objects.
@@ -337,7 +337,7 @@ def open_weights(path: str | os.PathLike) -> TensorFile:
 def read_pickle(path: str | os.PathLike) -> dict[str, Tensor]:
     """Read a dictionary of tensors that `torch.save` wrote, running no code from the file.
 
-    The tensors are memory-mapped where the file allows it. Raises WeightsError as open_weights does.
+    The tensors are memory-mapped where the file allows it. Raises WeightsError as open_plain does.
     """
     with PickleFile(path) as file:
         file.check_plain()

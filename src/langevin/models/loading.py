@@ -18,7 +18,7 @@ from ..core.errors import ConfigError, InputError, WeightsError, did_you_mean
 from ..core.files import atomic_folder, is_local, resolve_folder, safe_join
 from ..core.hub import fetch_chosen
 from ..core.logging import get_logger
-from ..core.pickles import open_weights
+from ..core.pickles import open_plain
 from ..core.report import LoadReport, some
 from ..core.variants import KINDS, PICKLE, SAFETENSORS, advice, is_part, members, pick, weights_in
 from ..core.weights_io import (
@@ -160,7 +160,7 @@ class Checkpoint:
     def _open(
         self, file: Path, files: WeightFiles, known: Mapping[str, Tensor], renames: Sequence[tuple[str, str]]
     ) -> None:
-        source = self._stack.enter_context(open_weights(file))
+        source = self._stack.enter_context(open_plain(file))
         shapes = {name: entry.shape for name, entry in source.entries.items()}
         for stored in files.owned(file, shapes):
             name = present_name(stored, known, renames)
