@@ -18,6 +18,7 @@ from ..families.conditioning import Conditions, branches
 from ..families.latents import LatentSpace
 from ..prompts import Encoding
 from . import tasks
+from .authoring import PictureLoopMixin, PromptLoopMixin
 from .callbacks import Callback, MultiPipelineCallbacks, PipelineCallback
 from .glossary import documented
 from .image_processor import VaeImageProcessor
@@ -32,7 +33,7 @@ CORRECTED = {"steps_offset": 1, "clip_sample": False}
 """Scheduler options that every Stable Diffusion checkpoint was released with and some old folders lack."""
 
 
-class StableDiffusionFamily(LatentPipeline):
+class StableDiffusionFamily(PromptLoopMixin, LatentPipeline):
     """What the Stable Diffusion pipelines of all tasks share: components, prompts, decoding, safety.
 
     Attributes:
@@ -100,19 +101,18 @@ class StableDiffusionFamily(LatentPipeline):
             "negative_prompt_embeds": negative_prompt_embeds,
         }
         check_prompts(prompt, **texts)
-        if lora_scale is not None:
-            logger.warning("lora_scale=%s has no effect: no adapter of the text encoder is loaded.", lora_scale)
-        positive, negative = sd.encode(
-            self.text_encoder,
-            self.tokenizer,
-            prompt,
-            **texts,
-            device=device or self._execution_device,
-            guided=do_classifier_free_guidance,
-            clip_skip=clip_skip,
-            prompt_syntax=prompt_syntax,
-            long_prompt=long_prompt,
-        )
+        with self._adapters_scaled(lora_scale, ["text_encoder"]):
+            positive, negative = sd.encode(
+                self.text_encoder,
+                self.tokenizer,
+                prompt,
+                **texts,
+                device=device or self._execution_device,
+                guided=do_classifier_free_guidance,
+                clip_skip=clip_skip,
+                prompt_syntax=prompt_syntax,
+                long_prompt=long_prompt,
+            )
         kinds: dict[str, Any] = {"dtype": sd.type_of(self.text_encoder, positive)}
         kinds["device"] = device or self._execution_device
 
@@ -223,7 +223,7 @@ class StableDiffusionPipeline(StableDiffusionFamily):
         return tasks.text_to_image(self, begin(self, locals()))
 
 
-class StableDiffusionImg2ImgPipeline(StableDiffusionFamily):
+class StableDiffusionImg2ImgPipeline(PictureLoopMixin, StableDiffusionFamily):
     """Pictures from a prompt and a picture to start from.
 
     Draw order: the latents of the picture, one draw per picture given or, with a list of generators or `seed`, per

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..core.images import ImageInput
-from ..core.logging import get_logger
 from ..core.rng import Generators
 from ..families import sd, sdxl
 from ..families.conditioning import Conditions, branches
@@ -24,7 +23,6 @@ from .outputs import StableDiffusionXLPipelineOutput
 from .runs import RunField
 from .watermark import Watermark, watermark
 
-logger = get_logger(__name__)
 Pair = tuple[int, int]
 OPTIONS = ("force_zeros_for_empty_prompt", "requires_aesthetics_score", "is_cosxl_edit")
 """What the classes are built with beside components, and what is saved."""
@@ -99,11 +97,11 @@ class StableDiffusionXLFamily(LatentPipeline):
         """
         given = {name: value for name, value in locals().items() if name in (*TEXTS, *MORE_TEXTS)}
         check_second_prompts(given, check_prompts(**{name: given[name] for name in TEXTS}))
-        if lora_scale is not None:
-            logger.warning("lora_scale=%s has no effect: no adapter of the text encoders is loaded.", lora_scale)
         device = device or self._execution_device
         zeros = self.config["force_zeros_for_empty_prompt"]
-        found = sdxl.encode(self._encoders, **given, device=device, guided=do_classifier_free_guidance, zeros=zeros)
+        guided = do_classifier_free_guidance
+        with self._adapters_scaled(lora_scale, ["text_encoder", "text_encoder_2"]):
+            found = sdxl.encode(self._encoders, **given, device=device, guided=guided, zeros=zeros)
         kinds: dict[str, Any] = {"device": device, "dtype": self._text_dtype(found[0])}
         conditions = [encoding and encoding.only() for encoding in found]
         rows = [

@@ -46,9 +46,10 @@ def started(pipe: Any, call: Call, space: LatentSpace) -> Iterator[Start]:
     """Open the run of a call: its plan, its controls, and then its prompts, encoded."""
     plan = part_of(plan_of(call), call)
     call = call.planned(plan)
-    with running(call) as run:
+    scale = (call.get("cross_attention_kwargs") or {}).get("scale")
+    with running(call) as run, pipe._adapters_scaled(scale):
         attach = pipe._attachments(call, space, plan)
-        conditions = pipe._conditions(call, space)
+        conditions = pipe._with_pictures(call, pipe._conditions(call, space))
         place = {"device": call.device, "dtype": conditions["positive"].at(0).text.dtype}
         yield Start(run, call, plan, attach, conditions, place)
 

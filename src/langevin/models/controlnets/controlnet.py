@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...core.config import register_to_config
 from ...core.errors import ConfigError, InputError, did_you_mean
 from ...core.outputs import BaseOutput
+from ..adapting import takes_adapter_scale
 from ..base import ModelMixin
 from ..unets.conditioning import USUAL
 from ..unets.encoder import EncoderMixin
@@ -183,6 +184,7 @@ class ControlNetModel(EncoderMixin, ModelMixin):
             controlnet.load_state_dict(shared, strict=False)
         return controlnet
 
+    @takes_adapter_scale
     def forward(
         self,
         sample: Tensor,

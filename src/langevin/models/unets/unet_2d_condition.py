@@ -11,6 +11,7 @@ from ...core.config import register_to_config
 from ...core.errors import ConfigError, InputError
 from ...core.outputs import BaseOutput
 from ...nn.activation import activation
+from ..adapting import takes_adapter_scale
 from ..base import ModelMixin
 from .blocks import Conditions, UpBlock
 from .encoder import EncoderMixin
@@ -117,6 +118,7 @@ class UNet2DConditionModel(EncoderMixin, ModelMixin):
         if config.attention_type != "default":
             raise ConfigError(f"attention_type is {config.attention_type!r}; only 'default' is supported")
 
+    @takes_adapter_scale
     def forward(
         self,
         sample: Tensor,
@@ -141,7 +143,8 @@ class UNet2DConditionModel(EncoderMixin, ModelMixin):
             class_labels: labels, noise levels or vectors, as `class_embed_type` says.
             timestep_cond: guidance embedding (B, time_cond_proj_dim).
             attention_mask: (B, positions), 1 = may be attended to.
-            cross_attention_kwargs: further keywords for the attention processors.
+            cross_attention_kwargs: further keywords for the attention processors; `scale` multiplies the weights of
+                the active adapters.
             added_cond_kwargs: `text_embeds`, `time_ids`, `image_embeds`, `hint`, as `addition_embed_type` says.
             down_block_additional_residuals: added to the kept feature maps, one each (ControlNet).
             mid_block_additional_residual: added to the middle's features (ControlNet).

@@ -401,7 +401,8 @@ def _configured(adapter: Adapter, metadata: dict[str, str]) -> dict[str, str]:
             config["target_modules"] = before["target_modules"]
         if "use_rslora" in before:
             config["use_rslora"] = False
-        values |= {f"{component}.{name}": value for name, value in config.items()}
+        start = f"{component}." if component else ""
+        values |= {f"{start}{name}": value for name, value in config.items()}
     return {**metadata, peft.METADATA: json.dumps(values, indent=2, sort_keys=True)}
 
 

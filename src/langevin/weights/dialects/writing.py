@@ -50,7 +50,12 @@ def _cannot(dialect: Dialect, thing: str) -> None:
 
 
 def _prefix(dialect: Dialect, component: str, components: tuple[str, ...]) -> str:
-    """Return what stands before a component's layers; beside a second text encoder the first is numbered too."""
+    """Return what stands before a component's layers; beside a second text encoder the first is numbered too.
+
+    A network that is no component ("") has no prefix.
+    """
+    if not component and not dialect.flat:
+        return ""
     if component not in dialect.prefixes:
         raise WeightsError(f"The dialect {dialect.name!r} has no prefix for {component!r}; write it as 'diffusers'.")
     choices = dialect.prefixes[component]

@@ -1,0 +1,173 @@
+"""Files of adapters: which file a name means, its tensors and metadata, and writing one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, InputError
+from ..core.files import atomic_file, is_local, missing, read_json, resolve_file, safe_join
+from ..core.hub import HUB_OPTIONS
+from ..core.report import some
+from ..core.weights_io import write_safetensors
+from ..weights.checkpoint import open_weights
+from ..weights.dialects.peft import METADATA
+
+SAFE, PICKLED = "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"
+KNOWN = (SAFE, PICKLED, "adapter_model.safetensors", "adapter_model.bin")
+"""Names that are looked for first, in this order."""
+ENDS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+PEFT_CONFIG = "adapter_config.json"
+
+
+@dataclass
+class Source:
+    """The tensors of an adapter before they are read.
+
+    Attributes:
+        state: name -> tensor.
+        metadata: the strings stored with them.
+        what: how the file is called in messages.
+    """
+
+    state: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+    what: str = "The state dict"
+
+
+def open_source(
+    where: str | os.PathLike | Mapping[str, Tensor],
+    *,
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    use_safetensors: bool | None = None,
+    names: Sequence[str] = KNOWN,
+    **hub: Any,
+) -> Source:
+    """Return the tensors of a file, of the only adapter in a folder or a repository, or of a state dict.
+
+    Args:
+        where: a file, a folder, a hub repository, or name -> tensor.
+        weight_name: the file in the folder or repository.
+        subfolder: folder inside it.
+        use_safetensors: True for .safetensors alone, False for pickled files alone.
+        names: file names that are taken before others when no `weight_name` is given.
+        hub: see `core.hub`; those at None are left out.
+
+    Raises:
+        InputError: no such file, or several that it could be.
+        WeightsError: a damaged file, or one that holds something else.
+    """
+    if isinstance(where, Mapping):
+        return Source(dict(where))
+    hub = {key: value for key, value in hub.items() if value is not None}
+    path = Path(where).expanduser()
+    if not path.is_file():
+        weight_name = weight_name or choose(where, subfolder=subfolder, safe=use_safetensors, names=names, **hub)
+        path = resolve_file(where, weight_name, subfolder=subfolder, **hub)
+    state, metadata = read_tensors(path)
+    config = path.parent / PEFT_CONFIG
+    if METADATA not in metadata and path.name in KNOWN[2:] and config.is_file():
+        metadata[METADATA] = json.dumps(read_json(config))
+    return Source(state, metadata, str(path))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a weight file; they are views of it where that is possible."""
+    with open_weights(path) as source:
+        state: dict[str, Tensor] = {}
+        for name, entry in source.entries.items():
+            view = source.view(name)
+            if view is None:
+                view = torch.empty(entry.shape, dtype=entry.dtype)
+                source.read({name: view})
+            state[name] = view
+        return state, dict(getattr(source, "metadata", {}) or {})
+
+
+def choose(
+    where: str | os.PathLike, *, subfolder: str | None, safe: bool | None, names: Sequence[str], **hub: Any
+) -> str:
+    """Return the name of the only file in a folder or a repository that can be an adapter.
+
+    Raises:
+        InputError: none, or several without one of the `names` among them; the message lists what is there.
+    """
+    files = listed(where, subfolder=subfolder, **hub)
+    ends = ENDS if safe is None else ENDS[:1] if safe else ENDS[1:]
+    candidates = [name for name in files if name.endswith(ends)]
+    known = next((name for name in names if name in candidates), None)
+    if known is not None:
+        return known
+    best = [name for name in candidates if name.endswith(ENDS[0])] or candidates
+    place = os.path.join(os.fspath(where), subfolder or "")
+    if not best:
+        raise InputError(f"{place} has no adapter file ({', '.join(ends)}); it holds: {some(files) or 'nothing'}.")
+    if len(best) > 1:
+        raise InputError(
+            f"{place} holds several files that could be the adapter; give weight_name=, one of: {some(best)}."
+        )
+    return best[0]
+
+
+def listed(where: str | os.PathLike, *, subfolder: str | None, **hub: Any) -> list[str]:
+    """Return the names of the files of a folder or a repository, without those deeper down."""
+    path = Path(where).expanduser()
+    if is_local(where):
+        folder = safe_join(path, subfolder) if subfolder else path
+        if not folder.is_dir():
+            raise missing(folder)
+        return sorted(file.name for file in folder.iterdir() if file.is_file())
+    from ..core.hub import list_files
+
+    if hub.get("local_files_only"):
+        raise InputError(f"{where!r} cannot be listed without the hub; give weight_name=, the file in the repository.")
+    found = list_files(os.fspath(where), **{k: hub[k] for k in ("revision", "token") if k in hub})
+    start = f"{subfolder}/" if subfolder else ""
+    names = [name.removeprefix(start) for name in found if name.startswith(start)]
+    return sorted(name for name in names if "/" not in name)
+
+
+def hub_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a call's keywords that go to the hub."""
+    return {name: given[name] for name in HUB_OPTIONS if given.get(name) is not None}
+
+
+def write_tensors(
+    folder: str | os.PathLike,
+    state: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    weight_name: str | None = None,
+    safe: bool = True,
+    save_function: Callable[[Mapping[str, Tensor], Any], None] | None = None,
+) -> Path:
+    """Write an adapter into a folder, whole or not at all, and return the path of the file.
+
+    Raises:
+        InputError: a file in the folder's place.
+        ConfigError: metadata that a pickled file cannot hold.
+    """
+    if Path(folder).is_file():
+        raise InputError(f"{folder} is a file; give the folder to save into, and the file's name as weight_name=.")
+    if not safe and METADATA in metadata:
+        raise ConfigError(
+            "A pickled file cannot hold the ranks and alphas of this dialect; save with safe_serialization=True, or in "
+            "the dialect 'kohya', which keeps them beside the tensors."
+        )
+    path = safe_join(folder, weight_name or (SAFE if safe else PICKLED))
+    with atomic_file(path) as partial:
+        if save_function is not None:
+            save_function(state, partial)
+        elif safe:
+            write_safetensors(partial, state, {"format": "pt", **metadata})
+        else:
+            torch.save({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, partial)
+    return path

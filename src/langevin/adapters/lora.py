@@ -1,0 +1,510 @@
+"""LoRA and its relatives on the networks of a pipeline: loaded, weighted, combined, fused, removed and saved.
+
+Everything here takes the networks by the name of their component, so that a pipeline and a single network share it.
+The mathematics is in `deltas`, what a network remembers in `stack`, the names in files in `weights.dialects`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from ..core.errors import ConfigError, InputError, check_choice, check_known
+from ..core.logging import get_logger
+from ..core.report import LoadReport, counted, some
+from ..weights.dialects import lora as dialects
+from ..weights.dialects.naming import Names
+from ..weights.dialects.parts import Adapter, Parts
+from .blocks import PLACE, weight_by_transformer
+from .files import Source, write_tensors
+from .layers import kind, weight_shape
+from .stack import CHILD, Stack, Weight, stack_of
+
+logger = get_logger(__name__)
+Models = Mapping[str, nn.Module]
+"""Component -> network."""
+Given = float | Mapping[str, Any] | None
+"""A weight as callers write it: a number, numbers by component and block, or None for 1."""
+
+
+@dataclass
+class Facts:
+    """What is remembered of a loaded file beside its tensors, to save it as it was.
+
+    Attributes:
+        metadata: the strings in the file.
+        dialect: how it was spelt.
+        dtypes: path -> the type of the tensors in the file.
+    """
+
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    dialect: str = "diffusers"
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+
+
+_facts: WeakKeyDictionary[nn.Module, dict[str, Facts]] = WeakKeyDictionary()
+_reserved: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_told: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Return a network without the wrapper that `torch.compile` puts around it."""
+    return getattr(model, "_orig_mod", model)
+
+
+def stack(model: nn.Module) -> Stack:
+    """Return the adapters of a network."""
+    found = stack_of(model)
+    assert found is not None
+    return found
+
+
+def names_of(model: nn.Module) -> Names:
+    """Return the layers of a network that adapters can change, under every name that files have for them."""
+    inside = ((path, module) for path, module in bare(model).named_modules() if path and CHILD not in path)
+    shapes = {path: weight_shape(module) for path, module in inside if kind(module) is not None}
+    shapes = {path: shape for path, shape in shapes.items() if shape}
+    return Names(shapes, partial(original_names, bare(model), shapes))
+
+
+def original_names(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
+    """Return the names that the layers of a conditional UNet have in its authors' layout -> path."""
+    from ..weights.layouts.ldm import unet_rules
+
+    config = getattr(model, "config", None)
+    if not isinstance(config, Mapping) or "up_block_types" not in config or "cross_attention_dim" not in config:
+        return {}
+    rules = unet_rules(config).inverse
+    moves = ((path, rules.find(path)) for path in paths)
+    return {move.targets[0]: path for path, move in moves if move is not None and len(move.targets) == 1}
+
+
+# Loading -------------------------------------------------------------------------------------------------------------
+
+
+def load(models: Models, source: Source, *, name: str | None = None, hotswap: bool = False) -> LoadReport:
+    """Attach an adapter to networks and make it the only active one.
+
+    Args:
+        source: its tensors; see `files.open_source`.
+        name: of the adapter, by default the first free "default_N".
+        hotswap: put it in the place of the adapter of that name, or of the only one there is.
+
+    Raises:
+        ConfigError: the name is taken, or with `hotswap` is that of no adapter.
+        WeightsError: tensors that find no layer or do not fit; nothing is attached then.
+    """
+    targets = {component: names_of(model) for component, model in models.items()}
+    reading = dialects.read(source.state, targets, metadata=source.metadata, what=source.what)
+    report = reading.report
+    if report.ignored:
+        reasons = some(sorted(set(report.ignored.values())), "; ")
+        number = counted(list(report.ignored), "tensor is", "tensors are")
+        logger.warning("%s: %s left out: %s.", source.what, number, reasons)
+    name = _name_for(models, name, hotswap=hotswap)
+    if hotswap:
+        _exchange(models, name, reading.adapter)
+    else:
+        _attach(models, name, reading.adapter)
+        activate(models, {name: None})
+    for component, layers in reading.adapter.items():
+        dtypes = {path: next(iter(parts.tensors.values())).dtype for path, parts in layers.items()}
+        facts = Facts(reading.metadata, reading.dialect, dtypes)
+        _facts.setdefault(bare(models[component]), {})[name] = facts
+    return report
+
+
+def _name_for(models: Models, name: str | None, *, hotswap: bool) -> str:
+    """Return the name of the adapter to load, or say why it cannot have it."""
+    present = all_names(models)
+    if hotswap:
+        if name is None and len(present) == 1:
+            return present[0]
+        if name not in present:
+            what = "no adapter is loaded" if not present else f"loaded are: {some(present)}"
+            raise ConfigError(
+                f"hotswap=True puts an adapter in the place of another; adapter_name is {name!r}, {what}."
+            )
+        return str(name)
+    if name is None:
+        return free_name(present)
+    if not isinstance(name, str) or not name:
+        raise InputError(f"adapter_name is {name!r}; it must be a text.")
+    if name in present:
+        raise ConfigError(
+            f"The adapter name {name!r} is in use; choose another, delete that adapter by `delete_adapters`, or "
+            "exchange it with hotswap=True."
+        )
+    return name
+
+
+def free_name(present: Iterable[str], stem: str = "default") -> str:
+    """Return the first of "default_0", "default_1" ... that no adapter has."""
+    taken = set(present)
+    return next(name for name in (f"{stem}_{k}" for k in range(len(taken) + 1)) if name not in taken)
+
+
+def _attach(models: Models, name: str, adapter: Adapter) -> None:
+    """Add an adapter to every network that it has layers for, or to none."""
+    done: list[str] = []
+    try:
+        for component, layers in adapter.items():
+            rank = _reserved.get(bare(models[component]))
+            stack(models[component]).add(name, layers, target_rank=rank)
+            done.append(component)
+    except BaseException:
+        for component in done:
+            stack(models[component]).remove(name)
+        raise
+
+
+def _exchange(models: Models, name: str, adapter: Adapter) -> None:
+    """Put an adapter in the place of the one of the same name in every network."""
+    for component, model in models.items():
+        own, layers = stack(model), adapter.get(component)
+        if name in own.names:
+            own.swap(name, layers) if layers else own.remove(name)
+        elif layers:
+            own.add(name, layers, target_rank=_reserved.get(bare(model)))
+
+
+def reserve(models: Models, rank: int, *, check_compiled: str = "error") -> None:
+    """Make room for adapters up to a rank in those that are loaded from now on, so that they can be exchanged.
+
+    Raises:
+        ConfigError: an adapter is loaded already and `check_compiled` is "error"; "warn" says so, "ignore" does not.
+    """
+    check_choice("check_compiled", check_compiled, ("error", "warn", "ignore"))
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise InputError(f"target_rank is {rank!r}; it must be a number of at least 1.")
+    present = all_names(models)
+    if present:
+        text = f"{some(present)} was loaded before room was made; call enable_lora_hotswap before the first adapter"
+        if check_compiled == "error":
+            raise ConfigError(f"{text}, or pass check_compiled='ignore'.")
+        if check_compiled == "warn":
+            logger.warning("%s.", text)
+    for model in models.values():
+        _reserved[bare(model)] = rank
+
+
+# What there is -------------------------------------------------------------------------------------------------------
+
+
+def stacks(models: Models) -> dict[str, Stack]:
+    """Return the adapters of the networks that have any, by component."""
+    found = {component: stack_of(model, create=False) for component, model in models.items()}
+    return {component: own for component, own in found.items() if own is not None and own.names}
+
+
+def all_names(models: Models) -> list[str]:
+    """Return the adapters of all networks, in the order in which they were loaded."""
+    return list(dict.fromkeys(name for own in stacks(models).values() for name in own.names))
+
+
+def active_names(models: Models) -> list[str]:
+    """Return the active adapters of all networks."""
+    return list(dict.fromkeys(name for own in stacks(models).values() for name in own.active))
+
+
+def fused_names(models: Models) -> list[str]:
+    """Return the adapters that are part of the weights."""
+    return list(dict.fromkeys(name for own in stacks(models).values() for name in own.fused))
+
+
+def checked(models: Models, names: str | Sequence[str]) -> list[str]:
+    """Return the names of adapters as a list, or say which of them are not loaded."""
+    names = [names] if isinstance(names, str) else list(names)
+    present = all_names(models)
+    if not present:
+        raise ConfigError(f"No adapter is loaded, and {some([repr(name) for name in names])} cannot be one.")
+    check_known("The adapters that are loaded: this network or pipeline", names, present)
+    return names
+
+
+# Weights -------------------------------------------------------------------------------------------------------------
+
+
+def set_adapters(models: Models, names: str | Sequence[str], weights: Given | Sequence[Given] = None) -> None:
+    """Make adapters the active ones, with weights.
+
+    Args:
+        names: one or several.
+        weights: one for all, or one for each: a number, or numbers by component and block (see `weight_in`); None is 1.
+
+    Raises:
+        ConfigError: no such adapter, component or block.
+        InputError: another number of weights, or what is no number.
+    """
+    names = checked(models, names)
+    several = isinstance(weights, Sequence) and not isinstance(weights, str)
+    row: list[Any] = list(weights) if several else [weights] * len(names)  # type: ignore[arg-type]
+    if len(row) != len(names):
+        raise InputError(f"There are {len(row)} weights for {len(names)} adapters; give one, or one for each.")
+    activate(models, dict(zip(names, row, strict=True)))
+
+
+def activate(models: Models, weights: Mapping[str, Given]) -> None:
+    """Make exactly these adapters active in every network, or change nothing."""
+    plans = {
+        component: {
+            name: weight_in(component, models[component], name, weight)
+            for name, weight in weights.items()
+            if name in own.names
+        }
+        for component, own in stacks(models).items()
+    }
+    for name, weight in weights.items():
+        if isinstance(weight, Mapping):
+            check_known(f"The weight of the adapter {name!r} by component", weight, models)
+    for component, plan in plans.items():
+        stack(models[component]).set(plan)
+
+
+def weight_in(component: str, model: nn.Module, name: str, weight: Given) -> Weight:
+    """Return the weight of an adapter in one network.
+
+    Args:
+        weight: a number; `{"unet": ..., "text_encoder": ...}`, where a component that is left out has 1; in a UNet also
+            `{"down": ..., "mid": ..., "up": {"block_0": 0.6, "block_1": [0.4, 0.8, 1.0]}}`, which is for attentions
+            alone: all other layers have 1.
+    """
+    inside = weight.get(component) if isinstance(weight, Mapping) else weight
+    if inside is None:
+        return 1.0
+    if not isinstance(inside, Mapping):
+        if isinstance(inside, bool) or not isinstance(inside, (int, float)):
+            raise InputError(
+                f"The weight of the adapter {name!r} in the {component} is {inside!r}; it must be a number."
+            )
+        return float(inside)
+    if not hasattr(bare(model), "down_blocks"):
+        raise InputError(f"The weight of the adapter {name!r} in the {component} must be a number: it has no blocks.")
+    return by_block(model, inside)
+
+
+def by_block(model: nn.Module, weights: Mapping[str, Any]) -> Callable[[str], float]:
+    """Return the weight of every layer of a UNet from weights by block; layers outside attentions have 1."""
+    names = (path for path, _ in bare(model).named_modules() if CHILD not in path)
+    table = weight_by_transformer(names, weights, default=1.0)
+
+    def weight(path: str) -> float:
+        place = PLACE.match(path)
+        return 1.0 if place is None else table[place[0]]
+
+    return weight
+
+
+@contextmanager
+def scaled(models: Models | nn.Module, factor: float | None) -> Iterator[None]:
+    """Multiply the weights of all active adapters for the duration of a run; None is 1.
+
+    A factor without an adapter has no effect, which is said once.
+
+    Raises:
+        ConfigError: another run with another factor is going on in the same network.
+    """
+    single = isinstance(models, nn.Module)
+    networks: Models = {"model": models} if isinstance(models, nn.Module) else models
+    found = stacks(networks)
+    if factor not in (None, 1, 1.0) and not any(own.active or own.fused for own in found.values()):
+        first = bare(next(iter(networks.values()))) if networks else None
+        if not single or (first is not None and not _told.get(first)):
+            logger.warning("The adapters' scale of %s has no effect: no adapter is loaded.", factor)
+            if single and first is not None:
+                _told[first] = True
+    with ExitStack() as entered:
+        for own in found.values():
+            entered.enter_context(own.scaled(1.0 if factor is None else factor))
+        yield
+
+
+# Undoing -------------------------------------------------------------------------------------------------------------
+
+
+def disable(models: Models) -> None:
+    """Let no adapter take effect until `enable`."""
+    for own in stacks(models).values():
+        own.disable()
+
+
+def enable(models: Models) -> None:
+    """Let the active adapters take effect again."""
+    for own in stacks(models).values():
+        own.enable()
+
+
+def delete(models: Models, names: str | Sequence[str]) -> None:
+    """Remove adapters; when the only active ones go, the first that is left becomes active."""
+    names = checked(models, names)
+    was_active = bool(active_names(models))
+    for component, own in stacks(models).items():
+        for name in names:
+            if name in own.names:
+                own.remove(name)
+                _facts.get(bare(models[component]), {}).pop(name, None)
+    left = all_names(models)
+    if was_active and left and not active_names(models):
+        activate(models, {left[0]: None})
+        logger.info("The active adapters were deleted; %r is active now.", left[0])
+
+
+def unload(models: Models) -> None:
+    """Remove every adapter, out of the weights too."""
+    fused = fused_names(models)
+    if fused:
+        logger.warning(
+            "%s: fused, and taken out of the weights again. To keep the fused weights, save the pipeline before.",
+            some(fused),
+        )
+    for component, own in stacks(models).items():
+        for name in own.names:
+            own.remove(name)
+        _facts.pop(bare(models[component]), None)
+
+
+def fuse(models: Models, *, scale: float = 1.0, safe: bool = False, names: str | Sequence[str] | None = None) -> None:
+    """Make adapters, by default the active ones, part of the weights of all networks, or of none.
+
+    Raises:
+        ConfigError: there is nothing to fuse.
+        NonFiniteError: with `safe`, when a weight would not be finite.
+    """
+    chosen = None if names is None else checked(models, names)
+    plans = {}
+    for component, own in stacks(models).items():
+        wanted = own.active if chosen is None else [name for name in chosen if name in own.names]
+        plans[component] = [name for name in wanted if name not in own.fused]
+    if not any(plans.values()):
+        raise ConfigError("There is no adapter to fuse: none is active, or all are fused already.")
+    done: list[str] = []
+    try:
+        for component, plan in plans.items():
+            if plan:
+                stack(models[component]).fuse(plan, scale=scale, safe=safe)
+                done.append(component)
+    except BaseException:
+        for component in done:
+            stack(models[component]).unfuse(plans[component])
+        raise
+
+
+def unfuse(models: Models) -> None:
+    """Take every fused adapter out of the weights, which are then exactly what they were.
+
+    Raises:
+        ConfigError: none is fused.
+    """
+    found = {component: own for component, own in stacks(models).items() if own.fused}
+    if not found:
+        raise ConfigError("There is no fused adapter in these networks.")
+    for own in found.values():
+        own.unfuse()
+
+
+def move(models: Models, names: str | Sequence[str], device: torch.device | str | int) -> None:
+    """Move the tensors of adapters to a device; those that are to be used must lie on their network's."""
+    for name in checked(models, names):
+        for own in stacks(models).values():
+            if name in own.names:
+                for path in own.layers(name):
+                    own.delta(name, path).to(device)
+
+
+# Saving --------------------------------------------------------------------------------------------------------------
+
+
+def loaded(models: Models, name: str | None = None) -> tuple[Adapter, Facts]:
+    """Return the parts of an adapter, by default the only one there is or the only active one, and what its file said.
+
+    Raises:
+        ConfigError: there is none, or several.
+    """
+    present = all_names(models)
+    if name is None:
+        choices = present if len(present) == 1 else active_names(models)
+        if len(choices) != 1:
+            what = f"loaded are: {some(present)}; give adapter_name" if present else "no adapter is loaded"
+            raise ConfigError(f"It is not clear which adapter to save: {what}.")
+        name = choices[0]
+    checked(models, name)
+    adapter: Adapter = {}
+    facts = Facts()
+    for component, own in stacks(models).items():
+        if name in own.names:
+            facts = _facts.get(bare(models[component]), {}).get(name, facts)
+            adapter[component] = {path: as_stored(parts, facts, path) for path, parts in own.parts(name).items()}
+    return adapter, facts
+
+
+def as_stored(parts: Parts, facts: Facts, path: str) -> Parts:
+    """Return parts in the type that they had in their file, where that keeps their values."""
+    dtype = facts.dtypes.get(path)
+    if dtype is None:
+        return parts
+    cast = {name: tensor.to(dtype) for name, tensor in parts.tensors.items()}
+    if not all(torch.equal(cast[name].to(tensor.dtype), tensor) for name, tensor in parts.tensors.items()):
+        return parts
+    return Parts(parts.algorithm, cast, parts.alpha, parts.stored)
+
+
+def cast(adapter: Adapter, dtype: torch.dtype | None) -> Adapter:
+    """Return an adapter with its tensors in a type; None keeps theirs."""
+    if dtype is None:
+        return adapter
+    return {
+        component: {
+            path: Parts(parts.algorithm, {k: t.to(dtype) for k, t in parts.tensors.items()}, parts.alpha)
+            for path, parts in layers.items()
+        }
+        for component, layers in adapter.items()
+    }
+
+
+def save(
+    models: Models,
+    folder: str | os.PathLike,
+    *,
+    name: str | None = None,
+    dialect: str | None = None,
+    original: bool = False,
+    dtype: torch.dtype | None = None,
+    **writing: Any,
+) -> None:
+    """Write a loaded adapter into a folder.
+
+    Args:
+        name: of the adapter; by default the only one, or the only active one.
+        dialect: "diffusers", "diffusers-old", "peft" or "kohya"; by default that of its file if it can be written.
+        original: in "kohya", name the layers of a UNet as in its authors' layout.
+        dtype: cast the tensors.
+        writing: see `files.write_tensors`.
+    """
+    adapter, facts = loaded(models, name)
+    adapter, dialect = cast(adapter, dtype), dialect or expressible(adapter, facts.dialect)
+    spelt = None
+    if original:
+        tables = {c: original_names(bare(models[c]), layers) for c, layers in adapter.items()}
+        spelt = {c: {path: written for written, path in table.items()} for c, table in tables.items()}
+    state, metadata = dialects.write(adapter, dialect, metadata=facts.metadata, names=spelt)
+    metadata.pop("format", None)
+    write_tensors(folder, state, metadata, **writing)
+
+
+def expressible(adapter: Adapter, dialect: str) -> str:
+    """Return the dialect, or the one of LyCORIS where an adapter has parts that the dialect has no words for."""
+    words = dialects.DIALECTS[dialect].written
+    fits = all(
+        set(parts.tensors) <= set(words.get(parts.algorithm, {}))
+        for layers in adapter.values()
+        for parts in layers.values()
+    )
+    return dialect if fits else "kohya"

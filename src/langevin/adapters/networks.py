@@ -1,0 +1,131 @@
+"""The documented adapter methods of a single network."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError, InputError, check_known
+from ..core.hub import HUB_OPTIONS
+from . import lora
+from .files import KNOWN, Source, hub_options, open_source, write_tensors
+from .fresh import fresh
+
+OPTIONS = (
+    *("adapter_name", "weight_name", "subfolder", "use_safetensors", "metadata", "network_alphas"),
+    *("low_cpu_mem_usage", "_pipeline", *HUB_OPTIONS),
+)
+"""Keywords of loading. `low_cpu_mem_usage` and `_pipeline` are accepted for their callers and have no effect."""
+CUSTOM = "custom_diffusion"
+CUSTOM_FILES = ("pytorch_custom_diffusion_weights.safetensors", "pytorch_custom_diffusion_weights.bin")
+
+
+def component_of(model: nn.Module) -> str:
+    """Return the component that a network is in the names of files: a UNet, or the transformer in its place."""
+    return "unet" if hasattr(lora.bare(model), "down_blocks") else "transformer"
+
+
+def opened(where: Any, what: str, options: Mapping[str, Any], **more: Any) -> Source:
+    """Return the tensors of an adapter for a documented loading method, its alphas and metadata with them.
+
+    Raises:
+        ConfigError: for an unknown keyword.
+    """
+    check_known(what, options, (*OPTIONS, *more))
+    places: dict[str, Any] = {name: options.get(name) for name in ("weight_name", "subfolder", "use_safetensors")}
+    source = open_source(where, **places, **hub_options(options), **more)
+    return with_alphas(source, options.get("network_alphas"), options.get("metadata"))
+
+
+def with_alphas(
+    source: Source, alphas: Mapping[str, float] | None = None, metadata: Mapping[str, Any] | None = None
+) -> Source:
+    """Return a source with alphas given by name, and with a configuration as PEFT's metadata have it."""
+    import json
+
+    from ..weights.dialects.peft import METADATA
+
+    state = dict(source.state)
+    for name, value in (alphas or {}).items():
+        state[name if name.endswith(".alpha") else f"{name}.alpha"] = torch.as_tensor(float(value))
+    kept = dict(source.metadata)
+    if metadata:
+        kept[METADATA] = json.dumps(dict(metadata), default=str)
+    return Source(state, kept, source.what)
+
+
+def load_adapter(
+    model: nn.Module, where: Any, *, prefix: str | None = None, hotswap: bool = False, **options: Any
+) -> None:
+    """Attach a LoRA of any dialect; see `AdapterMixin.load_lora_adapter`."""
+    source = opened(where, "load_lora_adapter", options)
+    component = component_of(model)
+    if prefix and prefix not in (component, *lora.dialects.STAND_INS):
+        start = f"{prefix}."
+        inside = {name.removeprefix(start): t for name, t in source.state.items() if name.startswith(start)}
+        source.state = inside or source.state
+    lora.load({component: model}, source, name=options.get("adapter_name"), hotswap=hotswap)
+
+
+def load_processors(model: nn.Module, where: Any, **options: Any) -> None:
+    """Attach a LoRA, or the weights of Custom Diffusion; see `AdapterMixin.load_attn_procs`."""
+    source = opened(where, "load_attn_procs", options, names=(*KNOWN, *CUSTOM_FILES))
+    if any(CUSTOM in name for name in source.state):
+        load_custom(model, source.state)
+        return
+    lora.load({component_of(model): model}, source, name=options.get("adapter_name"))
+
+
+def load_custom(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Attach the weights of Custom Diffusion."""
+    if importlib.util.find_spec(f"{__package__}.{CUSTOM}") is None:
+        raise ConfigError("This file holds Custom Diffusion weights, which this version cannot attach.")
+    importlib.import_module(f"{__package__}.{CUSTOM}").load(model, state)
+
+
+def save_processors(
+    model: nn.Module,
+    folder: str | os.PathLike,
+    writing: Mapping[str, Any],
+    *,
+    adapter_name: str | None = None,
+    dialect: str | None = None,
+) -> None:
+    """Write the attached adapter; see `AdapterMixin.save_attn_procs`."""
+    lora.save({component_of(model): model}, folder, name=adapter_name, dialect=dialect, **writing)
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: str | os.PathLike,
+    *,
+    adapter_name: str,
+    writing: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write an adapter in PEFT's names without a component; see `AdapterMixin.save_lora_adapter`."""
+    adapter, facts = lora.loaded({"": model}, adapter_name)
+    layers = lora.cast(adapter, dtype)[""]
+    state, metadata = lora.dialects.write({"": layers}, "peft", metadata=facts.metadata)
+    write_tensors(folder, state, metadata, **writing)
+
+
+def add_fresh(model: nn.Module, config: Any, name: str) -> None:
+    """Attach a new LoRA for training; see `AdapterMixin.add_adapter`."""
+    if name in lora.all_names({"": model}):
+        raise InputError(f"The adapter name {name!r} is in use; choose another, or delete that adapter.")
+    lora.stack(model).add(name, fresh(lora.bare(model), config), trainable=True)
+    lora.activate({"": model}, {name: None})
+
+
+def set_adapters(model: nn.Module, names: str | Sequence[str], weights: Any) -> None:
+    """Make adapters active with weights, nested ones by block; see `AdapterMixin.set_adapters`."""
+    component = component_of(model)
+    several = isinstance(weights, Sequence)
+    row = [{component: one} if isinstance(one, Mapping) else one for one in (weights if several else [weights])]
+    lora.set_adapters({component: model}, names, row if several else row[0])
