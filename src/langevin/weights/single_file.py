@@ -154,12 +154,8 @@ class SingleFile:
             return dict(self._stored[component])
         prefix, place = self.places[component]
         shown = place.layout.infer(self.header.under(prefix))
-        known = {
-            **self._sizes(component, shown),
-            **self._preset.get(component, {}),
-            **self._original.get(component, {}),
-        }
-        config = {**shown, **known, **wishes}
+        stated = self._original.get(component, {})
+        config = {**shown, **self._sizes(component), **self._preset.get(component, {}), **stated}
         self._check_groups(place.layout.model, config)
         return config
 
@@ -191,7 +187,8 @@ class SingleFile:
             known = self._preset.get(name)
             if known is None:
                 return None
-            config = scheduler_options(known)
+            # PNDM's table has no place for a signal of zero.
+            config = scheduler_options("ddim" if known == "pndm" and self.facts.zero_snr else known)
             if name != "scheduler":
                 return config
             config |= {**self._original.get("scheduler", {}), "prediction_type": self.facts.prediction_type}
