@@ -126,6 +126,15 @@ class ConfigMixin:
         """The frozen configuration, unknown keys of the loaded file included."""
         return self.__dict__.get("_internal_config", Config())
 
+    @property
+    def _internal_dict(self) -> Config:
+        """The configuration, under the name by which pipeline files written for diffusers replace it."""
+        return self.config
+
+    @_internal_dict.setter
+    def _internal_dict(self, values: Mapping[str, Any]) -> None:
+        self.__dict__["_internal_config"] = Config(values)
+
     def _setup(self) -> None:
         """Finish the object by its configuration, after `__init__`."""
 

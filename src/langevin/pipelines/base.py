@@ -18,7 +18,7 @@ from ..core.progress import progress_bar
 from ..core.push import PushToHubMixin
 from ..families.common import dtype_of
 from ..models.loading import resolve_device
-from . import loading
+from . import custom, loading
 from .runs import InterruptField
 from .sharing import share
 
@@ -36,6 +36,7 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
     """
 
     config_name = "model_index.json"
+    _code: ClassVar[custom.Source | None] = None
     _optional_components: ClassVar[Sequence[str]] = ()
     _callback_tensor_inputs: ClassVar[Sequence[str]] = ("latents",)
     interrupt = InterruptField()
@@ -103,6 +104,9 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
         token: str | bool | None = None,
         force_download: bool | None = None,
         proxies: Mapping[str, str] | None = None,
+        custom_pipeline: str | os.PathLike | None = None,
+        custom_revision: str | None = None,
+        trust_remote_code: bool | str | None = None,
         **components: Any,
     ) -> Any:
         """Build a pipeline from a local folder or a hub repository.
@@ -119,6 +123,10 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
             device_map: one device to move the pipeline to, such as "cuda"; "auto" takes the accelerator if any.
             low_cpu_mem_usage: accepted as documented; loading never holds the weights twice, whatever it says.
             revision, cache_dir, local_files_only, token, force_download, proxies: passed on to the hub client.
+            custom_pipeline: code of the class: a file, a folder or hub repository with `pipeline.py`, or the name of a
+                community pipeline; see `pipelines.custom`. Weights and components are those of the first argument.
+            custom_revision: revision of the code, or version of the community pipelines.
+            trust_remote_code: True lets a pipeline's code run; "sha256:..." only the content with that digest.
             components: a component by name in place of the stored one, or None to leave it out; options of the
                 constructor such as `requires_safety_checker`.
 
@@ -131,7 +139,8 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
         hub |= {"token": token, "force_download": force_download, "proxies": proxies}
         choices = loading.Choices(loading.dtypes(torch_dtype, dtype), variant, use_safetensors)
         device = None if device_map is None else resolve_device(device_map)
-        pipe = loading.load(cls, pretrained_model_name_or_path, choices=choices, given=components, hub=hub)
+        code = custom.Code(custom_pipeline, custom_revision, trust_remote_code, hub)
+        pipe = loading.load(cls, pretrained_model_name_or_path, choices=choices, given=components, hub=hub, code=code)
         return pipe if device is None else pipe.to(device)
 
     @classmethod
@@ -206,6 +215,9 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
     @property
     def _execution_device(self) -> torch.device:
         return self.device
+
+    def maybe_free_model_hooks(self) -> None:
+        """Do nothing: no component waits on the accelerator for a later call. Loops of the documented form end here."""
 
     def to(self, *args: Any, silence_dtype_warnings: bool = False, **kwargs: Any) -> Any:
         """Move and cast all networks in place and return the pipeline.

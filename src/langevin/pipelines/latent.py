@@ -19,6 +19,7 @@ from ..families.denoiser import Attachment, Channels, Denoiser, guidance_embeddi
 from ..families.latents import LatentSpace, default_size, scale_factor
 from ..nn.embedding import sinusoidal
 from ..prompts import expand_words
+from .authoring import OwnLoopMixin
 from .base import DiffusionPipeline
 from .image_processor import VaeImageProcessor
 from .inputs import Call, check_latents, check_rows, check_size
@@ -40,11 +41,22 @@ def identity(images: Any) -> Any:
     return images
 
 
+class derived:
+    """A value that follows from the components, unless a subclass sets an attribute of that name."""
+
+    def __init__(self, compute: Callable[[Any], Any]) -> None:
+        self.compute, self.__doc__ = compute, compute.__doc__
+
+    def __get__(self, pipe: Any, owner: type | None = None) -> Any:
+        return self if pipe is None else self.compute(pipe)
+
+
 class LatentPipeline(
     StableDiffusionLoraLoaderMixin,
     TextualInversionLoaderMixin,
     IPAdapterMixin,
     FromSingleFileMixin,
+    OwnLoopMixin,
     DiffusionPipeline,
 ):
     """A network that denoises latents, the autoencoder that decodes them, and a family's way to encode prompts.
@@ -122,12 +134,12 @@ class LatentPipeline(
 
     # Sizes ----------------------------------------------------------------------------------------------------------
 
-    @property
+    @derived
     def vae_scale_factor(self) -> int:
         """Pixels per latent and side."""
         return scale_factor(self.vae)
 
-    @property
+    @derived
     def image_processor(self) -> VaeImageProcessor:
         """The picture processor that fits the autoencoder."""
         return VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)

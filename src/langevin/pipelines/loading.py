@@ -25,6 +25,7 @@ from ..core.imports import require
 from ..core.logging import get_logger
 from ..models.loading import resolve_dtype
 from ..registry import ROWS
+from . import custom
 
 logger = get_logger(__name__)
 Dtype = torch.dtype | str
@@ -225,7 +226,7 @@ def fetch(
     except Exception as error:  # the client's network errors have no common base class
         logger.warning("The hub does not answer (%s); %r is taken from the cache.", type(error).__name__, repo)
         return resolve_folder(repo, **{**hub, "local_files_only": True})
-    return resolve_folder(repo, allow_patterns=needed_files(files, listed, choices), **hub)
+    return resolve_folder(repo, allow_patterns=[*needed_files(files, listed, choices), *custom.files(index)], **hub)
 
 
 def listed_components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -244,13 +245,12 @@ def load(
     choices: Choices,
     given: Mapping[str, Any],
     hub: Mapping[str, Any],
+    code: custom.Code,
 ) -> Any:
     """Build a pipeline of `cls`, or of the class its folder names when `cls` is the base; see `from_pretrained`."""
     root = fetch(cls, name_or_path, choices=choices, hub=hub, given=given)
     index = read_index(cls, root)
-    target = (
-        cls if cls.__init__ is not object.__init__ else our_class(index.get("_class_name", "?"), f"The pipeline {root}")
-    )
+    target = _target(cls, index, root, code)
     accepted = constructor(target)
     check_known(f"{target.__name__}.from_pretrained", given, [*accepted, *_loading_options(target)])
     listed = {name: pair for name, pair in listed_components(index).items() if name not in given}
@@ -269,6 +269,13 @@ def load(
     pipe = target(**{**dict.fromkeys(absent(target, accepted, {*parts, *given})), **options, **parts, **given})
     pipe._name_or_path = os.fspath(name_or_path)
     return pipe
+
+
+def _target(cls: type[Any], index: Mapping[str, Any], root: Path, code: custom.Code) -> Any:
+    """Return the class to build: that of the caller's code, the one that was asked for, or the one the folder names."""
+    if code.name is None and cls.__init__ is not object.__init__:
+        return cls
+    return custom.target(code, index, root) or our_class(index.get("_class_name", "?"), f"The pipeline {root}")
 
 
 def read_index(cls: type[Any], root: Path) -> dict[str, Any]:
@@ -405,6 +412,7 @@ def save(pipe: Any, path: str | os.PathLike, options: Mapping[str, Any]) -> None
             )
     with atomic_folder(path) as folder:
         pipe.save_config(folder)
+        custom.keep(pipe, folder)
         for name, component in present.items():
             _save_component(component, folder / name, options)
 
