@@ -1,4 +1,4 @@
-"""Small documented helpers of `diffusers.utils` and of its pipelines that scripts import and this library has no use for."""
+"""Small documented helpers that scripts import from `diffusers`, and that this library itself does not need."""
 
 from __future__ import annotations
 

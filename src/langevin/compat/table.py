@@ -105,13 +105,6 @@ CLASSES: dict[str, str] = {
 }
 """Documented package -> the modules in it."""
 
-MODULES: frozenset[str] = frozenset(
-    {
-        "",
-        *NAMES,
-        *HOMES,
-        *CLASSES,
-        *(f"{package}.{name}" for package, names in CLASSES.items() for name in names.split()),
-    }
-)
+_INSIDE = (f"{package}.{name}" for package, names in CLASSES.items() for name in names.split())
+MODULES = frozenset({"", *NAMES, *HOMES, *CLASSES, *_INSIDE})
 """Every documented module that this library serves, without the leading `diffusers`; the package itself is empty."""

@@ -124,7 +124,7 @@ def find(code: Code) -> Source:
     Raises:
         InputError: naming every place that was looked at.
     """
-    name = os.fspath(code.name)  # type: ignore[type-var]
+    name = os.fspath(code.name)
     path = Path(name).expanduser()
     if path.is_file():
         return Source.read(path)
@@ -250,7 +250,7 @@ def pick_class(module: ModuleType, wanted: str | None, source: Source, *, must: 
 
 def keep(pipe: Any, folder: Path) -> None:
     """Put a community pipeline's file into the folder that it is saved in, and name it in model_index.json."""
-    source = type(pipe).__dict__.get("_code")
+    source = vars(type(pipe)).get("_code")
     if source is None:
         return
     atomic_write(folder / f"{source.path.stem}.py", source.content)

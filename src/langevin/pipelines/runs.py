@@ -1,7 +1,8 @@
 """The state of a run: one object per call, so that several threads may use one pipeline at once.
 
 Callbacks receive the pipeline itself. Its documented properties (`guidance_scale`, `num_timesteps`, `interrupt`, ...)
-are `RunField`s: they read and write the run that is in progress in the thread that asks.
+are `RunField`s: they read and write the run that is in progress in the thread that asks. A pipeline whose `__call__` is
+written outside this library has a loop of its own and no run; its values belong to the thread, its switch to all.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class RunState:
 _stack: ContextVar[tuple[RunState, ...]] = ContextVar("langevin_runs", default=())
 _active: WeakKeyDictionary[Any, list[RunState]] = WeakKeyDictionary()
 _lock = threading.Lock()
+_own_values = threading.local()
+_own_switches: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -61,10 +64,23 @@ def current(pipe: Any) -> RunState | None:
     return next((run for run in reversed(_stack.get()) if run.call.pipe is pipe), None)
 
 
+def loops_itself(pipe: Any) -> bool:
+    """Tell whether the pipeline's `__call__` is written outside this library."""
+    package = __name__.partition(".")[0]
+    return callable(pipe) and type(pipe).__call__.__module__.partition(".")[0] != package
+
+
+def values_of(pipe: Any) -> dict[str, Any]:
+    """Return what a pipeline with a loop of its own has set in this thread."""
+    if not hasattr(_own_values, "by_pipe"):
+        _own_values.by_pipe = WeakKeyDictionary()
+    return _own_values.by_pipe.setdefault(pipe, {})
+
+
 class RunField:
     """A documented property of a pipeline whose value belongs to the run in progress in the asking thread.
 
-    Outside a run it reads as None.
+    Outside a run it reads as None, or as what a loop of the pipeline's own has set.
     """
 
     def __init__(self, name: str) -> None:
@@ -74,10 +90,13 @@ class RunField:
         if pipe is None:
             return self
         run = current(pipe)
-        return run.values.get(self.name) if run is not None else None
+        return (values_of(pipe) if run is None else run.values).get(self.name)
 
     def __set__(self, pipe: Any, value: Any) -> None:
         run = current(pipe)
+        if run is None and loops_itself(pipe):
+            values_of(pipe)[self.name] = value
+            return
         if run is None:
             raise ConfigError(
                 f"`{self.name}` belongs to a run and no run of this pipeline is in progress in this thread; "
@@ -89,18 +108,21 @@ class RunField:
 class InterruptField:
     """The documented `interrupt` switch.
 
-    Set inside a callback it stops that run; set from another thread it stops every run of the pipeline in progress.
+    Set inside a callback it stops that run; set from another thread it stops every run of the pipeline in progress. A
+    loop of the pipeline's own reads what was set last, by whichever thread.
     """
 
     def __get__(self, pipe: Any, owner: type | None = None) -> Any:
         if pipe is None:
             return self
         run = current(pipe)
-        return run.interrupt if run is not None else False
+        return _own_switches.get(pipe, False) if run is None else run.interrupt
 
     def __set__(self, pipe: Any, value: bool) -> None:
         run = current(pipe)
         with _lock:
             targets = [run] if run is not None else list(_active.get(pipe, ()))
+            if run is None and loops_itself(pipe):
+                _own_switches[pipe] = bool(value)
         for target in targets:
             target.interrupt = bool(value)
