@@ -18,7 +18,9 @@ class Net(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3, padding=1)
         self.point = nn.Conv2d(8, 12, 1)
-        self.body = nn.ModuleDict({"norm": nn.LayerNorm(12), "first": nn.Linear(12, 16), "last": nn.Linear(16, 6, bias=False)})
+        self.body = nn.ModuleDict(
+            {"norm": nn.LayerNorm(12), "first": nn.Linear(12, 16), "last": nn.Linear(16, 6, bias=False)}
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.point(torch.nn.functional.silu(self.conv(x))).flatten(2).mT
@@ -60,5 +62,10 @@ def lora(layer: nn.Module, rank: int, seed: int, alpha: float | None = None) -> 
 
 def style(model: Net, rank: int = 2, seed: int = 5, alpha: float | None = 1.0) -> dict[str, Parts]:
     """Return a LoRA over all layers that a LoRA fits."""
-    layers = {"conv": model.conv, "point": model.point, "body.first": model.body["first"], "body.last": model.body["last"]}
+    layers = {
+        "conv": model.conv,
+        "point": model.point,
+        "body.first": model.body["first"],
+        "body.last": model.body["last"],
+    }
     return {path: lora(layer, rank, seed + i, alpha) for i, (path, layer) in enumerate(layers.items())}

@@ -19,7 +19,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def traces(model: nn.Module) -> list[str]:
     """Return what is left of adapters in a network."""
     found = [name for name, module in model.named_modules() if CHILD in module._modules or CHILD in name]
-    found += [name for name, module in model.named_modules() if module._forward_hooks or module._forward_hooks_with_kwargs]
+    found += [
+        name for name, module in model.named_modules() if module._forward_hooks or module._forward_hooks_with_kwargs
+    ]
     found += [name for name, module in model.named_modules() if type(module._parameters) is not dict]
     return found + [name for name in (STATE,) if name in model.__dict__]
 

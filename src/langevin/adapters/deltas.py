@@ -25,7 +25,7 @@ Shapes = Mapping[str, Shape]
 class Unlisted(nn.Module):
     """A module that no state dict mentions: the names and values of its parent's checkpoint stay what they are."""
 
-    def state_dict(self, *args, destination=None, prefix: str = "", keep_vars: bool = False):  # type: ignore[override]
+    def state_dict(self, *args, destination=None, prefix: str = "", keep_vars: bool = False):
         """Return `destination` as it is."""
         return {} if destination is None else destination
 
@@ -201,7 +201,9 @@ class LoRA(Delta):
         if not ungrouped(layer):
             y = applied(layer, x, self.product()) * self.scale
         elif len(self.shape) == 2:
-            y = F.linear(F.linear(x, self.down.to(x.dtype)) * self.scale, self.up.to(x.dtype))
+            y = F.linear(x, self.down.to(x.dtype)) * self.scale
+            y = y if self.mid is None else F.linear(y, self.mid.to(x.dtype))
+            y = F.linear(y, self.up.to(x.dtype))
         else:
             if self.mid is None:
                 y = applied(layer, x, self.down)
@@ -244,7 +246,7 @@ class LoKr(Delta):
     """
 
     algorithm = "lokr"
-    required = tuple((*first, *second) for first in (("w1",), ("w1_a", "w1_b")) for second in (("w2",), ("w2_a", "w2_b")))
+    required = (("w1", "w2"), ("w1", "w2_a", "w2_b"), ("w1_a", "w1_b", "w2"), ("w1_a", "w1_b", "w2_a", "w2_b"))
 
     @staticmethod
     def wanted(shapes: Shapes, shape: Shape) -> tuple[dict[str, Shape], int]:
@@ -282,7 +284,7 @@ class LoKr(Delta):
     def product(self) -> Tensor:
         """Return the Kronecker product."""
         first, second = self.factors()
-        return torch.kron(first.reshape(*first.shape, *(1 for _ in second.shape[2:])), second)
+        return torch.kron(first.reshape(*first.shape, *(1 for _ in second.shape[2:])), second.contiguous())
 
     def forward(self, x: Tensor, layer: nn.Module, weight: Tensor | None, output: Tensor | None) -> Tensor:
         """Return w1 (w2 X) for the input X as a matrix of blocks, so that the product is never made."""
@@ -298,13 +300,14 @@ class LoKr(Delta):
 
 
 class OFT(Delta):
-    """D = (R - 1) W, with R a block diagonal of Cayley transforms of skew-symmetric matrices (Qiu et al. 2023, sec. 3.3).
+    """D = (R - 1) W, R a block diagonal of Cayley transforms of skew-symmetric matrices (Qiu et al. 2023, sec. 3.3).
 
     With Q = blocks - blocks^T, R^T = (1 + Q) (1 - Q)^-1. `alpha` times the number of outputs bounds the norm of Q
     (0 or None: no bound); `rescale` multiplies the rows after the rotation.
     """
 
     algorithm = "oft"
+    needs_weight = True
     required = (("blocks",),)
     blocks: Tensor
     rescale: Tensor | None
@@ -338,11 +341,9 @@ class OFT(Delta):
             return turned
         return self.rescale.to(rows) * (weight + turned) - weight
 
-    needs_weight = True
-
     def forward(self, x: Tensor, layer: nn.Module, weight: Tensor | None, output: Tensor | None) -> Tensor:
         """Return the change of the output: the rotation acts on it as on the weight."""
-        if output is None:
+        if output is None or not ungrouped(layer):
             return applied(layer, x, self.dense(weight)) * self.scale
         y = unbiased(layer, output)
         channels = -len(self.shape) + 1 if len(self.shape) > 2 else -1
@@ -355,7 +356,7 @@ class OFT(Delta):
 
 
 class Full(Delta):
-    """D is the difference itself; the only algorithm for norms and embeddings, and the one that changes biases alone."""
+    """D is the difference itself; the only algorithm for norms and embeddings, and for biases alone."""
 
     algorithm = "full"
     required = (("diff",), ("diff_bias",))
@@ -392,7 +393,7 @@ class Full(Delta):
 class DoRA(Delta):
     """D = m o (W + D') / |W + D'| - W, where D' is the difference of another delta (Liu et al. 2024, eq. 5).
 
-    The norm is that of each row, or of each column for a magnitude (1, in), and no gradient flows through it (sec. 4.3).
+    The norm is that of each row, or of each column for a magnitude (1, in); no gradient flows through it (sec. 4.3).
     """
 
     needs_weight = True
@@ -450,9 +451,9 @@ class DoRA(Delta):
 
 
 def needed(weight: Tensor | None) -> Tensor:
-    """Return the layer's weight, or say that it is needed."""
+    """Return the layer's weight, which some algorithms cannot do without."""
     if weight is None:
-        raise ConfigError("This algorithm changes the layer's own weight, which is quantised: dequantise the layer first.")
+        raise ConfigError("This algorithm changes the layer's own weight: give it.")
     return weight
 
 
@@ -510,7 +511,7 @@ def build(
     decomposed = "magnitude" in present
     weight = plain_weight(layer)
     if weight is None and (decomposed or cls.needs_weight):
-        raise ConfigError(f"{where}: DoRA and OFT change the layer's own weight, which is quantised: dequantise it first.")
+        raise ConfigError(f"{where} is quantised; DoRA and OFT change the layer's own weight: dequantise it first.")
     device, own = placed(present[next(iter(present))], layer), None if weight is None else weight.dtype
 
     owned = trainable or target_rank is not None
@@ -557,8 +558,8 @@ def fitted(cls: type[Delta], stored: Shapes, shape: Shape, where: str) -> tuple[
 def magnitude_shape(stored: Shape, shape: Shape) -> Shape:
     """Return (out, 1, ...) or (1, in, 1, ...), whichever a magnitude is.
 
-    (out,) and (out, 1, ...) hold one number for each row; (1, in, ...) one for each column, as in LyCORIS and in kohya's
-    scripts; PEFT's (1, out, 1, 1) of a convolution can be told from it by its length alone.
+    (out,) and (out, 1, ...) hold one number for each row; (1, in, ...) one for each column, as in LyCORIS and in
+    kohya's scripts; PEFT's (1, out, 1, 1) of a convolution can be told from it by its length alone.
     """
     ones = (1,) * (len(shape) - 2)
     columns = len(stored) > 1 and stored[0] == 1 and stored[1] == shape[1] and (shape[0] != 1 or shape[1] != 1)

@@ -12,19 +12,14 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 Shape = tuple[int, ...]
-Apply = Callable[[Any, Tensor, Tensor | None, Tensor | None], Tensor]
-
-
-def _rms_norm(layer: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    return F.rms_norm(x, layer.normalized_shape, weight, layer.eps)
-
+Apply = Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]
 
 APPLY: dict[str, Apply] = {
     "linear": lambda layer, x, weight, bias: F.linear(x, weight, bias),
     "convolution": lambda layer, x, weight, bias: layer._conv_forward(x, weight, bias),
     "layer norm": lambda layer, x, weight, bias: F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps),
     "group norm": lambda layer, x, weight, bias: F.group_norm(x, layer.num_groups, weight, bias, layer.eps),
-    "RMS norm": _rms_norm,
+    "RMS norm": lambda layer, x, weight, bias: F.rms_norm(x, layer.normalized_shape, weight, layer.eps),
     "embedding": lambda layer, x, weight, bias: F.embedding(x, weight, layer.padding_idx),
 }
 """Kind of layer -> the layer with another weight and bias; linear in the two."""
@@ -104,4 +99,4 @@ def placed(tensor: Tensor, layer: nn.Module) -> torch.device:
     """Return the device on which a tensor that belongs to a layer should lie."""
     weight = layer.weight
     here = isinstance(weight, Tensor) and weight.device.type != "meta"
-    return weight.device if here else tensor.device  # type: ignore[return-value,union-attr]
+    return weight.device if here else tensor.device  # type: ignore[return-value]

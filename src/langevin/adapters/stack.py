@@ -5,8 +5,8 @@ layer adds what the active deltas give. The network's state dict stays what it w
 deltas with their layers, gradients reach their parameters, and a compiled network stays one graph. Weights are scalar
 tensors, so that changing them, or exchanging an adapter for another of the same shapes, compiles nothing anew.
 
-A fused adapter is part of the layer's weight: a new tensor, while the original one is kept aside. Undoing is putting the
-original back, which is exact in every dtype and in every order.
+A fused adapter is part of the layer's weight: a new tensor, while the original one is kept aside. Undoing is putting
+the original back, which is exact in every dtype and in every order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -151,6 +151,10 @@ class State:
     runs: int = 0
 
 
+@overload
+def stack_of(model: nn.Module, create: Literal[True] = ...) -> Stack: ...
+@overload
+def stack_of(model: nn.Module, create: bool) -> Stack | None: ...
 def stack_of(model: nn.Module, create: bool = True) -> Stack | None:
     """Return the adapters of a network; None if it has none and `create` is False."""
     model = getattr(model, "_orig_mod", model)
@@ -180,7 +184,7 @@ class Stack:
 
     @property
     def active(self) -> list[str]:
-        """The adapters that take part, in the order of `set`; while the stack is disabled none of them has an effect."""
+        """The adapters that take part, in the order of `set`; while the stack is disabled they have no effect."""
         return list(self.state.active)
 
     @property
@@ -239,7 +243,7 @@ class Stack:
         """
         with lock:
             if not name or name in self.names:
-                raise ConfigError(f"An adapter needs a name that is not in use: {name!r} is; choose another or remove it.")
+                raise ConfigError(f"An adapter needs a name that is not in use, unlike {name!r}; or remove that first.")
             options = {"dtype": dtype, "trainable": trainable, "target_rank": target_rank}
             layers, deltas = self._built(parts, options)
             record = Record(layers, weighed(name, scale, layers), options, scale)
@@ -250,7 +254,9 @@ class Stack:
             state.active.append(name)
             self._tell(name)
 
-    def _built(self, parts: Mapping[str, Parts], options: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Delta]]:
+    def _built(
+        self, parts: Mapping[str, Parts], options: Mapping[str, Any]
+    ) -> tuple[dict[str, nn.Module], dict[str, Delta]]:
         """Return layers and deltas by path, attached to nothing."""
         if not parts:
             raise ConfigError("The adapter changes no layer: there is nothing to add.")
@@ -293,9 +299,9 @@ class Stack:
     def swap(self, name: str, parts: Mapping[str, Parts]) -> None:
         """Exchange an adapter for another under its name, with the same weights.
 
-        Tensors of the same shapes take the place of the present ones, which compiles nothing anew; `target_rank` of `add`
-        makes room for that. Layers that the new adapter does not change keep an idle delta if room was reserved. The new
-        tensors are then converted to the dtype of the present ones.
+        Tensors of the same shapes take the place of the present ones, which compiles nothing anew; `target_rank` of
+        `add` makes room for that. Layers that the new adapter does not change then keep an idle delta, and the new
+        tensors are converted to the dtype of the present ones.
         """
         with lock:
             record = self._record(name)
@@ -369,7 +375,7 @@ class Stack:
         with lock:
             state = self.model.__dict__.setdefault(STATE, State()) if self.names else State()
             if factor != 1 and self.fused and not set(state.active) - set(self.fused):
-                raise ConfigError("The adapters are fused, so that their weights are fixed: unfuse them, or leave out the scale.")
+                raise ConfigError("The adapters are fused with fixed weights: unfuse them, or leave out the scale.")
             if state.runs and state.factor != factor:
                 raise ConfigError(
                     f"A run with the adapters' weights times {state.factor:g} is going on in this network; one with "
@@ -412,13 +418,13 @@ class Stack:
     def fuse(self, names: Sequence[str] | None = None, *, scale: float = 1.0, safe: bool = True) -> None:
         """Make adapters part of the layers' weights, which then cost nothing at run time.
 
-        Each weight becomes W + sum of weight times D, summed in float32 (or wider) and rounded once. The original tensors
-        are kept for `unfuse`.
+        Each weight becomes W + sum of weight times D, summed in float32 (or wider) and rounded once. The original
+        tensors are kept for `unfuse`.
 
         Args:
             names: of adapters that are not fused yet; the active ones by default.
             scale: multiplies their weights.
-            safe: look for values that are not finite, and undo nothing but raise in time.
+            safe: look for values that are not finite before anything changes.
 
         Raises:
             ConfigError: nothing to fuse, already fused, the stack is disabled, or a layer is quantised.
@@ -455,8 +461,9 @@ class Stack:
             chosen = self.fused if names is None else list(names)
             loose = [name for name in chosen if not self._record(name).fused]
             if loose or not chosen:
-                what = f"{some(loose)} {'is' if len(loose) == 1 else 'are'} not fused" if loose else "no adapter is fused"
-                raise ConfigError(f"Nothing to unfuse: {what}. Fused: {some(self.fused) or 'none'}.")
+                raise ConfigError(
+                    f"Not fused: {some(loose) or 'any adapter'}. Fused are: {some(self.fused) or 'none'}."
+                )
             records = self.state.records
             kept = {name: records[name].fused for name in self.fused if name not in chosen}
             if self.enabled:
@@ -531,8 +538,8 @@ def check_finite(sums: Mapping[str, list[Tensor]], tensors: Mapping[str, Mapping
     for path in sums:
         if not all(bool(tensor.isfinite().all()) for tensor in tensors[path].values()):
             raise NonFiniteError(
-                f"Fusing gives the layer {path!r} weights that are not finite: the adapter is damaged, or its weight is "
-                "too large for the dtype. Nothing was changed.",
+                f"Fusing gives the layer {path!r} weights that are not finite: the adapter is damaged, or its weight "
+                "is too large for the dtype. Nothing was changed.",
                 module=path,
             )
 
@@ -557,10 +564,9 @@ def detach(layer: nn.Module, name: str) -> None:
     if not holder._modules:
         del layer._modules[CHILD]
         layer.__dict__["_parameters"] = dict(layer._parameters)
-        for number, hook in list(layer._forward_hooks.items()):
-            if hook is add_deltas:
-                for hooks in (layer._forward_hooks, layer._forward_hooks_with_kwargs, layer._forward_hooks_always_called):
-                    hooks.pop(number, None)
+        ours = [number for number, hook in layer._forward_hooks.items() if hook is add_deltas]
+        for number in ours:
+            del layer._forward_hooks[number], layer._forward_hooks_with_kwargs[number]
 
 
 def delta_in(layer: nn.Module, name: str) -> Delta:
