@@ -1,30 +1,36 @@
-"""What holds for every test: no network beyond this machine."""
+"""What holds for every test: no network, and nothing of the user's hub cache and login."""
 
 from __future__ import annotations
 
-import ipaddress
-import socket
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.guard import sockets
 
-def is_here(address: object) -> bool:
-    """Tell whether a socket address stays on this machine."""
-    host = address[0] if isinstance(address, tuple) else "localhost"
+HOME = tempfile.mkdtemp(prefix="langevin-tests-")
+GUARD = Path(__file__).parent / "guard"
+# Before anything imports the client of the hub, and for the processes that tests start.
+os.environ |= {"HF_HOME": HOME, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+os.environ["PYTHONPATH"] = os.pathsep.join([str(GUARD), *filter(None, [os.environ.get("PYTHONPATH")])])
+for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"):
+    os.environ.pop(name, None)
+sockets.install()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Open this machine's addresses for tests marked `hub`, fixtures included."""
+    sockets.allow_localhost(item.get_closest_marker("hub") is not None)
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        return (yield)
+    finally:
+        sockets.allow_localhost(False)
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refuse connections to other machines; a test that needs one is wrong."""
-    connect = socket.socket.connect
-
-    def guarded(self: socket.socket, address: object) -> None:
-        if not is_here(address):
-            raise OSError(f"A test tried to reach {address}.")
-        connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", guarded)
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HOME, ignore_errors=True)

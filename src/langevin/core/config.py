@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from .errors import ConfigError, check_known
 from .files import atomic_write, read_json, resolve_file
 from .logging import get_logger
+from .push import check_push
 
 logger = get_logger(__name__)
 FORMAT_VERSION = "0.42.1"
@@ -209,8 +210,9 @@ class ConfigMixin:
         return to_json({**values, "_class_name": type(self).__name__, "_diffusers_version": FORMAT_VERSION}) + "\n"
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **hub: Any) -> None:
-        """Write the configuration file into `save_directory`, atomically."""
+        """Write the configuration file into `save_directory`, atomically; `hub` are the options of `push_to_hub`."""
         assert self.config_name is not None
+        check_push(f"{type(self).__name__}.save_config", hub, (), push_to_hub)
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         atomic_write(Path(save_directory) / self.config_name, self.to_json_string())
         if push_to_hub:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from .errors import InputError, check_known
+
+PUSH_OPTIONS = ("repo_id", "commit_message", "private", "token", "create_pr", "subfolder")
 
 
 class PushToHubMixin:
@@ -18,24 +24,49 @@ class PushToHubMixin:
         private: bool | None = None,
         token: str | bool | None = None,
         create_pr: bool = False,
+        subfolder: str | None = None,
         **options: Any,
     ) -> str:
-        """Save into a temporary folder, upload it to the repository `repo_id`, and return the address of the commit.
+        """Save into a temporary folder, upload it in one commit to the repository `repo_id`, and return its address.
 
-        repo_id: "name" or "namespace/name"; the repository is made if need be, hidden from others with `private`.
-        options: those of `save_pretrained`, such as `variant` and `safe_serialization`. Raises InputError when the hub
-        refuses, MissingDependencyError without the hub client.
+        Args:
+            repo_id: "name" or "namespace/name"; the repository is made if need be.
+            commit_message: the title of the commit.
+            private: hide a new repository from others.
+            token: in place of that of `hf auth login`.
+            create_pr: propose the commit instead of making it; the address of the pull request is returned.
+            subfolder: folder of the repository that takes the files.
+            options: those of `save_pretrained`, such as `variant` and `safe_serialization`.
+
+        Raises:
+            InputError: the hub refuses or does not answer, or the repository exists and is not private as asked.
+            MissingDependencyError: without the hub client.
         """
-        from .hub import push_folder
-
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / repo_id.rpartition("/")[2]
             self.save_pretrained(folder, **options)  # type: ignore[attr-defined]
-            return push_folder(
-                folder,
-                repo_id=repo_id,
-                commit_message=commit_message,
-                private=private,
-                token=token,
-                create_pr=create_pr,
-            )
+            hub = {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
+            return self._upload(folder, {"repo_id": repo_id, "subfolder": subfolder, **hub})
+
+    def _upload(self, folder: str | os.PathLike, hub: Mapping[str, Any]) -> str:
+        """Upload a folder that `save_pretrained` wrote, with the options of `push_to_hub`; return the address."""
+        from .hub import push_folder
+
+        return push_folder(folder, card=self._card(), **hub)
+
+    def _card(self) -> Callable[[str], str] | None:
+        """Return what writes a README.md for a repository without one, given its name; None for no README.md."""
+        return None
+
+
+def check_push(what: str, hub: Mapping[str, Any], known: Iterable[str], push: bool) -> None:
+    """Check the options that a save with `push_to_hub` hands on, before anything is written.
+
+    Raises:
+        ConfigError: for a keyword that `what` does not know; with its neighbour.
+        InputError: for options of an upload without `push_to_hub=True`.
+    """
+    idle = [name for name in hub if name in PUSH_OPTIONS]
+    if idle and not push:
+        raise InputError(f"{what} uploads nothing without push_to_hub=True; {', '.join(idle)} would have no effect.")
+    check_known(what, hub, [*known, "push_to_hub", *(PUSH_OPTIONS if push else ())])

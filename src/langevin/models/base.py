@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core.config import ConfigMixin
 from ..core.errors import ConfigError, check_known
-from ..core.push import PushToHubMixin
+from ..core.push import PushToHubMixin, check_push
 from ..nn import processors
 from . import loading
 from .adapting import AdapterMixin
@@ -66,7 +66,8 @@ class ModelMixin(nn.Module, AdapterMixin, FromOriginalModelMixin, PushToHubMixin
         Args:
             pretrained_model_name_or_path: a local folder, which never touches the network, or a repository.
             subfolder: folder inside it, for example "unet".
-            variant: variant of the weight files, for example "fp16" for `diffusion_pytorch_model.fp16.safetensors`.
+            variant: variant of the weight files, for example "fp16" for `diffusion_pytorch_model.fp16.safetensors`;
+                when None the plain files, or the only variant there is, which is logged.
             torch_dtype, dtype: type of the floating-point weights, as torch.dtype or name; "auto" keeps the file's.
                 float32 where nothing is asked.
             use_safetensors: True for safetensors only, False for .bin only, None for safetensors before .bin.
@@ -150,14 +151,13 @@ class ModelMixin(nn.Module, AdapterMixin, FromOriginalModelMixin, PushToHubMixin
             variant: put into the file names, for example "fp16"; the weights keep the type they have.
             max_shard_size: largest weight file, in bytes or as "10GB"; more files get an index.
             push_to_hub: upload the folder afterwards.
-            hub: with push_to_hub: repo_id, commit_message, private, token, create_pr.
+            hub: with push_to_hub: repo_id, commit_message, private, token, create_pr, subfolder.
 
         Raises:
             InputError: a size or variant that makes no sense, or a file in the folder's place.
             WeightsError: a weight without values or of a type that the format does not know.
         """
-        if not push_to_hub:
-            check_known(f"{type(self).__name__}.save_pretrained", hub, _parameters(self.save_pretrained))
+        check_push(f"{type(self).__name__}.save_pretrained", hub, _parameters(self.save_pretrained), push_to_hub)
         if not is_main_process:
             return
         loading.save_model(
@@ -171,9 +171,7 @@ class ModelMixin(nn.Module, AdapterMixin, FromOriginalModelMixin, PushToHubMixin
             save_function=save_function,
         )
         if push_to_hub:
-            from ..core.hub import push_folder
-
-            push_folder(save_directory, **hub)
+            self._upload(save_directory, hub)
 
     # -- facts --------------------------------------------------------------------------------------------------------
 

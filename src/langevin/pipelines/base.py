@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from ..core.config import FORMAT_VERSION, Config, ConfigMixin
 from ..core.errors import ConfigError, check_known
 from ..core.images import from_array
 from ..core.progress import progress_bar
-from ..core.push import PushToHubMixin
+from ..core.push import PushToHubMixin, check_push
 from ..families.common import dtype_of
 from ..models.loading import resolve_device
 from . import custom, loading
@@ -118,7 +118,7 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
             torch_dtype, dtype: type of the weights, float32 when None; or a mapping from component to type with
                 "default" for the rest.
             variant: which variant of the weights, such as "fp16" or "non_ema"; components that have none are loaded
-                from their plain files, with a warning.
+                from their plain files, with a warning. When None the plain files, or a component's only variant.
             use_safetensors: True refuses pickled weights, False refuses safetensors, None prefers safetensors.
             device_map: one device to move the pipeline to, such as "cuda"; "auto" takes the accelerator if any.
             low_cpu_mem_usage: accepted as documented; loading never holds the weights twice, whatever it says.
@@ -185,16 +185,19 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
         Files of an existing folder that this save does not write, such as other variants, stay.
 
         Args:
-            hub: with `push_to_hub`, `repo_id`, `commit_message`, `private`, `create_pr`, `token`.
+            push_to_hub: upload the folder afterwards, with a model card where the repository has no README.md.
+            hub: with `push_to_hub`, `repo_id`, `commit_message`, `private`, `create_pr`, `token`, `subfolder`.
         """
         options = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
-        if not push_to_hub:
-            check_known(f"{type(self).__name__}.save_pretrained", hub, ["push_to_hub", *options])
+        check_push(f"{type(self).__name__}.save_pretrained", hub, options, push_to_hub)
         loading.save(self, save_directory, options)
         if push_to_hub:
-            from ..core.hub import push_folder
+            self._upload(save_directory, hub)
 
-            push_folder(save_directory, **hub)
+    def _card(self) -> Callable[[str], str]:
+        from .cards import card
+
+        return lambda repo_id: card(self, repo_id)
 
     # Devices ---------------------------------------------------------------------------------------------------------
 

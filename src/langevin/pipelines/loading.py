@@ -10,19 +10,21 @@ import importlib
 import inspect
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..core.errors import ConfigError, InputError, WeightsError, check_known, did_you_mean, nearest
-from ..core.files import atomic_folder, is_local, read_json, resolve_file, resolve_folder
+from ..core.files import atomic_folder, is_local, read_json, resolve_folder
+from ..core.hub import HUB_OPTIONS, fetch_chosen, fetch_file
 from ..core.imports import require
 from ..core.logging import get_logger
+from ..core.variants import Weights, advice, members, pick, weights_in, weights_of
 from ..models.loading import resolve_dtype
 from ..registry import ROWS
 from . import custom
@@ -39,12 +41,9 @@ RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 """Class names of older folders -> present names."""
 WRITTEN_AS = {"CLIPImageProcessorPil": "CLIPImageProcessor"}
 """Class names of one transformers version -> the name that every version reads."""
-SKIPPED = (".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".ckpt", ".ot", ".xml", ".gguf", ".tflite")
-WEIGHTS = re.compile(
-    r"^(?:diffusion_pytorch_model|pytorch_model|model)"
-    r"(?:\.(?P<variant>[\w-]+?))?(?:-\d{5}-of-\d{5})?\.(?P<kind>safetensors|bin)$"
-)
-INDEX = re.compile(r"^[\w-]+\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>[\w-]+))?\.json$")
+SKIPPED = (".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".ckpt", ".ot", ".xml", ".gguf", ".tflite", ".safetensors")
+SKIPPED += (".bin", ".pt", ".pth", ".zip", ".md", ".py", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".mp4")
+"""Ends of the names of files that no component reads, unless they are the weights that were chosen."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,6 @@ class Choices:
     def dtype(self, component: str) -> torch.dtype | str:
         """Return the type for a component: float32 unless asked otherwise, "auto" for the file's own."""
         return self.dtypes.get(component, self.dtypes.get("default", torch.float32)) or "auto"
-
-
-class Weights(NamedTuple):
-    """A weight file's variant (None for the plain file) and kind, "safetensors" or "bin"."""
-
-    variant: str | None
-    kind: str
 
 
 def dtypes(torch_dtype: DtypeChoice, dtype: DtypeChoice) -> dict[str, torch.dtype | None]:
@@ -95,7 +87,10 @@ def our_class(name: str, what: str) -> Any:
         hint = did_you_mean(name, rows) if nearest(name, rows) else "."
         raise ConfigError(f"{what} is a {name!r}, which this library does not have{hint}")
     package = __name__.partition(".")[0]
-    return getattr(importlib.import_module(f"{package}.{rows[name].module}"), name)
+    found = getattr(importlib.import_module(f"{package}.{rows[name].module}"), name)
+    if not hasattr(found, "from_pretrained"):
+        raise ConfigError(f"{what} is {name!r}, which is nothing that is loaded from a folder.")
+    return found
 
 
 def component_class(library: str, name: str, component: str) -> Any:
@@ -114,7 +109,7 @@ def component_class(library: str, name: str, component: str) -> Any:
         )
     transformers = require("transformers", why=f"The component {component!r} ({name})", extra="torch")
     found = getattr(transformers, name, None)
-    if not isinstance(found, type):
+    if not isinstance(found, type) or not hasattr(found, "from_pretrained"):
         raise ConfigError(
             f"The component {component!r} is a {name}, which transformers {transformers.__version__} does not have."
         )
@@ -148,52 +143,77 @@ def check_component(pipeline: str, name: str, component: Any) -> None:
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def weights_in(names: Iterable[str]) -> set[Weights]:
-    """Return which weights, by variant and kind, are among file names."""
-    matches = (WEIGHTS.match(name) for name in names)
-    return {Weights(m["variant"], m["kind"]) for m in matches if m}
+Folders = Mapping[str, Sequence[str]]
+"""The names of the files that each component's folder holds."""
 
 
-def pick(found: set[Weights], choices: Choices) -> Weights | None:
-    """Return the weights to load: the variant before the plain file, safetensors before pickle; None when none fits."""
-    kinds = {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}[choices.use_safetensors]
-    variants = dict.fromkeys((choices.variant, None))
-    return next((w for w in (Weights(v, k) for v in variants for k in kinds) if w in found), None)
+def plan(folders: Folders, where: Any, choices: Choices) -> dict[str, Weights]:
+    """Return the weights to load for every component that has any: the variant before the plain files.
+
+    Without a variant the plain files are meant, or the only variant there is.
+
+    Raises:
+        InputError: when no component has the variant, or one has nothing that fits; with the files that are there.
+    """
+    found = {name: weights_in(names) for name, names in folders.items()}
+    found = {name: weights for name, weights in found.items() if weights}
+    variant, wish = choices.variant, choices.use_safetensors
+    if variant is not None and found and all(variant != w.variant for weights in found.values() for w in weights):
+        variants = sorted({w.variant for weights in found.values() for w in weights if w.variant})
+        hint = did_you_mean(variant, variants) if variants else "; it has the plain weights only: leave `variant` out."
+        raise InputError(f"No component of {where} has the variant {variant!r}{hint}")
+    chosen = {}
+    for name, weights in found.items():
+        fitting = pick(weights, variant, wish) or pick({w for w in weights if w.variant is None}, None, wish)
+        if fitting is None:
+            hint = advice(weights, folders[name], variant=variant, use_safetensors=wish)
+            asked = f"variant={variant!r}, use_safetensors={wish}"
+            raise InputError(f"The component {name!r} of {where} has no weights for {asked}; {hint}")
+        chosen[name] = fitting
+    return chosen
 
 
-def _needed(name: str, chosen: Weights | None) -> bool:
-    """Tell whether a component's file is needed, given the weights that were chosen for it."""
-    match = WEIGHTS.match(name) or INDEX.match(name)
-    if match:
-        return chosen == Weights(match["variant"], match["kind"])
-    return not name.endswith((*SKIPPED, ".safetensors", ".bin"))
+def report(chosen: Mapping[str, Weights], where: Any, choices: Choices) -> None:
+    """Say in the log which components come from other weights than those that were asked for."""
+    for variant in {w.variant for w in chosen.values() if w.variant != choices.variant}:
+        names = ", ".join(name for name, weights in chosen.items() if weights.variant == variant)
+        if variant is None:
+            logger.warning("No variant %r of %s in %s; the plain weights are taken.", choices.variant, names, where)
+        else:
+            logger.warning("%s of %s have no plain weights; their only variant %r is taken.", names, where, variant)
 
 
-def needed_files(files: Iterable[str], components: Iterable[str], choices: Choices) -> list[str]:
-    """Return the files of a repository that loading `components` needs: configurations and one kind of weights each.
+def by_component(files: Iterable[str], components: Iterable[str]) -> dict[str, list[str]]:
+    """Return the files of every component in a repository by name: those of its folder, or of the root if it has none.
 
     A component of several networks has further folders, `controlnet_1` beside `controlnet`.
     """
     components = list(components)
-    by_folder: dict[str, list[str]] = {}
+    folders: dict[str, list[str]] = {}
     for file in files:
         folder, _, name = file.rpartition("/")
-        by_folder.setdefault(folder, []).append(name)
+        folders.setdefault(folder, []).append(name)
+    several = [name for name in folders if re.sub(r"_\d+$", "", name) in components and name not in components]
+    return {name: folders.get(name, folders.get("", [])) for name in (*components, *several)}
+
+
+def needed_files(files: Iterable[str], components: Iterable[str], choices: Choices, where: Any = "") -> list[str]:
+    """Return the files of a repository that loading `components` needs: configurations and one kind of weights each.
+
+    Raises:
+        InputError: as `plan` does.
+    """
+    files = list(files)
+    folders = by_component(files, components)
+    chosen = plan(folders, where, choices)
     wanted = ["model_index.json"]
-    several = [name for name in by_folder if re.sub(r"_\d+$", "", name) in components and name not in components]
-    for component in (*components, *several):
-        folder = component if component in by_folder else ""
-        names = by_folder.get(folder, [])
-        chosen = pick(weights_in(names), choices)
-        kept = (
-            name for name in names if _needed(name, chosen) and (folder or name.endswith((".json", *_kinds(chosen))))
-        )
-        wanted += [f"{folder}/{name}" if folder else name for name in kept]
+    for component, names in folders.items():
+        own = f"{component}/"
+        inside = any(file.startswith(own) for file in files)
+        settings = [name for name in names if not name.endswith(SKIPPED) and weights_of(name) is None]
+        settings = [name for name in settings if inside or name.endswith(".json")]
+        wanted += [(own if inside else "") + name for name in (*settings, *members(names, chosen.get(component)))]
     return sorted(set(wanted))
-
-
-def _kinds(chosen: Weights | None) -> tuple[str, ...]:
-    return (f".{chosen.kind}",) if chosen else ()
 
 
 def fetch(
@@ -210,28 +230,35 @@ def fetch(
         given: components that the caller brings and that need no files.
     """
     hub = {name: value for name, value in hub.items() if value is not None}
+    check_known(f"{cls.__name__}.download", hub, HUB_OPTIONS)
     if is_local(name_or_path):
         return resolve_folder(name_or_path)
-    index = read_json(resolve_file(name_or_path, cls.config_name, **hub))
-    listed = [name for name in listed_components(index) if name not in given]
-    if hub.get("local_files_only"):
-        return resolve_folder(name_or_path, **hub)
-    from ..core.hub import list_files
-
     repo = os.fspath(name_or_path)
-    try:
-        files = list_files(repo, revision=hub.get("revision"), token=hub.get("token"))
-    except InputError:
-        raise
-    except Exception as error:  # the client's network errors have no common base class
-        logger.warning("The hub does not answer (%s); %r is taken from the cache.", type(error).__name__, repo)
-        return resolve_folder(repo, **{**hub, "local_files_only": True})
-    return resolve_folder(repo, allow_patterns=[*needed_files(files, listed, choices), *custom.files(index)], **hub)
+    path = fetch_file(repo, cls.config_name, **hub)
+    index = read_json(path)
+    listed = [name for name in listed_components(index) if name not in given]
+    if re.fullmatch(r"[0-9a-f]{40}", path.parent.name):
+        # Everything comes from the commit that the index came from, whatever is pushed meanwhile.
+        hub = {**hub, "revision": path.parent.name}
+    code = custom.files(index)
+
+    def choose(files: Iterable[str]) -> list[str]:
+        wanted = [*needed_files(files, listed, choices, repo), *code]
+        return [name for name in wanted if name != cls.config_name]
+
+    return fetch_chosen(repo, choose, **hub)
 
 
 def listed_components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return the components that model_index.json lists as present: name -> (library, class)."""
+    """Return the components that model_index.json lists as present: name -> (library, class).
+
+    Raises:
+        ConfigError: for a component that is no name, such as one that leads to another folder, or a class that is none.
+    """
     pairs = {k: v for k, v in index.items() if not k.startswith("_") and isinstance(v, (list, tuple)) and len(v) == 2}
+    for name, pair in pairs.items():
+        if not (name.isidentifier() and all(part is None or isinstance(part, str) for part in pair)):
+            raise ConfigError(f"model_index.json lists {name!r}: {pair}, which is no component and its class.")
     return {name: (v[0], v[1]) for name, v in pairs.items() if v[0] is not None and v[1] is not None}
 
 
@@ -260,12 +287,7 @@ def load(
         logger.warning("%s has no place for these components of %s: %s.", target.__name__, root, ", ".join(ignored))
     _check_complete(target, accepted, {*listed, *given}, root)
     options = {k: v for k, v in index.items() if k in accepted and not isinstance(v, (list, tuple))}
-    _check_variant({name: root for name in listed if name in accepted}, root, choices)
-    parts = {
-        name: load_component(name, component_class(*pair, name), root, choices)
-        for name, pair in listed.items()
-        if name in accepted
-    }
+    parts = load_components({name: pair for name, pair in listed.items() if name in accepted}, root, choices)
     pipe = target(**{**dict.fromkeys(absent(target, accepted, {*parts, *given})), **options, **parts, **given})
     pipe._name_or_path = os.fspath(name_or_path)
     return pipe
@@ -334,38 +356,20 @@ def _folder(root: Path, name: str) -> Path:
     raise InputError(f"{root} lists the component {name!r} but has no folder {name}.")
 
 
-def _check_variant(components: Mapping[str, Path], root: Path, choices: Choices) -> None:
-    """Raise InputError when no component has the variant; warn about those that are taken from their plain files."""
-    if choices.variant is None:
-        return
-    found = {name: weights_in(p.name for p in _folder(root, name).iterdir()) for name in components}
-    found = {name: weights for name, weights in found.items() if weights}
-    plain = [name for name, weights in found.items() if choices.variant not in {w.variant for w in weights}]
-    if found and len(plain) == len(found):
-        variants = sorted({w.variant for weights in found.values() for w in weights if w.variant})
-        raise InputError(
-            f"No component of {root} has the variant {choices.variant!r}{did_you_mean(choices.variant, variants)}"
-        )
-    if plain:
-        logger.warning(
-            "No variant %r of %s in %s; the plain weights are taken.", choices.variant, ", ".join(plain), root
-        )
+def load_components(listed: Mapping[str, tuple[str, str]], root: Path, choices: Choices) -> dict[str, Any]:
+    """Build the components that are listed by library and class, each from its folder below `root`."""
+    classes = {name: component_class(*pair, name) for name, pair in listed.items()}
+    networks = [name for name, cls in classes.items() if issubclass(cls, nn.Module)]
+    chosen = plan({name: sorted(p.name for p in _folder(root, name).iterdir()) for name in networks}, root, choices)
+    report(chosen, root, choices)
+    return {name: load_component(name, cls, root, chosen.get(name), choices) for name, cls in classes.items()}
 
 
-def load_component(name: str, cls: type[Any], root: Path, choices: Choices) -> Any:
-    """Build one component from its folder."""
+def load_component(name: str, cls: type[Any], root: Path, chosen: Weights | None, choices: Choices) -> Any:
+    """Build one component from its folder, a network from the weights that were chosen for it."""
     folder = _folder(root, name)
     if not issubclass(cls, nn.Module):
         return cls.from_pretrained(folder)
-    found = weights_in(p.name for p in folder.iterdir())
-    chosen = pick(found, choices)
-    if chosen is None and found:
-        have = ", ".join(sorted(f"variant {w.variant!r}" if w.variant else "the plain files" for w in found))
-        kinds = " or ".join(sorted({w.kind for w in found}))
-        raise InputError(
-            f"{folder} has no weights for variant={choices.variant!r}, use_safetensors={choices.use_safetensors}; "
-            f"it has {have} ({kinds})."
-        )
     options = {"variant": chosen.variant if chosen else None, "use_safetensors": choices.use_safetensors}
     if not any(base.__module__.startswith("transformers.") for base in cls.__mro__):
         return cls.from_pretrained(folder, torch_dtype=choices.dtype(name), **options)  # type: ignore[attr-defined]
