@@ -12,7 +12,7 @@ from langevin.adapters.deltas import build
 from langevin.adapters.layers import applied
 from langevin.core.errors import ConfigError
 from langevin.weights.dialects.parts import Parts
-from tests.adapters.making import drawn
+from tests.adapters.making import Packed, drawn, tensors
 
 LAYERS = {
     "linear": lambda: nn.Linear(8, 12),
@@ -35,45 +35,6 @@ def made(name: str) -> tuple[nn.Module, Tensor]:
     batch, *size = INPUTS[len(shape) - 2]
     channels = shape[1] * getattr(layer, "groups", 1)
     return layer, torch.randn(batch, *size, channels) if len(shape) == 2 else torch.randn(batch, channels, *size)
-
-
-def tensors(algorithm: str, shape: tuple[int, ...], seed: int = 3) -> dict[str, Tensor]:
-    """Return random tensors of one form of an algorithm for a weight of this shape, as a file holds them."""
-    draw, (out, features, *kernel) = drawn(seed), shape
-    point, window = [1] * len(kernel), 1
-    for size in kernel:
-        window *= size
-    forms = {
-        "lora": lambda: {"down": draw(2, features, *kernel), "up": draw(out, 2, *point)},
-        "lora flat": lambda: {"down": draw(2, features), "up": draw(out, 2)},
-        "lora point": lambda: {"down": draw(2, features, 1, 1), "up": draw(out, 2, 1, 1)},
-        "lora mid": lambda: {
-            "down": draw(2, features, *point), "mid": draw(2, 2, *kernel), "up": draw(out, 2, *point)
-        },
-        "lora bias": lambda: {"down": draw(2, features, *kernel), "up": draw(out, 2, *point), "bias": draw(out)},
-        "loha": lambda: {
-            "w1_a": draw(out, 2), "w1_b": draw(2, features * window), "w2_a": draw(out, 3),
-            "w2_b": draw(3, features * window),
-        },
-        "loha tucker": lambda: {
-            "t1": draw(2, 2, *kernel), "w1_a": draw(2, out), "w1_b": draw(2, features), "t2": draw(2, 2, *kernel),
-            "w2_a": draw(2, out), "w2_b": draw(2, features),
-        },
-        "lokr": lambda: {"w1": draw(2, 4), "w2": draw(out // 2, features // 4, *kernel)},
-        "lokr second": lambda: {
-            "w1": draw(4, 2), "w2_a": draw(out // 4, 2), "w2_b": draw(2, features // 2 * window)
-        },
-        "lokr both": lambda: {
-            "w1_a": draw(2, 1), "w1_b": draw(1, 4), "w2_a": draw(out // 2, 3), "w2_b": draw(3, features // 4 * window),
-        },
-        "lokr tucker": lambda: {
-            "w1": draw(2, 2), "t2": draw(3, 3, *kernel), "w2_a": draw(3, out // 2), "w2_b": draw(3, features // 2)
-        },
-        "oft": lambda: {"blocks": draw(out // 4, 4, 4)},
-        "oft shared": lambda: {"blocks": draw(4, 4), "rescale": 1 + draw(out, 1, *point)},
-        "full": lambda: {"diff": draw(*shape), "diff_bias": draw(out)},
-    }  # fmt: skip
-    return forms[algorithm]()
 
 
 FORMS = ("lora", "lora mid", "lora bias", "loha", "loha tucker", "lokr", "lokr second", "lokr both", "lokr tucker")
@@ -289,18 +250,6 @@ def test_layers_that_cannot_change() -> None:
         build(Parts("lora", tensors("lora", (8, 8))), nn.LayerNorm(8))
     with pytest.raises(ConfigError, match="larger than target_rank=1"):
         build(Parts("lora", tensors("lora", (12, 8))), nn.Linear(8, 12), target_rank=1)
-
-
-class Packed(nn.Module):
-    """A linear layer whose weight is not a matrix of floats."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.in_features, self.out_features = 8, 12
-        self.weight = nn.Parameter(torch.zeros(12, 4, dtype=torch.uint8), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros(*x.shape[:-1], 12)
 
 
 def test_quantised_layers_take_products_only() -> None:
