@@ -72,6 +72,16 @@ Size = Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT or a numb
 Dtype = Annotated[str, typer.Option("--dtype", help="Number format of the weights: float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps ...; auto takes an accelerator if any.")]
 Output = Annotated[str, typer.Option("--output", "-o", help="A .png file, or a folder. Existing files are kept.")]
+Inspected = Annotated[
+    str, typer.Argument(metavar="FILE_OR_FOLDER", help="A .safetensors, .ckpt, .bin or .pt file, or a model's folder.")
+]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Also say whether it fits this model: a folder, a file, or the shipped 'picturebook'."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the path of the picture and nothing else.")]
 
 
@@ -139,9 +149,73 @@ def generate(
         typer.echo(path)
 
 
+Dtypes = Annotated[str, typer.Option("--dtype", help="Number format to write: float16 ...; auto keeps the source's.")]
+Layout = Annotated[str | None, typer.Option("--layout", help="Family to write as. Default: told from the networks.")]
+Original = Annotated[str | None, typer.Option("--original-config", help="The authors' YAML file of a single file.")]
+Config = Annotated[str | None, typer.Option("--config", help="A folder with the configurations of a single file.")]
+Ema = Annotated[bool, typer.Option("--extract-ema", help="Take the moving averages of the UNet's weights.")]
+Predicts = Annotated[str | None, typer.Option("--prediction-type", help="epsilon or v_prediction, if not as told.")]
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A single file, its address on the hub, or a folder.")],
+    target: Annotated[str, typer.Argument(help="A folder, or a .safetensors or .ckpt file. Nothing is overwritten.")],
+    dtype: Dtypes = "auto",
+    layout: Layout = None,
+    original_config: Original = None,
+    config: Config = None,
+    extract_ema: Ema = False,
+    prediction_type: Predicts = None,
+) -> None:
+    """Convert a checkpoint in its authors' single file to a folder, or a folder to such a file."""
+    from .convert import run
+
+    options = {"original_config": original_config, "config": config}
+    options |= {"extract_ema": extract_ema, "prediction_type": prediction_type}
+    what, written = run(source, target, dtype=dtype, layout=layout, **options)
+    typer.echo(what)
+    for line in written:
+        typer.echo(f"wrote {line}")
+
+
+@app.command("inspect")
+def inspect_(path: Inspected, model: Against = None, json: Json = False) -> None:
+    """Say what a weight file or a model's folder is, from its header alone; status 1 when something is wrong."""
+    from .inspect import report
+
+    text, ok = report(path, model, as_json=json)
+    typer.echo(text)
+    if not ok:
+        raise typer.Exit(1)
+
+
 @app.command()
 def env() -> None:
     """Print versions, devices and folders, as a bug report needs them."""
     from .env import report
 
     typer.echo(report())
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def run(
+    script: Annotated[str, typer.Argument(help="A Python script that imports diffusers; it runs as it is.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="What follows the script belongs to the script.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Run nothing: list what the script uses of diffusers, and what is missing.")
+    ] = False,
+) -> None:
+    """Run a script that was written for diffusers, unchanged, on this library."""
+    from .run import check as checked
+    from .run import run as started
+
+    if not check:
+        started(script, arguments or [])
+    lines, lacking = checked(script)
+    for line in lines:
+        typer.echo(line)
+    typer.echo(f"{len(lines) - lacking} of {len(lines)} names are there.")
+    raise typer.Exit(1 if lacking else 0)

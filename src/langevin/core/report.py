@@ -65,7 +65,7 @@ class LoadReport:
             logger.warning("%s: %s, %s", what, text, done)
 
 
-def counted(items: Sequence[str], one: str, many: str) -> str:
+def counted(items: Sequence[object], one: str, many: str) -> str:
     """Return how many there are, in words that agree with the number."""
     return f"{len(items)} {one if len(items) == 1 else many}"
 

@@ -1,0 +1,135 @@
+"""An inspection in words: a headline, a table of facts, the components, and what is wrong."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..core.report import counted, some
+from .contents import amount
+from .known import FAMILIES
+
+if TYPE_CHECKING:
+    from .inspect import Inspection
+
+LABEL, WIDTH = 20, 110
+TITLES = {
+    "lora": "LoRA",
+    "unet": "UNet",
+    "vae": "VAE",
+    "controlnet": "ControlNet",
+    "t2i-adapter": "T2I-Adapter",
+    "ip-adapter": "IP-Adapter",
+}
+"""Kind -> how it is written, where it is written otherwise."""
+
+
+def print_out(found: Inspection) -> str:
+    """Return an inspection as text of several lines."""
+    rows = [*_facts(found), *_metadata(found)]
+    lines = [found.path, f"  {headline(found)}", ""]
+    lines += [line for label, value in rows for line in _row(label, value)]
+    sections = {
+        "components": [_line(name, part) for name, part in found.parts.items()],
+        "why": found.reasons,
+        "not settled": found.doubts,
+        "wrong": [*found.damage, *(f"{k}: {line}" for k, part in found.parts.items() for line in part.damage)],
+    }
+    for title, items in sections.items():
+        lines += _section(title, items)
+    if found.fit is not None:
+        lines += ["", *textwrap.indent(str(found.fit), "  ").splitlines()]
+    return "\n".join(lines).rstrip()
+
+
+def headline(found: Inspection) -> str:
+    """Return what the thing is, in a phrase."""
+    kind = TITLES.get(found.kind, found.kind)
+    kind = f"{kind[0].upper()}{kind[1:]}"
+    algorithms = found.details.get("algorithms")
+    if found.kind == "lora" and algorithms:
+        kind = " and ".join(algorithms) if "LoRA" in algorithms else f"{' and '.join(algorithms)} (as LoRA)"
+    if found.kind in ("checkpoint", "pipeline folder") and found.details.get("task"):
+        kind += f" for {found.details['task']}"
+    family = FAMILIES.get(found.family or "", found.family)
+    joint = "," if " for " in kind else " of" if found.kind in ("checkpoint", "unet", "pipeline folder") else " for"
+    spelt = f", in the {found.dialect} dialect" if found.dialect and found.kind != "textual inversion" else ""
+    return f"{kind}{joint} {family}{spelt}" if family else f"{kind}{spelt}"
+
+
+def _facts(found: Inspection) -> Iterator[tuple[str, Any]]:
+    if found.parameters:
+        types = some(
+            [name if len(found.dtypes) == 1 else f"{amount(n).strip()} {name}" for name, n in found.dtypes.items()]
+        )
+        yield (
+            "parameters",
+            f"{amount(found.parameters).strip()} in {counted(range(found.tensors), 'tensor', 'tensors')} ({types})",
+        )
+    if found.size:
+        yield "size", f"{amount(found.size)}B" + (f", {found.format}" if found.format else "")
+    head = headline(found)
+    for name, value in found.details.items():
+        if name in ("algorithms", "task") and all(word in head for word in ([value] if name == "task" else value)):
+            continue
+        if name == "components":
+            yield name, [f"{part} {amount(n).strip()}" for part, n in value.items()]
+        elif name == "resolution":
+            yield name, f"{value} pixels"
+        else:
+            yield name, "yes" if value is True else value
+
+
+def _metadata(found: Inspection) -> Iterator[tuple[str, Any]]:
+    from .inspect import METADATA, top_tags
+
+    for key, label in METADATA.items():
+        value = found.metadata.get(key, "")
+        if value and value != "None" and label not in found.details:
+            yield label, value
+    if tags := top_tags(found.metadata):
+        yield "captions", tags
+    known = {*METADATA, "format", "ss_tag_frequency"}
+    others = [key for key in found.metadata if key not in known]
+    if others:
+        yield (
+            "other metadata",
+            f"{counted(others, 'entry', 'entries')} ({some(others[:6])}{' ...' if len(others) > 6 else ''})",
+        )
+
+
+def _row(label: str, value: Any) -> list[str]:
+    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    text = " ".join(text.split())
+    if len(text) > 400:
+        text = f"{text[:400]} ..."
+    wrapped = textwrap.wrap(text, WIDTH - LABEL) or [""]
+    return [f"  {label:<{LABEL}}{wrapped[0]}", *(f"  {'':<{LABEL}}{line}" for line in wrapped[1:])]
+
+
+def _line(name: str, part: Inspection) -> str:
+    """Return a component in one line."""
+    what = part.details.get("class") or headline(part)
+    facts = [f"{amount(part.parameters).strip()} parameters" if part.parameters else "", *part.dtypes]
+    variants = part.details.get("variants", ())
+    facts += [f"variants: {', '.join(v.split(' ')[0] for v in variants)}"] if len(variants) > 1 else []
+    facts += [counted(range(part.details["shards"]), "shard", "shards")] if "shards" in part.details else []
+    facts += ["damaged"] if part.damage else []
+    return f"{name:<{LABEL}}{what}" + (f" ({', '.join(filter(None, facts))})" if any(facts) else "")
+
+
+def _section(title: str, items: Iterable[str]) -> list[str]:
+    lines = [
+        line
+        for item in items
+        for line in textwrap.wrap(
+            item,
+            WIDTH,
+            initial_indent="    ",
+            subsequent_indent="      ",
+            replace_whitespace=False,
+            drop_whitespace=True,
+        )
+    ]
+    return ["", f"  {title}", *lines] if lines else []
