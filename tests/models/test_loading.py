@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import pickle
 import subprocess
@@ -235,8 +234,11 @@ def test_variants(model: AutoencoderKL, folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     half = AutoencoderKL(**TINY).half()
     half.save_pretrained(folder, variant="non-ema")
-    with pytest.raises(WeightsError, match=r"_model.safetensors.*pass variant='non-ema'.*config.json"):
+    assert same(AutoencoderKL.from_pretrained(folder, dtype="auto"), half), "the only one there is"
+    half.save_pretrained(folder, variant="fp16.v2")
+    with pytest.raises(WeightsError, match=r"_model.safetensors.*variant='fp16.v2' or variant='non-ema'.*config.json"):
         AutoencoderKL.from_pretrained(folder)
+    (folder / "diffusion_pytorch_model.fp16.v2.safetensors").unlink()
     with pytest.raises(WeightsError, match="pass variant='non-ema'"):
         AutoencoderKL.from_pretrained(folder, variant="fp16")
     assert same(AutoencoderKL.from_pretrained(folder, variant="non-ema", dtype="auto"), half)
@@ -292,48 +294,6 @@ def test_wrong_arguments_are_named(folder: Path) -> None:
         AutoencoderKL.from_pretrained(folder.parent)
     with pytest.raises(InputError, match="neither a local folder nor in the cache"):
         AutoencoderKL.from_pretrained("nobody/nothing", local_files_only=True)
-
-
-def test_from_the_hub_only_what_is_needed_is_fetched(
-    model: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    repository, snapshot = tmp_path / "repository", tmp_path / "snapshot"
-    for variant in (None, "fp16"):
-        for safe in (True, False):
-            model.save_pretrained(repository / "whole", variant=variant, safe_serialization=safe)
-            if safe is (variant is None):
-                model.save_pretrained(
-                    repository / "cut", variant=variant, safe_serialization=safe, max_shard_size="100KB"
-                )
-
-    def fetch_folder(repo: str, *, allow_patterns: list[str], **options) -> Path:
-        assert repo == "me/model" and options == {"revision": "main"}
-        for file in repository.rglob("*.*"):
-            name = file.relative_to(repository).as_posix()
-            if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
-                (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
-                (snapshot / name).write_bytes(file.read_bytes())
-        return snapshot
-
-    def fetch_file(repo: str, filename: str, *, subfolder: str | None, **options) -> Path:
-        return repository / str(subfolder) / filename
-
-    monkeypatch.setattr("langevin.core.hub.fetch_folder", fetch_folder)
-    monkeypatch.setattr("langevin.core.hub.fetch_file", fetch_file)
-    fetched = set()
-    for folder, variant, kind in (
-        ("whole", None, "safetensors"),
-        ("whole", "fp16", "safetensors"),
-        ("cut", None, "safetensors"),
-        ("cut", "fp16", "bin"),
-    ):
-        loaded = AutoencoderKL.from_pretrained("me/model", subfolder=folder, variant=variant, revision="main")
-        assert same(loaded, model)
-        new = {path.name for path in (snapshot / folder).iterdir()} - fetched
-        fetched |= new
-        assert all(kind in name and ("fp16" in name) == (variant is not None) for name in new) and new, new
-    with pytest.raises(WeightsError, match=r"no diffusion_pytorch_model\.bf16"):
-        AutoencoderKL.from_pretrained("me/model", subfolder="whole", variant="bf16", revision="main")
 
 
 # -- what a file is ---------------------------------------------------------------------------------------------------

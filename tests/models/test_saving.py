@@ -158,21 +158,6 @@ def test_sizes_and_shards() -> None:
     assert [list(s) for s in split_into_shards(tensors, 16)] == [["a", "b"], ["c"], ["d"]]
 
 
-def test_pushing_saves_and_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {}
-
-    def push(folder: Path, **options) -> str:
-        seen.update(options, files=names(Path(folder)), name=Path(folder).name)
-        return "address"
-
-    monkeypatch.setattr("langevin.core.hub.push_folder", push)
-    assert filled(1.0).push_to_hub("me/my-vae", variant="fp16", private=True) == "address"
-    assert seen["files"] == {"config.json", f"{STEM}.fp16.safetensors"} and seen["name"] == "my-vae"
-    assert seen["repo_id"] == "me/my-vae" and seen["private"] is True
-    filled(1.0).save_pretrained(tmp_path / "local", push_to_hub=True, repo_id="me/other")
-    assert seen["repo_id"] == "me/other"
-
-
 def test_facts_about_a_model() -> None:
     model = AutoencoderKL(**TINY)
     total = sum(p.numel() for p in model.parameters())

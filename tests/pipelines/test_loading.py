@@ -14,8 +14,8 @@ import torch
 
 import langevin
 from langevin import DDPMPipeline, DiffusionPipeline, StableDiffusionPipeline
-from langevin.core import hub
 from langevin.core.errors import ConfigError, InputError, WeightsError
+from langevin.core.variants import weights_in
 from langevin.pipelines import loading
 from tests.pipelines import tiny
 from tests.pipelines.conftest import quiet
@@ -207,11 +207,11 @@ def test_variants_live_beside_the_original(copy) -> None:
     assert StableDiffusionPipeline.from_pretrained(copy, torch_dtype="auto").unet.dtype == torch.float32
 
 
-def test_a_variant_alone_must_be_asked_for(sd_folder, tmp_path) -> None:
+def test_a_variant_alone_is_taken(sd_folder, tmp_path, caplog_ours) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(sd_folder)
     pipe.save_pretrained(tmp_path / "own", variant="non_ema")
-    with pytest.raises(InputError, match="variant 'non_ema'"):
-        StableDiffusionPipeline.from_pretrained(tmp_path / "own")
+    assert np.array_equal(draw(StableDiffusionPipeline.from_pretrained(tmp_path / "own")), draw(pipe))
+    assert "their only variant 'non_ema' is taken" in caplog_ours.text
     assert np.array_equal(
         draw(StableDiffusionPipeline.from_pretrained(tmp_path / "own", variant="non_ema")), draw(pipe)
     )
@@ -287,70 +287,10 @@ def test_options_of_the_constructor_are_kept(sd_folder, tmp_path) -> None:
 # The hub -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def repository(sd_folder, tmp_path, monkeypatch) -> dict:
-    """A repository "some/model" with every kind of file; what is fetched is recorded and put into a folder."""
-    remote = Path(shutil.copytree(sd_folder, tmp_path / "remote"))
-    pipe = StableDiffusionPipeline.from_pretrained(remote)
-    pipe.save_pretrained(remote, variant="fp16")
-    pipe.save_pretrained(remote, safe_serialization=False)
-    for extra in ("model.ckpt", "unet/flax_model.msgpack", "vae/model.onnx", "README.md", "unet/run.png"):
-        (remote / extra).write_text("x")
-    cache, log = tmp_path / "cache", {"patterns": None, "options": None, "offline": False}
-
-    def take(name: str) -> Path:
-        target = cache / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(remote / name, target)
-        return target
-
-    def folder(repo, *, allow_patterns=None, **options):
-        log.update(patterns=allow_patterns, options=options)
-        for name in allow_patterns or ():
-            take(name)
-        return cache
-
-    def listing(repo, **options):
-        if log["offline"]:
-            raise ConnectionError("no route")
-        return [path.relative_to(remote).as_posix() for path in remote.rglob("*") if path.is_file()]
-
-    monkeypatch.setattr(hub, "fetch_file", lambda repo, name, subfolder=None, **options: take(name))
-    monkeypatch.setattr(hub, "fetch_folder", folder)
-    monkeypatch.setattr(hub, "list_files", listing)
-    return log
-
-
-def test_only_what_is_needed_is_downloaded(repository) -> None:
-    pipe = DiffusionPipeline.from_pretrained("some/model", vae=None, revision="main")
-    assert type(pipe) is StableDiffusionPipeline
-    assert repository["options"] == {"revision": "main"}
-    weights = [name for name in repository["patterns"] if name.endswith((".bin", ".safetensors"))]
-    assert weights == ["text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors"]
-    assert not any(name.startswith("vae") or name.endswith((".ckpt", ".msgpack")) for name in repository["patterns"])
-    assert "tokenizer/tokenizer.json" in repository["patterns"] and "model_index.json" in repository["patterns"]
-
-
-def test_a_variant_or_pickles_are_downloaded_when_asked_for(repository) -> None:
-    StableDiffusionPipeline.download("some/model", variant="fp16")
-    assert "unet/diffusion_pytorch_model.fp16.safetensors" in repository["patterns"]
-    assert "unet/diffusion_pytorch_model.safetensors" not in repository["patterns"]
-    folder = StableDiffusionPipeline.download("some/model", use_safetensors=False)
-    assert "vae/diffusion_pytorch_model.bin" in repository["patterns"] and folder.name == "cache"
-
-
-def test_without_a_network_the_cache_is_used(repository, caplog_ours) -> None:
-    DiffusionPipeline.download("some/model")
-    repository["offline"] = True
-    pipe = DiffusionPipeline.from_pretrained("some/model")
-    assert type(pipe) is StableDiffusionPipeline and repository["options"] == {"local_files_only": True}
-    assert "does not answer" in caplog_ours.text
-
-
 def test_sharded_weights_are_one_kind() -> None:
     names = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "model.fp16-00001-of-00002.bin"]
     names += ["model.bin.index.fp16.json", "config.json"]
-    assert loading.weights_in(names) == {(None, "safetensors"), ("fp16", "bin")}
+    assert weights_in(names) == {(None, "safetensors"), ("fp16", "bin")}
     files = [f"text_encoder/{name}" for name in names]
     needed = loading.needed_files(files, ["text_encoder"], loading.Choices({}, "fp16", False))
     assert [Path(name).name for name in needed] == [
