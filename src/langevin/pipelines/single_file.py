@@ -1,4 +1,4 @@
-"""The documented loading of a pipeline from one file in its authors' own layout: which class, which parts, and whence."""
+"""The documented loading of a pipeline from one file in its authors' own layout: which class, which parts, and how."""
 
 from __future__ import annotations
 
@@ -131,6 +131,7 @@ class FromSingleFileMixin:
         path = locate(pretrained_model_link_or_path, **hub)
         unet = {"in_channels": num_in_channels, "upcast_attention": upcast_attention}
         with SingleFile(path, wishes, use_map=not disable_mmap) as file:
+            file.voice_doubts()
             assembly = Assembly(cls, file, loading.Choices(loading.dtypes(torch_dtype, dtype)))
             pipe = assembly.build(
                 components,

@@ -12,6 +12,8 @@ from .header import Header
 from .rules import Rules
 
 Config = dict[str, Any]
+CONFIGS = "langevin.configs"
+"""Key of the metadata under which files written by this library keep the configurations of their networks."""
 
 
 def nothing(config: Mapping[str, Any]) -> Mapping[str, str]:

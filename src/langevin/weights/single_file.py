@@ -29,14 +29,12 @@ from ..registry import ROWS
 from .bundled import preset, scheduler_options
 from .checkpoint import Converted, MemoryFile, Reverted, open_weights, read_header
 from .detect import families, recognise
-from .family import Config, Facts, Family, Place
+from .family import CONFIGS, Config, Facts, Family, Place
 from .header import matching
 from .layouts.clip import spelling
 from .original_config import options_of, read_original
 
 logger = get_logger(__name__)
-CONFIGS = "langevin.configs"
-"""Key of the metadata under which files written here keep the configurations of their networks."""
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 EMA, EMA_OF = "model_ema.", "model."
 
@@ -96,8 +94,6 @@ class SingleFile:
         found = {place.component: (place.prefix_in(self.header), place) for place in self.family.places}
         self.places = {name: (prefix, place) for name, (prefix, place) in found.items() if prefix is not None}
         self.report = LoadReport()
-        for doubt in self.facts.doubts:
-            logger.warning("%s: %s", self.what, doubt)
 
     def __enter__(self) -> SingleFile:
         return self
@@ -116,6 +112,11 @@ class SingleFile:
             if facts.preset == "sd2-v" and kind == "epsilon":
                 facts = replace(facts, preset="sd2", image_size=512)
         return facts if size is None else facts.because(f"The caller says {size} pixels.", image_size=size)
+
+    def voice_doubts(self) -> None:
+        """Log what the file does not settle, with the argument that would."""
+        for doubt in self.facts.doubts:
+            logger.warning("%s: %s", self.what, doubt)
 
     # Configurations --------------------------------------------------------------------------------------------------
 
@@ -405,6 +406,7 @@ def load_model(
     """Return one network of a single file; see `FromOriginalModelMixin.from_single_file`."""
     path = source if isinstance(source, Mapping) else locate(source, **hub)
     with SingleFile(path, wishes_of(hub=hub, **wishes), use_map=use_map) as file:
+        file.voice_doubts()
         return file.build(
             find_component(file, model),
             dtype=dtype,

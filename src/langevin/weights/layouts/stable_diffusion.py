@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..family import Facts, Family, Place
+from ..family import CONFIGS, Facts, Family, Place
 from ..header import Header
 from . import clip, ldm
 
@@ -218,6 +218,8 @@ def recognise_vae(header: Header) -> Facts | None:
         return None
     facts = Facts("autoencoder_kl", "autoencoder", dtype=header.dtype, preset="sd1")
     facts = facts.because("The file holds the encoder and decoder of an autoencoder and no UNet.")
+    if CONFIGS in header.metadata:
+        return facts
     return facts.doubting("The scale of latents is not in the file; 0.18215 is that of Stable Diffusion 1 and 2.")
 
 
