@@ -133,7 +133,9 @@ def clip():
 def test_components_that_the_caller_brings(sd_folder, peer_sd, clip) -> None:
     known = {name: peer_sd.components[name] for name in ("vae", "text_encoder", "tokenizer", "unet")}
     pipes = (
-        quiet(theirs("clip_guided").GuidedByCLIP(**known, **clip, scheduler=tiny.scheduler(diffusers, "DDIMScheduler"))),
+        quiet(
+            theirs("clip_guided").GuidedByCLIP(**known, **clip, scheduler=tiny.scheduler(diffusers, "DDIMScheduler"))
+        ),
         ours(sd_folder, "clip_guided", **clip, scheduler=tiny.scheduler(langevin, "DDIMScheduler")),
     )
     options = {"num_inference_steps": 3, "output_type": "np"}

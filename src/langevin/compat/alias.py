@@ -5,7 +5,8 @@ from __future__ import annotations
 import builtins
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cache
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -13,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from ..core.config import FORMAT_VERSION
-from ..core.errors import LangevinError, did_you_mean, nearest
+from ..core.errors import LangevinError, did_you_mean
 from ..registry import ROWS
 from .table import HOMES, MODULES, NAMES
 
@@ -78,9 +79,18 @@ def find(path: str, name: str) -> Any:
 
 def missing(path: str, name: str) -> str:
     """Return the message for a name that this library does not have."""
-    known = {*REGISTRY, *(known for place in surroundings(path) for known in NAMES.get(place, {}))}
-    hint = did_you_mean(name, known) if nearest(name, known) else "."
-    return f"Langevin does not have {name!r} of {f'{ROOT}.{path}'.rstrip('.')}{hint}"
+    inside = (module.removeprefix(f"{path}.") for module in MODULES if module.startswith(f"{path}."))
+    known = {*REGISTRY, *inside, *(known for place in surroundings(path) for known in NAMES.get(place, {}))}
+    return f"Langevin does not have {name!r} of {f'{ROOT}.{path}'.rstrip('.')}{misspelt(name, known)}"
+
+
+def misspelt(name: str, known: Iterable[str]) -> str:
+    """Return the tail of a message: the name that was meant, where only a letter or two differ.
+
+    Names that exist there and not here are common, and their neighbours of the alphabet are no help.
+    """
+    close = get_close_matches(name, list(known), n=1, cutoff=0.9)
+    return did_you_mean(close[0], close) if close else "."
 
 
 class Alias(ModuleType):
@@ -128,11 +138,24 @@ def alias(name: str) -> Alias:
     parent, _, last = path.rpartition(".")
     if parent in MODULES:
         raise NotThere(missing(parent, last), name=name)
-    raise NotThere(f"Langevin does not have the module {name}{_near(path)}", name=name)
+    raise NotThere(f"Langevin does not have the module {name}{misspelt(path, MODULES)}", name=name)
 
 
-def _near(path: str) -> str:
-    return did_you_mean(path, MODULES) if nearest(path, MODULES) else "."
+def is_module(name: str) -> bool:
+    """Tell whether a dotted name is that of a documented module."""
+    return is_alias(name) and name.partition(".")[2] in MODULES
+
+
+def lookup(module: str, name: str | None = None) -> Any:
+    """Return a documented module by its dotted name, or what a name of it stands for.
+
+    Raises:
+        NotThere: naming the nearest one that there is.
+    """
+    found = alias(module)
+    if name is None or hasattr(found, name):
+        return found if name is None else getattr(found, name)
+    return find(found._path, name)
 
 
 # For a process -------------------------------------------------------------------------------------------------------
@@ -212,8 +235,8 @@ def private_import(
         return builtins.__import__(name, globals, locals, fromlist or (), level)
     found = alias(name)
     for item in fromlist or ():
-        if item != "*" and not hasattr(found, item):
-            find(found._path, item)
+        if item != "*":
+            lookup(name, item)
     return found if fromlist else alias(ROOT)
 
 

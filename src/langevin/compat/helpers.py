@@ -7,11 +7,13 @@ import operator
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.config import FORMAT_VERSION
 from ..core.errors import ConfigError, InputError, check_choice
@@ -24,6 +26,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.bin"
 SAFETENSORS_WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+USE_PEFT_BACKEND = True
+"""Whether `scale_lora_layers` is what weighs adapters; scripts ask before they call it."""
 QUESTION = re.compile(r"is_(?P<package>\w+)_(?P<kind>available|version)")
 PACKAGES = {
     "invisible_watermark": "imwatermark",
@@ -36,6 +40,8 @@ PACKAGES = {
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">=": operator.ge, ">": operator.gt,
 }  # fmt: skip
+
+_scaled: WeakKeyDictionary[nn.Module, list[AbstractContextManager]] = WeakKeyDictionary()
 
 
 def __getattr__(name: str) -> Any:
@@ -166,6 +172,21 @@ def retrieve_latents(encoder_output: Any, generator: Generators = None, sample_m
         return encoder_output.latents
     check_choice("sample_mode", sample_mode, ("sample", "argmax"))
     return spread.sample(generator) if sample_mode == "sample" else spread.mode()
+
+
+def scale_lora_layers(model: nn.Module, weight: float | None) -> None:
+    """Multiply the weights of a network's adapters until `unscale_lora_layers`."""
+    from ..adapters import lora
+
+    entered = lora.scaled(model, weight)
+    entered.__enter__()
+    _scaled.setdefault(model, []).append(entered)
+
+
+def unscale_lora_layers(model: nn.Module, weight: float | None = None) -> None:
+    """Undo the last `scale_lora_layers` of a network; `weight` is accepted as documented."""
+    if entered := _scaled.get(model):
+        entered.pop().__exit__(None, None, None)
 
 
 def compute_snr(noise_scheduler: Any, timesteps: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ NAMES: dict[str, dict[str, str]] = {
         "TextualInversionLoaderMixin": "pipelines.textual_inversion",
         "UNet2DConditionLoadersMixin": "models.adapting:AdapterMixin",
     },
-    "models": {},
+    "models": {"ImageProjection": "nn.embedding"},
+    "models.lora": {"adjust_lora_scale_text_encoder": "compat.helpers:scale_lora_layers"},
     "pipelines": {
         "StableDiffusionMixin": "pipelines.authoring",
         "rescale_noise_cfg": "compat.helpers",
@@ -36,6 +37,7 @@ NAMES: dict[str, dict[str, str]] = {
         "CONFIG_NAME": "compat.helpers",
         "PIL_INTERPOLATION": "compat.helpers",
         "SAFETENSORS_WEIGHTS_NAME": "compat.helpers",
+        "USE_PEFT_BACKEND": "compat.helpers",
         "WEIGHTS_NAME": "compat.helpers",
         "check_min_version": "compat.helpers",
         "deprecate": "compat.helpers",
@@ -47,6 +49,8 @@ NAMES: dict[str, dict[str, str]] = {
         "pt_to_pil": "core.images:to_images",
         "randn_tensor": "core.rng",
         "replace_example_docstring": "compat.helpers",
+        "scale_lora_layers": "compat.helpers",
+        "unscale_lora_layers": "compat.helpers",
     },
 }
 """Package or module -> documented name -> `module` or `module:name` of this library, for what is no registry row."""
@@ -77,7 +81,7 @@ CLASSES: dict[str, str] = {
     "pipelines": "auto_pipeline controlnet ddim ddpm deprecated pipeline_utils pndm "
     "stable_diffusion stable_diffusion_xl t2i_adapter",
     "pipelines.controlnet": "pipeline_controlnet pipeline_controlnet_img2img pipeline_controlnet_inpaint "
-    "pipeline_controlnet_inpaint_sd_xl pipeline_controlnet_sd_xl pipeline_controlnet_sd_xl_img2img multicontrolnet",
+    "pipeline_controlnet_inpaint_sd_xl pipeline_controlnet_sd_xl pipeline_controlnet_sd_xl_img2img",
     "pipelines.ddim": "pipeline_ddim",
     "pipelines.ddpm": "pipeline_ddpm",
     "pipelines.deprecated": "pndm",
@@ -101,7 +105,8 @@ CLASSES: dict[str, str] = {
     "scheduling_pndm scheduling_repaint scheduling_sasolver scheduling_sde_ve scheduling_tcd scheduling_unclip "
     "scheduling_unipc_multistep scheduling_utils scheduling_vq_diffusion",
     "schedulers.deprecated": "scheduling_karras_ve scheduling_sde_vp",
-    "utils": "constants deprecation_utils doc_utils import_utils loading_utils logging outputs pil_utils torch_utils",
+    "utils": "constants deprecation_utils doc_utils import_utils loading_utils logging outputs peft_utils pil_utils "
+    "torch_utils",
 }
 """Documented package -> the modules in it."""
 

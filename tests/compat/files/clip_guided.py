@@ -1,3 +1,4 @@
+# ruff: noqa
 """Stable Diffusion pulled towards a text by the gradient of a CLIP model, which the caller brings."""
 
 import inspect
@@ -116,7 +117,9 @@ class GuidedByCLIP(DiffusionPipeline, StableDiffusionMixin):
             noise_pred_uncond, noise_pred_text = noise_pred.chunk(2)
             noise_pred = noise_pred_uncond + guidance_scale * (noise_pred_text - noise_pred_uncond)
             if clip_guidance_scale > 0:
-                noise_pred, latents = self.pull(latents, t, text_embeddings, noise_pred, text_of_clip, clip_guidance_scale)
+                noise_pred, latents = self.pull(
+                    latents, t, text_embeddings, noise_pred, text_of_clip, clip_guidance_scale
+                )
             latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs).prev_sample
 
         image = self.vae.decode(1 / self.vae.config.scaling_factor * latents).sample

@@ -1,3 +1,4 @@
+# ruff: noqa
 """A pipeline in the style of the first community files: repaired configurations, `_encode_prompt`, arrays at the end."""
 
 from dataclasses import dataclass
@@ -66,8 +67,18 @@ class BlendedPromptsPipeline(Unused):
         self.learns_words = isinstance(self, TextualInversionLoaderMixin)
 
     @torch.no_grad()
-    def __call__(self, prompts, weights, height=16, width=16, num_inference_steps=4, guidance_scale=5.0,
-                 generator=None, output_type="pil", **kwargs):
+    def __call__(
+        self,
+        prompts,
+        weights,
+        height=16,
+        width=16,
+        num_inference_steps=4,
+        guidance_scale=5.0,
+        generator=None,
+        output_type="pil",
+        **kwargs,
+    ):
         steps = deprecate("steps", "9.0.0", "Use `num_inference_steps`.", take_from=kwargs)
         num_inference_steps = steps or num_inference_steps
         device = self._execution_device

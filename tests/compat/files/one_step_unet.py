@@ -1,3 +1,4 @@
+# ruff: noqa
 # The pipeline of the documentation's page on contributing.
 from diffusers import DiffusionPipeline
 import torch

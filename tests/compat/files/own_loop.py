@@ -1,3 +1,4 @@
+# ruff: noqa
 """Stable Diffusion with the loop written out: the common style of community pipelines. Guidance fades out linearly."""
 
 import inspect
@@ -155,9 +156,7 @@ class FadingGuidancePipeline(StableDiffusionPipeline):
                     progress_bar.update()
 
         if not output_type == "latent":
-            image = self.vae.decode(
-                latents / self.vae.config.scaling_factor, return_dict=False, generator=generator
-            )[0]
+            image = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False, generator=generator)[0]
             image, has_nsfw_concept = self.run_safety_checker(image, device, prompt_embeds.dtype)
         else:
             image, has_nsfw_concept = latents, None

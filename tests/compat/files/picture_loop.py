@@ -1,3 +1,4 @@
+# ruff: noqa
 """Picture to picture with the loop written out."""
 
 import torch
@@ -9,8 +10,18 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img impo
 
 class RepeatedPicturePipeline(StableDiffusionImg2ImgPipeline):
     @torch.no_grad()
-    def __call__(self, prompt, image: PipelineImageInput = None, strength=0.5, num_inference_steps=8,
-                 guidance_scale=5.0, num_images_per_prompt=1, eta=0.0, generator=None, output_type="pil"):
+    def __call__(
+        self,
+        prompt,
+        image: PipelineImageInput = None,
+        strength=0.5,
+        num_inference_steps=8,
+        guidance_scale=5.0,
+        num_images_per_prompt=1,
+        eta=0.0,
+        generator=None,
+        output_type="pil",
+    ):
         self.check_inputs(prompt, strength, None)
         self._guidance_scale = guidance_scale
         device = self._execution_device
