@@ -1,5 +1,5 @@
 """The documented home of the image processors."""
 
-from .pipelines.image_processor import VaeImageProcessor
+from .pipelines.image_processor import IPAdapterMaskProcessor, VaeImageProcessor
 
-__all__ = ["VaeImageProcessor"]
+__all__ = ["IPAdapterMaskProcessor", "VaeImageProcessor"]

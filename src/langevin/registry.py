@@ -20,6 +20,7 @@ class Row(NamedTuple):
 CORE = (
     Row("BaseOutput", "core.outputs"),
     Row("ConfigMixin", "core.config"),
+    Row("inspect", "weights.inspect"),
     Row("logging", "core"),
     Row("register_to_config", "core.config"),
 )
@@ -129,6 +130,7 @@ PIPELINE_PARTS = (
     Row("AutoPipelineForImage2Image", "pipelines.auto"),
     Row("AutoPipelineForInpainting", "pipelines.auto"),
     Row("AutoPipelineForText2Image", "pipelines.auto"),
+    Row("IPAdapterMaskProcessor", "pipelines.image_processor"),
     Row("ImagePipelineOutput", "pipelines.outputs"),
     Row("MultiPipelineCallbacks", "pipelines.callbacks"),
     Row("PipelineCallback", "pipelines.callbacks"),

@@ -22,10 +22,12 @@ class Conditioning:
 
     Attributes:
         weight: share of every row in the guidance, (batch,); None is 1.
+        pictures: embeddings of picture prompts, (batch, pictures, ...), one tensor per IP-Adapter.
         offered: documented name of a callback's tensor -> field.
     """
 
     weight: Tensor | None = field(default=None, kw_only=True)
+    pictures: tuple[Tensor, ...] = field(default=(), kw_only=True)
     offered: ClassVar[Mapping[str, str]] = {}
 
     def keywords(self) -> dict[str, Any]:
@@ -38,8 +40,14 @@ class Conditioning:
 
     def map(self: Self, change: Callable[[Tensor], Tensor]) -> Self:
         """Return it with every tensor changed."""
-        values = {part.name: getattr(self, part.name) for part in fields(self)}
-        return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
+        values = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "pictures"}
+        changed = {name: change(value) for name, value in values.items() if value is not None}
+        return replace(self, **changed, pictures=tuple(map(change, self.pictures)))
+
+    def added(self, **more: Tensor | None) -> dict[str, Any]:
+        """Return the keyword of the network for what stands beside the text: the pictures, and more by name."""
+        shown: dict[str, Any] = {**more, **({"image_embeds": list(self.pictures)} if self.pictures else {})}
+        return {"added_cond_kwargs": shown} if shown else {}
 
     def repeat(self: Self, count: int) -> Self:
         """Return every row `count` times in a row."""
@@ -58,9 +66,13 @@ class Conditioning:
         """Return several batches as one."""
         if len(parts) == 1:
             return parts[0]
-        columns = {column.name: [getattr(part, column.name) for part in parts] for column in fields(parts[0])}
-        joined = {name: None if any(r is None for r in rows) else torch.cat(rows) for name, rows in columns.items()}
-        return replace(parts[0], **joined)
+        names = [column.name for column in fields(parts[0]) if column.name != "pictures"]
+        columns = {name: [getattr(part, name) for part in parts] for name in names}
+        joined: dict[str, Any] = {
+            name: None if any(r is None for r in rows) else torch.cat(rows) for name, rows in columns.items()
+        }
+        pictures = tuple(torch.cat(rows) for rows in zip(*(part.pictures for part in parts), strict=True))
+        return replace(parts[0], **joined, pictures=pictures)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Both add feature maps to those of the UNet. What is there already stays: several
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -138,7 +138,7 @@ class ControlNet:
         down, middle = control.net(
             sample.to(dtype),
             call.timestep,
-            **cond.to(dtype=dtype).keywords(),
+            **replace(cond.to(dtype=dtype), pictures=()).keywords(),
             controlnet_cond=control.spread.over(len(chosen)),
             conditioning_scale=weight,
             guess_mode=control.guess,

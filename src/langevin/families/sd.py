@@ -26,7 +26,7 @@ class Text(Conditioning):
 
     def keywords(self) -> dict[str, Any]:
         """Return the keywords of the network's call."""
-        return {"encoder_hidden_states": self.text}
+        return {"encoder_hidden_states": self.text, **self.added()}
 
 
 def encode_ids(

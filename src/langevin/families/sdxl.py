@@ -41,8 +41,7 @@ class Text(Conditioning):
 
     def keywords(self) -> dict[str, Any]:
         """Return the keywords of the network's call."""
-        added = {"text_embeds": self.pooled, "time_ids": self.sizes}
-        return {"encoder_hidden_states": self.text, "added_cond_kwargs": added}
+        return {"encoder_hidden_states": self.text, **self.added(text_embeds=self.pooled, time_ids=self.sizes)}
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Text:
         """Return it on a device and in a type; the sizes stay float32, since half precision rounds them."""

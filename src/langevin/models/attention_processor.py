@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from ..nn.attention import Attention
+from ..nn.ip_processors import (
+    IPAdapterAttnProcessor,
+    IPAdapterAttnProcessor2_0,
+    IPAdapterXFormersAttnProcessor,
+)
 from ..nn.processors import (
     AttnAddedKVProcessor,
     AttnAddedKVProcessor2_0,
@@ -26,6 +31,9 @@ __all__ = [
     "CustomDiffusionAttnProcessor",
     "CustomDiffusionAttnProcessor2_0",
     "CustomDiffusionXFormersAttnProcessor",
+    "IPAdapterAttnProcessor",
+    "IPAdapterAttnProcessor2_0",
+    "IPAdapterXFormersAttnProcessor",
     "SlicedAttnAddedKVProcessor",
     "SlicedAttnProcessor",
     "XFormersAttnAddedKVProcessor",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -127,10 +128,12 @@ class Attention(nn.Module):
         *,
         backend: str | None = None,
         slice_size: int | None = None,
+        more: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """The built-in computation: norms, projections, `attend`, output projection, residual.
 
-        `backend` and `slice_size` override those of the module, which override the library's default.
+        `backend` and `slice_size` override those of the module, which override the library's default. `more` adds to
+        what attention gives, from the queries and the result so far, both (B, heads, Lq, d).
         """
         residual = hidden_states
         x = hidden_states if self.group_norm is None else self._normalise(hidden_states)
@@ -152,6 +155,8 @@ class Attention(nn.Module):
             backend=self._backend(backend),
             slice_size=self.slice_size if slice_size is None else slice_size,
         )
+        if more is not None:
+            out = more(q, out)
         out = self.to_out[0](out.transpose(1, 2).flatten(2).to(x.dtype))
         if self.to_out[1].p > 0:
             out = self.to_out[1](out)

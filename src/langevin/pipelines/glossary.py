@@ -91,8 +91,14 @@ GLOSSARY: dict[str, str] = {
         "Weight of the picture that is edited (Brooks et al. 2023): larger values stay closer to it. Below 1 guidance "
         "is off."
     ),
-    "ip_adapter_image": "Picture prompt for an IP-Adapter; needs a loaded adapter.",
-    "ip_adapter_image_embeds": "Picture embeddings in place of `ip_adapter_image`, one tensor per adapter.",
+    "ip_adapter_image": (
+        "Picture that the result follows beside the prompt, for a loaded IP-Adapter: one picture, or a list with one "
+        "entry per adapter, each a picture or a list of pictures. None draws from the prompt alone."
+    ),
+    "ip_adapter_image_embeds": (
+        "Embeddings in place of `ip_adapter_image`, one tensor (rows, pictures, ..., width) per IP-Adapter, with "
+        "guidance first the rows of the negative prompts; `prepare_ip_adapter_image_embeds` makes them."
+    ),
     "latents": (
         "Starting noise with unit variance in place of a drawn one, (pictures, channels, height / factor, width / "
         "factor)."

@@ -13,6 +13,7 @@ from ..core.config import ConfigMixin, register_to_config
 from ..core.errors import InputError, check_choice
 from ..core.images import ImageInput, check_axes, decode, from_array, sort_out, to_grey, to_images, to_tensor, upright
 from ..core.logging import get_logger
+from ..nn.ip_processors import downsample_mask
 from .regions import Box, crop_box
 
 if TYPE_CHECKING:
@@ -317,6 +318,37 @@ class VaeImageProcessor(ConfigMixin):
     def denormalize(images: Any) -> Any:
         """Scale [-1, 1] to [0, 1] and clip."""
         return (images / 2 + 0.5).clip(0, 1)
+
+
+class IPAdapterMaskProcessor(VaeImageProcessor):
+    """Masks that say where a picture prompt counts: grey, black and white, brought to the size of the result.
+
+    The options are those of `VaeImageProcessor`.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        do_resize: bool = True,
+        vae_scale_factor: int = 8,
+        resample: str = "lanczos",
+        do_normalize: bool = False,
+        do_binarize: bool = True,
+        do_convert_grayscale: bool = True,
+    ) -> None:
+        super().__init__(
+            do_resize=do_resize,
+            vae_scale_factor=vae_scale_factor,
+            resample=resample,
+            do_normalize=do_normalize,
+            do_binarize=do_binarize,
+            do_convert_grayscale=do_convert_grayscale,
+        )
+
+    @staticmethod
+    def downsample(mask: torch.Tensor, batch_size: int, num_queries: int, value_embed_dim: int) -> torch.Tensor:
+        """Return a mask (1, height, width) at the resolution of an attention, (batch, num_queries, value_embed_dim)."""
+        return downsample_mask(mask, num_queries)[..., None].expand(batch_size, -1, value_embed_dim)
 
 
 def _is_pil(image: Any) -> bool:

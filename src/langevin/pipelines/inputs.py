@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..core.errors import ConfigError, InputError, check_choice, check_known
+from ..core.errors import InputError, check_choice, check_known
 from ..core.images import OUTPUT_TYPES
 from ..core.logging import get_logger
 from ..core.rng import Generators, streams
@@ -109,7 +109,10 @@ def begin(pipe: Any, given: Mapping[str, Any], *, prompts: int | None = None) ->
     seed = given.get("seed")
     seed = int(seed) if isinstance(seed, Integral) else seed
     rng = streams(prompts * per_prompt, generator=given.get("generator"), seed=seed)
-    return Call(pipe, given, pipe._execution_device, prompts, per_prompt, rng, names, old)
+    call = Call(pipe, given, pipe._execution_device, prompts, per_prompt, rng, names, old)
+    if "ip_adapter_image" in given:
+        pipe._check_picture_prompts(call)
+    return call
 
 
 def check_count(name: str, value: Any, *, low: int = 1) -> None:
@@ -282,11 +285,6 @@ def check_switch(name: str, value: Any) -> None:
         raise InputError(f"`{name}` is {value!r}; it must be True or False.")
 
 
-def ip_adapter_missing(name: str, value: Any) -> None:
-    """Raise ConfigError for a picture prompt, which needs an adapter that is not loaded."""
-    raise ConfigError(f"`{name}` needs a loaded IP-Adapter, and this pipeline has none.")
-
-
 share = partial(check_number, low=0.0, high=1.0)
 """Checks a number between 0 and 1."""
 
@@ -307,8 +305,6 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "guidance_scale": check_number,
     "guess_mode": check_switch,
     "image_guidance_scale": check_number,
-    "ip_adapter_image": ip_adapter_missing,
-    "ip_adapter_image_embeds": ip_adapter_missing,
     "latents": check_finite,
     "long_prompt": lambda name, value: check_choice(f"`{name}`", value, LONG_PROMPTS),
     "mask_feather": partial(check_count, low=0),

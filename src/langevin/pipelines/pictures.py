@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.images import ImageInput
+from ..core.images import ImageInput, decode
 from ..families.latents import LatentSpace, spread_rows
 from .image_processor import VaeImageProcessor
 from .inputs import Call
@@ -94,3 +94,9 @@ def is_latents(image: Any, channels: int) -> bool:
     """Tell whether a caller's picture is latents: tensors with the latents' number of channels, as documented."""
     many = image if isinstance(image, (list, tuple)) else [image]
     return all(isinstance(one, torch.Tensor) and one.ndim > 2 and one.shape[-3] == channels for one in many)
+
+
+def upright_pictures(image: Any) -> list[Any]:
+    """Return a caller's pictures as the processors of transformers take them: PIL pictures upright and in RGB."""
+    many = image if isinstance(image, (list, tuple)) else [image]
+    return [decode(one) if hasattr(one, "getbands") else one for one in many]

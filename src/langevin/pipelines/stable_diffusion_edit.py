@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import InputError
-from ..core.images import ImageInput, decode
+from ..core.images import ImageInput
 from ..core.logging import get_logger
 from ..core.rng import Generators
 from ..diffusion.guidance import DualCFG, Guidance, Talk, alone
@@ -24,7 +24,7 @@ from .callbacks import Callback, MultiPipelineCallbacks, PipelineCallback
 from .glossary import documented
 from .inputs import Call, begin
 from .outputs import ImagePipelineOutput, StableDiffusionPipelineOutput
-from .pictures import Picture
+from .pictures import Picture, upright_pictures
 from .runs import RunField, RunState
 from .stable_diffusion import StableDiffusionFamily, corrected
 
@@ -269,12 +269,6 @@ class StableDiffusionImageVariationPipeline(StableDiffusionFamily):
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Draw pictures that show what a picture shows."""
         return tasks.text_to_image(self, begin(self, locals(), prompts=count_pictures(image)))
-
-
-def upright_pictures(image: Any) -> list[Any]:
-    """Return a caller's pictures as the processors of transformers take them: PIL pictures upright and in RGB."""
-    many = image if isinstance(image, (list, tuple)) else [image]
-    return [decode(one) if hasattr(one, "getbands") else one for one in many]
 
 
 def count_pictures(image: Any) -> int:

@@ -22,10 +22,13 @@ from ...nn.embedding import (
     TimestepEmbedding,
     Timesteps,
 )
+from ...nn.image_projection import MultiIPAdapterImageProjection
 
 CLASS_EMBEDDINGS = ("timestep", "identity", "projection", "simple_projection")
 ADDITION_EMBEDDINGS = ("text", "text_image", "text_time", "image", "image_hint")
-ENCODER_PROJECTIONS = ("text_proj", "text_image_proj", "image_proj")
+ENCODER_PROJECTIONS = ("text_proj", "text_image_proj", "image_proj", "ip_image_proj")
+PICTURES = "ip_image_proj"
+"""What some configurations call the projection of an IP-Adapter, which is attached later; the network has none."""
 TIME_EMBEDDINGS = ("positional", "fourier")
 USUAL: dict[str, Any] = {
     "conv_in_kernel": 3,
@@ -90,7 +93,7 @@ def encoder_projection(config: Config) -> nn.Module | None:
     """Return the module that brings the encoder's output to the width of the cross-attention."""
     kind, given = config.encoder_hid_dim_type, config.encoder_hid_dim
     kind = "text_proj" if kind is None and given is not None else kind
-    if kind is None:
+    if kind is None or kind == PICTURES:
         return None
     given = need(config, "encoder_hid_dim", f"encoder_hid_dim_type={kind!r}")
     wanted = config.cross_attention_dim
@@ -210,7 +213,7 @@ class ConditioningMixin:
         self, encoder_hidden_states: Tensor | None, given: dict[str, Tensor] | None
     ) -> Tensor | None:
         """Bring the encoder's output (B, L, C) to what the cross-attention reads."""
-        if self.encoder_hid_proj is None:
+        if self.encoder_hid_proj is None or isinstance(self.encoder_hid_proj, MultiIPAdapterImageProjection):
             return encoder_hidden_states
         kind = self.config.encoder_hid_dim_type or "text_proj"
         if kind == "image_proj":
@@ -221,6 +224,21 @@ class ConditioningMixin:
         if kind == "text_image_proj":
             return self.encoder_hid_proj(encoder_hidden_states, self.added(given, "image_embeds"))
         return self.encoder_hid_proj(encoder_hidden_states)
+
+    def picture_tokens(self, given: dict[str, Any] | None, batch: int) -> list[Tensor] | None:
+        """Return the tokens of picture prompts, (B, pictures, tokens, width) per IP-Adapter; None without any.
+
+        Raises:
+            InputError: for another number of rows than the batch has.
+        """
+        pictures = (given or {}).get("image_embeds")
+        if pictures is None or not isinstance(self.encoder_hid_proj, MultiIPAdapterImageProjection):
+            return None
+        tokens = self.encoder_hid_proj(pictures)
+        for i, rows in enumerate(tokens):
+            if len(rows) != batch:
+                raise InputError(f"image_embeds[{i}] has {len(rows)} rows for a batch of {batch} samples")
+        return tokens
 
     @staticmethod
     def check_width(encoder_hidden_states: Tensor, width: int, option: str) -> None:

@@ -98,13 +98,17 @@ class EncoderMixin(ConditioningMixin):
             InputError: a shape does not fit the configuration, or a needed input is missing.
         """
         self._check_sample(sample)
+        kwargs = self._processor_kwargs(cross_attention_kwargs)
+        pictures = self.picture_tokens(added_cond_kwargs, sample.shape[0])
+        if pictures is not None:
+            kwargs = {**(kwargs or {}), "ip_hidden_states": pictures}
         emb, hint = self._embed(sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added_cond_kwargs)
         given = Conditions(
             emb,
             self._context(encoder_hidden_states, added_cond_kwargs, sample.shape[0]),
             additive_mask(attention_mask, sample.dtype),
             additive_mask(encoder_attention_mask, sample.dtype),
-            self._processor_kwargs(cross_attention_kwargs),
+            kwargs,
         )
         return (sample if hint is None else torch.cat([sample, hint], dim=1)), given
 
@@ -153,7 +157,7 @@ class EncoderMixin(ConditioningMixin):
     def _processor_kwargs(self, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
         """Return the keywords for processors, after checking that at least one processor reads each.
 
-        `scale` is dropped: it belongs to adapters, which set it on their patch.
+        `scale` is left out: it belongs to the adapters, which have it from `models.adapting.takes_adapter_scale`.
         """
         kwargs = {k: v for k, v in (kwargs or {}).items() if k != "scale"}
         if not kwargs:

@@ -1,0 +1,28 @@
+"""Modules of adapters inside a network: their weights are no weights of the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def make_guest(module: nn.Module) -> None:
+    """Leave the weights of a module out of the state dict of what contains it; its own state dict keeps them.
+
+    A network with guests is saved as it is without them, and a state dict of the bare network loads into it strictly.
+    """
+    module.register_state_dict_post_hook(_leave_out)
+    module.register_load_state_dict_post_hook(_not_missed)
+
+
+def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Drop what the module has just written below its place in another one."""
+    for name in [name for name in state if prefix and name.startswith(prefix)]:
+        del state[name]
+
+
+def _not_missed(module: nn.Module, keys: Any) -> None:
+    """Drop the module's names below any place from the list of missing ones."""
+    own = tuple(f".{name}" for name, _ in module.named_parameters())
+    keys.missing_keys[:] = [name for name in keys.missing_keys if not (own and name.endswith(own))]
