@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -116,10 +116,15 @@ def mark(layer: nn.Module, name: str) -> tuple[str, Tensor, int, int]:
     return name, parameter, parameter._version, parameter.data_ptr()
 
 
+def holder(layer: nn.Module) -> Deltas:
+    """Return the deltas of a layer that has some."""
+    return cast(Deltas, layer._modules[CHILD])
+
+
 def add_deltas(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
     """The forward hook of a layer with adapters."""
     x = args[0] if args else next(iter(kwargs.values()))
-    return layer._modules[CHILD](x, output, layer)  # type: ignore[misc]
+    return holder(layer)(x, output, layer)
 
 
 def key_of(name: str) -> str:
@@ -260,27 +265,8 @@ class Stack:
         """Return layers and deltas by path, attached to nothing."""
         if not parts:
             raise ConfigError("The adapter changes no layer: there is nothing to add.")
-        layers = self._found(parts)
+        layers = found_layers(self.model, parts)
         return layers, {path: build(part, layers[path], path=path, **options) for path, part in parts.items()}
-
-    def _found(self, paths: Iterable[str]) -> dict[str, nn.Module]:
-        """Return the layers by path, or say which paths name none."""
-        layers: dict[str, nn.Module] = {}
-        unknown = []
-        for path in paths:
-            try:
-                layers[path] = self.model.get_submodule(path)
-            except AttributeError:
-                unknown.append(path)
-        if unknown:
-            there = [path for path, module in self.model.named_modules() if module._parameters and CHILD not in path]
-            raise ConfigError(
-                f"{type(self.model).__name__} has no layer {some(paired(unknown, there))}. The adapter was made for "
-                "another model, or its names were read as another dialect."
-            )
-        if len({id(layer) for layer in layers.values()}) < len(layers):
-            raise ConfigError("Two paths of the adapter name the same layer; keep one of them.")
-        return layers
 
     def remove(self, name: str) -> None:
         """Take an adapter away, out of the weights too if it is fused. What it leaves is bit-equal to what it found."""
@@ -403,11 +389,11 @@ class Stack:
         live = [name for name in state.active if state.enabled and not state.records[name].fused]
         keys = [(key_of(name), state.records[name].weights) for name in live]
         for path, layer in self._paths(names or state.records).items():
-            deltas = layer._modules[CHILD]._modules  # type: ignore[union-attr]
-            here = [(key, weights[path]) for key, weights in keys if key in deltas]
-            layer._modules[CHILD].live = tuple(key for key, _ in here)  # type: ignore[union-attr,assignment]
+            held = holder(layer)
+            here = [(key, weights[path]) for key, weights in keys if key in held._modules]
+            held.live = tuple(key for key, _ in here)
             for key, weight in here:
-                deltas[key].weigh(weight * state.factor)  # type: ignore[union-attr,operator]
+                cast(Delta, held._modules[key]).weigh(weight * state.factor)
 
     def _paths(self, names: Iterable[str]) -> dict[str, nn.Module]:
         """Return the layers of several adapters by path."""
@@ -478,10 +464,9 @@ class Stack:
             if not self.fused or not self.enabled:
                 raise ConfigError("There is no fused adapter in effect whose weights could be kept: fuse one first.")
             for layer in self._paths(self.fused).values():
-                deltas = layer._modules[CHILD]
-                for name in ("base_weight", "base_bias"):
-                    deltas._buffers[name] = None  # type: ignore[union-attr]
-                deltas.put(layer, {}, {})  # type: ignore[union-attr,operator]
+                held = holder(layer)
+                held.base_weight = held.base_bias = None
+                held.put(layer, {}, {})
             for name in self.fused:
                 self.state.records[name].fused = {}
                 self.remove(name)
@@ -489,7 +474,7 @@ class Stack:
 
     def _fold(self, fused: Mapping[str, Mapping[str, float]], layers: Mapping[str, nn.Module], *, safe: bool) -> None:
         """Give layers the weights that they have with exactly these adapters fused."""
-        touched = [path for path, layer in layers.items() if layer._modules[CHILD].touched(layer)]  # type: ignore[union-attr,operator]
+        touched = [path for path, layer in layers.items() if holder(layer).touched(layer)]
         if touched:
             raise WeightsError(
                 f"The weights of {some(touched)} were changed while adapters were fused into them. Load the original "
@@ -505,17 +490,42 @@ class Stack:
                     sums[path] = [tensor.sum(dtype=torch.float32) for tensor in made[path][0].values()]
         check_finite(sums, {path: tensors for path, (tensors, _) in made.items()})
         for path, layer in layers.items():
-            layer._modules[CHILD].put(layer, *made[path])  # type: ignore[union-attr,operator]
+            holder(layer).put(layer, *made[path])
+
+
+def found_layers(model: nn.Module, paths: Iterable[str]) -> dict[str, nn.Module]:
+    """Return the layers of a network by path, or raise ConfigError for the paths that name none."""
+    layers: dict[str, nn.Module] = {}
+    unknown = []
+    for path in paths:
+        try:
+            layers[path] = model.get_submodule(path)
+        except AttributeError:
+            unknown.append(path)
+    if unknown:
+        there = [path for path, module in model.named_modules() if module._parameters and CHILD not in path]
+        raise ConfigError(
+            f"{type(model).__name__} has no layer {some(paired(unknown, there))}. The adapter was made for another "
+            "model, or its names were read as another dialect."
+        )
+    if len({id(layer) for layer in layers.values()}) < len(layers):
+        raise ConfigError("Two paths of the adapter name the same layer; keep one of them.")
+    return layers
+
+
+def own_weight(layer: nn.Module) -> Tensor | None:
+    """Return a layer's weight without the adapters that are fused into it; None if it is quantised."""
+    weight = plain_weight(layer)
+    return weight if weight is None or CHILD not in layer._modules else holder(layer).own(layer, "weight")
 
 
 def folded(layer: nn.Module, fused: Mapping[str, float], path: str) -> dict[str, Tensor]:
     """Return the layer's weight and bias with adapters of these weights; neither where nothing changes."""
-    holder: Deltas = layer._modules[CHILD]  # type: ignore[assignment]
     terms = [(delta_in(layer, name), weight) for name, weight in fused.items() if weight]
     if not terms:
         return {}
-    weight = holder.own(layer, "weight")
-    if plain_weight(layer) is None or weight is None:
+    weight = own_weight(layer)
+    if weight is None:
         raise ConfigError(f"The layer {path!r} is quantised: adapters cannot be fused into it. Use them unfused.")
     total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
     for delta, scale in terms:
@@ -523,7 +533,7 @@ def folded(layer: nn.Module, fused: Mapping[str, float], path: str) -> dict[str,
     made = {"weight": total.to(weight.dtype)}
     biases = [(bias, scale) for delta, scale in terms if (bias := delta.dense_bias()) is not None]
     if biases:
-        bias = holder.own(layer, "bias")
+        bias = holder(layer).own(layer, "bias")
         if bias is None:
             raise ConfigError(f"The layer {path!r} has no bias, and the adapter adds one: use it unfused.")
         made["bias"] = sum((term * scale for term, scale in biases), wide(bias)).to(bias.dtype)
@@ -546,22 +556,19 @@ def check_finite(sums: Mapping[str, list[Tensor]], tensors: Mapping[str, Mapping
 
 def attach(layer: nn.Module, name: str, delta: Delta) -> None:
     """Put a delta into its layer."""
-    holder = layer._modules.get(CHILD)
-    if holder is None:
-        holder = Deltas()
-        layer.add_module(CHILD, holder)
+    if CHILD not in layer._modules:
+        layer.add_module(CHILD, Deltas())
         layer.register_forward_hook(add_deltas, with_kwargs=True)
         layer.__dict__["_parameters"] = Changed(layer._parameters)
-    holder._modules[key_of(name)] = delta
+    holder(layer)._modules[key_of(name)] = delta
 
 
 def detach(layer: nn.Module, name: str) -> None:
     """Take a delta out of its layer, and all traces with the last one."""
-    holder: Deltas = layer._modules[CHILD]  # type: ignore[assignment]
-    key = key_of(name)
-    del holder._modules[key]
-    holder.live = tuple(other for other in holder.live if other != key)
-    if not holder._modules:
+    held, key = holder(layer), key_of(name)
+    del held._modules[key]
+    held.live = tuple(other for other in held.live if other != key)
+    if not held._modules:
         del layer._modules[CHILD]
         layer.__dict__["_parameters"] = dict(layer._parameters)
         ours = [number for number, hook in layer._forward_hooks.items() if hook is add_deltas]
@@ -571,7 +578,7 @@ def detach(layer: nn.Module, name: str) -> None:
 
 def delta_in(layer: nn.Module, name: str) -> Delta:
     """Return the delta that an adapter has in a layer."""
-    return layer._modules[CHILD]._modules[key_of(name)]  # type: ignore[union-attr,return-value]
+    return cast(Delta, holder(layer)._modules[key_of(name)])
 
 
 def number(value: Any, what: str) -> float:
