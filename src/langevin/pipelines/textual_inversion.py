@@ -1,7 +1,290 @@
-"""The documented textual inversion methods of pipelines."""
+"""The documented textual inversion methods of pipelines: learned words from files, used in prompts, removed, saved."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..adapters import textual_inversion as adapters
+from ..adapters.textual_inversion import Place
+from ..core.errors import ConfigError, InputError, check_known
+from ..core.files import PathLike, is_local, resolve_file, safe_join
+from ..core.hub import HUB_OPTIONS
+from ..core.logging import get_logger
+from ..core.report import LoadReport, some
+from ..prompts import expand_words
+from ..weights.dialects import textual_inversion as dialect
+from ..weights.dialects.textual_inversion import ANY, NAMES, SUFFIXES, Learned
+
+logger = get_logger(__name__)
+Source = str | os.PathLike | Mapping[str, Any] | Tensor
+ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+"""Text encoders that learn words, and their tokenizers."""
+
 
 class TextualInversionLoaderMixin:
-    """Adds the loading and removing of learned words to a pipeline."""
+    """Adds the loading and removing of learned words to a pipeline.
+
+    Words belong to the text encoder and its tokenizer: pipelines that share these share the words. A word that is
+    loaded may be used in every prompt at once, also in calls that are running. While a word is removed no call should
+    run that uses learned words.
+    """
+
+    def load_textual_inversion(
+        self,
+        pretrained_model_name_or_path: Source | Sequence[Source],
+        token: str | Sequence[str | None] | None = None,
+        tokenizer: Any = None,
+        text_encoder: nn.Module | None = None,
+        *,
+        weight_name: str | None = None,
+        subfolder: str | None = None,
+        use_safetensors: bool | None = None,
+        hf_token: str | bool | None = None,
+        **hub: Any,
+    ) -> LoadReport:
+        """Load learned words (textual inversion, Gal et al. 2022, 2208.01618), all or none; later calls add to them.
+
+        Args:
+            pretrained_model_name_or_path: a file, a folder, a hub repository, a state dict, a tensor of vectors, or a
+                list of these. See `weights.dialects.textual_inversion` for the layouts.
+            token: the word in prompts, or a list with one for each word that is loaded; where None, what the file says.
+            tokenizer, text_encoder: where the words are learned. By default the file says it, or else the width of its
+                vectors: a file for both encoders of SDXL fills both.
+            weight_name: file in the folder or repository; learned_embeds.safetensors or .bin by default.
+            subfolder: folder inside it.
+            use_safetensors: with True only .safetensors is looked for, with False only other files.
+            hf_token: login for the hub, which is called `token` elsewhere.
+            hub: `revision`, `cache_dir`, `local_files_only`, `force_download`, `proxies`.
+
+        Returns:
+            what was applied, by the names in the files, and what was ignored and why.
+
+        Raises:
+            InputError: for a file that does not exist, a word that is known already, or one that has no name.
+            WeightsError: for a file that is damaged or holds no words, or vectors made for another text encoder.
+            ConfigError: when the pipeline has no text encoder, or its tokenizer does not belong to it.
+        """
+        known = [*(name for name in HUB_OPTIONS if name != "token"), "weight_name", "subfolder", "use_safetensors"]
+        check_known(f"{type(self).__name__}.load_textual_inversion", hub, [*known, "hf_token"])
+        many = isinstance(pretrained_model_name_or_path, (list, tuple))
+        sources = list(pretrained_model_name_or_path) if many else [pretrained_model_name_or_path]
+        where = {"weight_name": weight_name, "subfolder": subfolder, "use_safetensors": use_safetensors}
+        files = [_read(source, where, {**hub, "token": hf_token}) for source in sources]
+        found = _named(files, token)
+        places = self._places(tokenizer, text_encoder)
+        report, given = LoadReport(), text_encoder is not None or tokenizer is not None
+        plan: dict[str, dict[str, Tensor]] = {}
+        for word, learned in found:
+            chosen = _assigned(word, learned, places, report, given=given)
+            if word in plan and set(plan[word]) & set(chosen):
+                raise InputError(f"The word {word!r} is given twice; pass a `token` for each.")
+            plan[word] = plan.get(word, {}) | chosen
+        adapters.add(places, plan)
+        if not given:
+            _report_alone(plan, places)
+        return report
+
+    def unload_textual_inversion(
+        self,
+        tokens: str | Sequence[str] | None = None,
+        tokenizer: Any = None,
+        text_encoder: nn.Module | None = None,
+    ) -> None:
+        """Remove learned words, all by default, from all text encoders or from the one given.
+
+        The embedding matrix and the tokenizer are then as they were before, whatever the order of loading.
+
+        Raises:
+            InputError: for a word that is not loaded; nothing has changed then.
+        """
+        words = [tokens] if isinstance(tokens, str) else tokens
+        if not adapters.remove(list(self._places(tokenizer, text_encoder).values()), words):
+            logger.warning("There is no learned word to unload.")
+
+    def save_textual_inversion(
+        self,
+        save_directory: str | os.PathLike,
+        token: str | Sequence[str] | None = None,
+        *,
+        layout: str = "diffusers",
+        weight_name: str | None = None,
+        safe_serialization: bool = True,
+    ) -> Path:
+        """Save learned words and return the file.
+
+        Args:
+            save_directory: folder, or a file that ends with .safetensors, .bin or .pt.
+            token: the word, or several; all that are loaded by default.
+            layout: "diffusers" or "a1111". A word of both encoders of SDXL is saved as `clip_l` and `clip_g`, which
+                both tools read; the file's name is then the word.
+            weight_name: name of the file in the folder; by default learned_embeds, or the word where the layout does
+                not hold it.
+            safe_serialization: .safetensors, and not a pickle.
+
+        Raises:
+            InputError: for a word that is not loaded, or words that do not fit into one file of the layout.
+        """
+        places = self._places()
+        there = {name: place.words() for name, place in places.items()}
+        every = list(dict.fromkeys(word for words in there.values() for word in words))
+        words = every if token is None else [token] if isinstance(token, str) else list(token)
+        if not words:
+            raise InputError("There is no learned word to save; load one with `load_textual_inversion`.")
+        held = {
+            word: {name: places[name].vectors(word) for name in places if word in there[name]}
+            or {ANY: next(iter(places.values())).vectors(word)}
+            for word in words
+        }
+        path = Path(save_directory).expanduser()
+        if path.suffix not in SUFFIXES:
+            double = any(len(vectors) > 1 for vectors in held.values())
+            stem = words[0] if layout == "a1111" or double else Path(NAMES[0]).stem
+            ending = ".safetensors" if safe_serialization else ".pt" if layout == "a1111" else ".bin"
+            path = safe_join(path, weight_name or f"{stem}{ending}")
+        dialect.write(path, held, layout)
+        return path
+
+    def maybe_convert_prompt(self, prompt: str | list[str], tokenizer: Any) -> str | list[str]:
+        """Return prompts with learned words of several tokens written out, as packages for prompts ask for them."""
+        if isinstance(prompt, str):
+            return expand_words(prompt, tokenizer)
+        return [expand_words(text, tokenizer) for text in prompt]
+
+    def _places(self, tokenizer: Any = None, text_encoder: nn.Module | None = None) -> dict[str, Place]:
+        """Return where words can be learned, by the name of the text encoder.
+
+        Args:
+            tokenizer, text_encoder: those that the caller names; one of them names the other.
+        Raises:
+            ConfigError: when there is no such place.
+        """
+        own = {
+            name: Place(name, words, encoder)
+            for name, beside in ENCODERS.items()
+            if (encoder := getattr(self, name, None)) is not None and (words := getattr(self, beside, None)) is not None
+        }
+        if tokenizer is None and text_encoder is None:
+            if not own:
+                raise ConfigError(f"This {type(self).__name__} has no text encoder with a tokenizer to learn words.")
+            return own
+        for name, place in own.items():
+            if text_encoder in (None, place.encoder) and (tokenizer is None or tokenizer is place.tokenizer):
+                return {name: place}
+        if tokenizer is None or text_encoder is None:
+            raise ConfigError("This text encoder or tokenizer is none of the pipeline's; pass both of them.")
+        return {ANY: Place("text_encoder", tokenizer, text_encoder)}
+
+
+# Files and names -----------------------------------------------------------------------------------------------------
+
+
+def _read(source: Source, where: Mapping[str, Any], hub: Mapping[str, Any]) -> list[Learned]:
+    """Return the words in one source."""
+    if isinstance(source, (Mapping, Tensor)):
+        return dialect.parse(source, "The state dict")
+    return dialect.read(_find(source, hub=hub, **where))
+
+
+def _find(
+    source: PathLike,
+    *,
+    weight_name: str | None,
+    subfolder: str | None,
+    use_safetensors: bool | None,
+    hub: Mapping[str, Any],
+) -> Path:
+    """Return the file that a source leads to.
+
+    Raises:
+        InputError: when there is none, with the files that there are.
+    """
+    path = Path(source).expanduser()
+    if weight_name is not None or path.is_file():
+        return resolve_file(source, weight_name or "", subfolder=subfolder, **hub)
+    names = [name for name in NAMES if use_safetensors in (None, name.endswith(".safetensors"))]
+    folder = safe_join(path, subfolder) if subfolder else path
+    if is_local(source) and folder.is_dir():
+        files = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
+        chosen = next((name for name in names if name in files), None)
+        if chosen is None and files:
+            raise InputError(f"{folder} has no {' or '.join(names)}; say which with `weight_name`: {some(files)}.")
+        return resolve_file(source, chosen or names[0], subfolder=subfolder, **hub)
+    for name in names[:-1]:
+        try:
+            return resolve_file(source, name, subfolder=subfolder, **hub)
+        except InputError as error:
+            logger.debug("%s", error)
+    return resolve_file(source, names[-1], subfolder=subfolder, **hub)
+
+
+def _named(files: Sequence[Sequence[Learned]], token: str | Sequence[str | None] | None) -> list[tuple[str, Learned]]:
+    """Return every learned word with the name it gets.
+
+    Args:
+        files: the words of every source.
+        token: see `load_textual_inversion`.
+    Raises:
+        InputError: for another number of names than words, and for a word without a name.
+    """
+    every = [learned for words in files for learned in words]
+    names: list[str | None] = (
+        [token] if isinstance(token, str) else [*token] if token is not None else [None] * len(every)
+    )
+    if len(names) != len(every):
+        there = some([repr(each.word) for each in every if each.word])
+        raise InputError(
+            f"`token` names {len(names)} words, and {len(every)} are loaded{f': {there}' if there else ''}."
+        )
+    pairs = [(name if name is not None else each.word, each) for name, each in zip(names, every, strict=True)]
+    for name, each in pairs:
+        if not name or name.strip() != name:
+            stored = some(list(each.stored)) or "the tensor"
+            raise InputError(f"{stored} does not say which word it is; pass it as `token`, for example token='<cat>'.")
+    return [(str(name), each) for name, each in pairs]
+
+
+def _assigned(
+    word: str, learned: Learned, places: Mapping[str, Place], report: LoadReport, *, given: bool
+) -> dict[str, Tensor]:
+    """Return place -> vectors of a word, and note in the report what was used and what has no place.
+
+    Args:
+        given: whether the caller chose the place; then the vectors that fit there are taken.
+    Raises:
+        InputError: for a file made for two encoders where the pipeline has the first alone.
+    """
+    stored = dict(zip(learned.vectors, learned.stored or ("",), strict=True))
+    if given or ANY in learned.vectors:
+        pairs = [(name, part) for name in places for part in learned.vectors]
+        fits = [(name, part) for name, part in pairs if places[name].width == learned.vectors[part].shape[-1]]
+        named = [(name, part) for name, part in fits if name == part]
+        name, part = (named or fits or pairs)[0]
+        chosen = {name: learned.vectors[part]}
+    else:
+        if "text_encoder_2" not in places and {"text_encoder", "text_encoder_2"} <= set(learned.vectors):
+            raise InputError(
+                f"The word {word!r} was learned for the two text encoders of SDXL ({', '.join(learned.stored)}), and "
+                "here is one; load it into an SDXL pipeline."
+            )
+        chosen = {name: rows for name, rows in learned.vectors.items() if name in places}
+    if not chosen:
+        raise InputError(
+            f"The word {word!r} was learned for {', '.join(learned.vectors)}; here is {', '.join(places)}."
+        )
+    used = {part for part, rows in learned.vectors.items() if any(rows is each for each in chosen.values())}
+    report.applied += [stored[part] for part in learned.vectors if part in used and stored[part]]
+    report.ignored |= {stored[part]: f"there is no {part} here" for part in learned.vectors if part not in used}
+    return chosen
+
+
+def _report_alone(plan: Mapping[str, Mapping[str, Tensor]], places: Mapping[str, Place]) -> None:
+    """Say which words only one of several text encoders knows."""
+    for word, vectors in plan.items():
+        others = [name for name in places if name not in vectors and word not in places[name].words()]
+        if others:
+            logger.warning("%s knows %r and %s does not: it reads the word letter by letter", *vectors, word, others[0])
