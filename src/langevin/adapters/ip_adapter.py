@@ -47,7 +47,8 @@ def attached(unet: Any) -> Attached | None:
 
 def projections(unet: Any) -> list[Any]:
     """Return the projections of the adapters of a UNet."""
-    return [] if attached(unet) is None else list(bare(unet).encoder_hid_proj.image_projection_layers)
+    layers: Any = () if attached(unet) is None else bare(unet).get_submodule("encoder_hid_proj.image_projection_layers")
+    return list(layers)
 
 
 def numbered(unet: nn.Module) -> dict[int, str]:
@@ -241,7 +242,7 @@ def set_scale(unet: Any, scale: Weight | Sequence[Weight]) -> None:
         raise InputError(f"{len(each)} scales were given for {count} IP-Adapters; pass one, or one for each.")
     columns = [scale_by_name(list(found), one) for one in each]
     for name, processor in found.items():
-        processor.scale = [column[name] for column in columns]  # type: ignore[assignment]
+        processor.scale = [column[name] for column in columns]
 
 
 def scale_by_name(names: Iterable[str], scale: Weight) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class IPAdapterAttnProcessor(nn.Module):
         for name in ("to_k_ip", "to_v_ip"):
             layers = (nn.Linear(self.cross_attention_dim, hidden_size, bias=False) for _ in self.num_tokens)
             self.add_module(name, nn.ModuleList(layers))
-        self.scale = scale  # type: ignore[assignment]
+        self.scale = scale
 
     @property
     def scale(self) -> tuple[Scale, ...]:
@@ -143,13 +143,13 @@ class IPAdapterAttnProcessor(nn.Module):
 class IPAdapterAttnProcessor2_0(IPAdapterAttnProcessor):
     """The same with the backend of the model or of the library: torch's fused attention unless another was chosen."""
 
-    backend = None
+    backend: str | None = None
 
 
 class IPAdapterXFormersAttnProcessor(IPAdapterAttnProcessor):
     """The same with the xformers package, which picks its kernel itself."""
 
-    backend = "xformers"
+    backend: str | None = "xformers"
 
     def __init__(
         self,

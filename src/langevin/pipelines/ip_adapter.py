@@ -129,12 +129,9 @@ class IPAdapterMixin:
 
     def _load_encoder(self, folder: Path) -> Any:
         """Load the picture encoder of a local folder in the type and on the device of the UNet."""
-        from ..core.imports import require
-
-        transformers = require("transformers", why="Picture prompts", extra="torch")
         choices = loading.Choices({"default": dtype_of(self.unet, torch.float32)})
-        kind = transformers.CLIPVisionModelWithProjection
-        encoder = loading.load_component(folder.name, kind, folder.parent, choices)
+        listed = {folder.name: ("transformers", "CLIPVisionModelWithProjection")}
+        encoder = loading.load_components(listed, folder.parent, choices)[folder.name]
         return encoder.to(self._execution_device)  # type: ignore[attr-defined]
 
     # Pictures of a call ----------------------------------------------------------------------------------------------
@@ -426,6 +423,6 @@ def check_aspect(mask: Tensor, call: Call) -> None:
     ratio, wanted = mask.shape[-1] / mask.shape[-2], width / height
     if abs(ratio / wanted - 1) > SLACK:
         raise InputError(
-            f"A mask of `ip_adapter_masks` is {mask.shape[-2]}x{mask.shape[-1]} and the picture {height}x{width} (height x "
-            "width); pass both to `IPAdapterMaskProcessor.preprocess`."
+            f"A mask of `ip_adapter_masks` is {mask.shape[-2]}x{mask.shape[-1]} and the picture {height}x{width} "
+            "(height x width); pass both to `IPAdapterMaskProcessor.preprocess`."
         )

@@ -307,7 +307,7 @@ def parse(state: Mapping[str, Any], what: str = "The state dict") -> IPAdapter:
         raise WeightsError(
             f"{what} is an IP-Adapter ({kind.name}) with names that none has, or halves: {some([*foreign, *halves])}."
         )
-    made = {}
+    made: dict[str, Tensor] = {}
     for move in plan.moves:
         made |= dict(zip(move.targets, move.op([tensors[projection[n]] for n in move.sources]), strict=True))
     parts = {
