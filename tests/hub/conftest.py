@@ -41,7 +41,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def logged_in(monkeypatch: pytest.MonkeyPatch) -> str:
+def logged_in(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> str:
     """The user "me" is logged in."""
     monkeypatch.setenv("HF_TOKEN", "hf_me")
     return "me"

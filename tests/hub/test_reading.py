@@ -464,7 +464,7 @@ def test_a_private_repository_and_tokens(hub, sd_folder, monkeypatch) -> None:
         DiffusionPipeline.from_pretrained(REPO)
     with pytest.raises(InputError, match="a private one needs"):
         DiffusionPipeline.from_pretrained(REPO, token="hf_other")
-    with pytest.raises(InputError, match=r"HTTP 401.*token is not valid"):
+    with pytest.raises(InputError, match=r"HTTP 401.*pass a valid `token=`"):
         DiffusionPipeline.from_pretrained(REPO, token="hf_nobody")
     hub.log.clear()
     pipe = DiffusionPipeline.from_pretrained(REPO, token="hf_me")

@@ -210,7 +210,7 @@ class ConfigMixin:
         return to_json({**values, "_class_name": type(self).__name__, "_diffusers_version": FORMAT_VERSION}) + "\n"
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **hub: Any) -> None:
-        """Write the configuration file into `save_directory`, atomically; `hub` are the options of `push_to_hub`."""
+        """Write the configuration file into `save_directory`, atomically; `hub` are the options of an upload."""
         assert self.config_name is not None
         check_push(f"{type(self).__name__}.save_config", hub, (), push_to_hub)
         Path(save_directory).mkdir(parents=True, exist_ok=True)

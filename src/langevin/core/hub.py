@@ -101,7 +101,7 @@ def _explain(repo: str, error: Exception, options: dict[str, Any]) -> NoReturn:
         raise HubUnreachable(f"The hub cannot be asked for {repo!r} ({type(error).__name__}: {what}).") from error
     if isinstance(error, errors.HfHubHTTPError):
         status = getattr(error.response, "status_code", None)
-        cure = {401: "the token is not valid; log in again", 403: "the token gives no right to do this"}
+        cure = {401: "log in with `hf auth login` or pass a valid `token=`", 403: "the token gives no right to this"}
         reason = cure.get(status, str(error).strip())  # type: ignore[call-overload]
         raise InputError(f"The hub refuses for {repo!r} (HTTP {status}): {reason}.") from error
     raise error

@@ -7,7 +7,7 @@ from typing import Any
 
 from .config import ConfigMixin
 from .hub import HUB_OPTIONS
-from .push import PushToHubMixin
+from .push import PushToHubMixin, check_push
 
 
 class PretrainedConfig(PushToHubMixin, ConfigMixin):
@@ -31,5 +31,8 @@ class PretrainedConfig(PushToHubMixin, ConfigMixin):
         return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write the configuration file into `save_directory`, and upload it with `push_to_hub`."""
-        self.save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        """Write the configuration file into `save_directory`, and upload it with `push_to_hub` and its options."""
+        check_push(f"{type(self).__name__}.save_pretrained", kwargs, (), push_to_hub)
+        self.save_config(save_directory)
+        if push_to_hub:
+            self._upload(save_directory, kwargs)

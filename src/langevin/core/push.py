@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import InputError, check_known
 
-PUSH_OPTIONS = ("repo_id", "commit_message", "private", "token", "create_pr", "subfolder")
+PUSH_OPTIONS = ("repo_id", "commit_message", "private", "token", "create_pr", "subfolder", "license")
 
 
 class PushToHubMixin:
@@ -25,6 +25,7 @@ class PushToHubMixin:
         token: str | bool | None = None,
         create_pr: bool = False,
         subfolder: str | None = None,
+        license: str | None = None,
         **options: Any,
     ) -> str:
         """Save into a temporary folder, upload it in one commit to the repository `repo_id`, and return its address.
@@ -36,25 +37,33 @@ class PushToHubMixin:
             token: in place of that of `hf auth login`.
             create_pr: propose the commit instead of making it; the address of the pull request is returned.
             subfolder: folder of the repository that takes the files.
+            license: for the model card of a pipeline, an identifier of the hub such as "apache-2.0".
             options: those of `save_pretrained`, such as `variant` and `safe_serialization`.
 
         Raises:
             InputError: the hub refuses or does not answer, or the repository exists and is not private as asked.
             MissingDependencyError: without the hub client.
         """
+        hub = {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
+        hub |= {"repo_id": repo_id, "subfolder": subfolder, "license": license}
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / repo_id.rpartition("/")[2]
             self.save_pretrained(folder, **options)  # type: ignore[attr-defined]
-            hub = {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
-            return self._upload(folder, {"repo_id": repo_id, "subfolder": subfolder, **hub})
+            return self._upload(folder, hub)
 
     def _upload(self, folder: str | os.PathLike, hub: Mapping[str, Any]) -> str:
         """Upload a folder that `save_pretrained` wrote, with the options of `push_to_hub`; return the address."""
         from .hub import push_folder
 
-        return push_folder(folder, card=self._card(), **hub)
+        license = hub.get("license")
+        card = self._card(license)
+        if license is not None and (card is None or hub.get("subfolder")):
+            what = "a subfolder" if card else f"a {type(self).__name__}"
+            raise InputError(f"license={license!r} is for the model card of a pipeline; {what} gets none.")
+        options = {name: value for name, value in hub.items() if name != "license"}
+        return push_folder(folder, card=None if hub.get("subfolder") else card, **options)
 
-    def _card(self) -> Callable[[str], str] | None:
+    def _card(self, license: str | None) -> Callable[[str], str] | None:
         """Return what writes a README.md for a repository without one, given its name; None for no README.md."""
         return None
 

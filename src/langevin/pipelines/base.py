@@ -186,7 +186,7 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
 
         Args:
             push_to_hub: upload the folder afterwards, with a model card where the repository has no README.md.
-            hub: with `push_to_hub`, `repo_id`, `commit_message`, `private`, `create_pr`, `token`, `subfolder`.
+            hub: with `push_to_hub` the options of an upload, such as `repo_id` and `private`; see `push_to_hub`.
         """
         options = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
         check_push(f"{type(self).__name__}.save_pretrained", hub, options, push_to_hub)
@@ -194,10 +194,10 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
         if push_to_hub:
             self._upload(save_directory, hub)
 
-    def _card(self) -> Callable[[str], str]:
+    def _card(self, license: str | None) -> Callable[[str], str]:
         from .cards import card
 
-        return lambda repo_id: card(self, repo_id)
+        return lambda repo_id: card(self, repo_id, license=license)
 
     # Devices ---------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from typing import Any
 
 from ..core.files import is_local
@@ -51,7 +50,7 @@ def card(pipe: Any, repo_id: str, *, license: str | None = None) -> str:
         license: an identifier of the hub, such as "apache-2.0" or "creativeml-openrail-m".
     """
     source = pipe.name_or_path
-    base = None if source is None or is_local(source) else os.fspath(source)
+    base = source if source is not None and source.count("/") == 1 and not is_local(source) else None
     hub = require("huggingface_hub", why="A model card")
     tag = pipeline_tag(type(pipe))
     data = hub.ModelCardData(
