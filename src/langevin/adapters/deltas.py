@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ Shapes = Mapping[str, Shape]
 class Unlisted(nn.Module):
     """A module that no state dict mentions: the names and values of its parent's checkpoint stay what they are."""
 
-    def state_dict(self, *args, destination=None, prefix: str = "", keep_vars: bool = False):
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """Return `destination` as it is."""
         return {} if destination is None else destination
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, InputError, check_choice
 from ..core.progress import progress_bar
 from ..weights.dialects.parts import Parts
+from .attaching import found_layers, own_weight
 from .deltas import Delta, LoRA, build, wide
 from .factoring import Truncation, as_lora, decomposed, decomposed_product
 from .layers import weight_shape
-from .stack import found_layers, own_weight
 
 Adapter = Mapping[str, Parts]
 SIGNS = ("total", "frequency")
