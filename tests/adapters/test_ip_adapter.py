@@ -143,12 +143,19 @@ def test_an_adapter_keeps_its_own_state_dict(unet) -> None:
 
 
 def test_a_second_load_replaces_the_first(unet) -> None:
-    adapters.attach(unet, [parse(ip.adapter("base", unet, seed=1))])
+    adapters.attach(unet, [parse(ip.adapter("plus", unet, seed=1))])
     adapters.attach(unet, [parse(ip.adapter("base", unet, seed=2))])
     second = run(unet, pictures())
     adapters.detach(unet)
     adapters.attach(unet, [parse(ip.adapter("base", unet, seed=2))])
     assert torch.equal(run(unet, pictures()), second)
+
+
+def test_one_scale_serves_all_adapters(unet) -> None:
+    adapters.attach(unet, [parse(ip.adapter("base", unet, seed=k)) for k in range(2)])
+    for scale in (0.6, {"up": 0.6, "down": 0.6, "mid": 0.6}, [0.6, 0.6]):
+        adapters.set_scale(unet, scale)
+        assert {p.scale for p in adapters.processors(unet).values()} == {(0.6, 0.6)}
 
 
 def test_adapters_move_with_the_network(unet) -> None:

@@ -77,6 +77,14 @@ def test_faces(sd, loaded, guidance) -> None:
     assert difference(sd, guidance_scale=guidance, ip_adapter_image_embeds=[rows]) <= LIMIT
 
 
+def test_faces_with_lora_layers(sd, loaded, peer_sd) -> None:
+    loaded(sd, *make(sd, "faceid", lora=2))
+    try:
+        assert difference(sd, ip_adapter_image_embeds=[ip.faces()]) <= LIMIT
+    finally:
+        peer_sd.unload_lora_weights()
+
+
 @pytest.mark.parametrize("shortcut", [False, True])
 def test_faces_and_pictures(sd, loaded, shortcut) -> None:
     loaded(sd, *make(sd, "faceid-plus"))

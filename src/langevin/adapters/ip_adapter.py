@@ -52,9 +52,12 @@ def projections(unet: Any) -> list[Any]:
 
 
 def numbered(unet: nn.Module) -> dict[int, str]:
-    """Return the names of the attentions of a UNet by their number in files of adapters."""
-    names = [name for name, _ in named_attentions(unet)]
-    return dict(enumerate(sorted(names, key=lambda name: ORDER.get(name.partition(".")[0], len(ORDER)))))
+    """Return the names of the attentions of a UNet by their number in files of adapters.
+
+    Those of an adapter's own projection do not count.
+    """
+    names = [name for name, _ in named_attentions(unet) if name.partition(".")[0] in ORDER]
+    return dict(enumerate(sorted(names, key=lambda name: ORDER[name.partition(".")[0]])))
 
 
 def attach(unet: Any, adapters: Sequence[IPAdapter]) -> None:
