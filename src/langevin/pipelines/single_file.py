@@ -262,5 +262,5 @@ def check_class(cls: type[Any], facts: Facts, what: str) -> None:
     fits = family == row.family and (tasks is None or any((row.task or "").endswith(task) for task in tasks))
     if fits and (facts.kind != "upscaling" or facts.pipeline == row.name):
         return
-    right = f"; call {facts.pipeline}.from_single_file" if facts.pipeline else ""
-    raise ConfigError(f"{what} is not for {cls.__name__}. It is {facts.explain()}".rstrip(".") + right)
+    cure = f"; call {facts.pipeline}.from_single_file" if facts.pipeline else ""
+    raise ConfigError(f"{what} is not for {cls.__name__}{cure}. It is {facts.explain()}")

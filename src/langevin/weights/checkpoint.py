@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -89,12 +89,14 @@ class Converted:
 
     Args:
         names: the names to take.
+        known: names of the model; what leads to none of them is foreign.
         prefix: what precedes the names that the rules know.
         spell: how the model spells the names of the rules' targets.
         stored: name -> the name under which its values are taken instead.
     Attributes:
         shapes: present name -> shape; a name that no rule knows stays as it is.
         renamed: name in the file -> the present names, joined by commas.
+        foreign: names in the file that no rule knows, or that lead to no name of the model.
     Raises:
         WeightsError: when names that belong together are not all there, or two names lead to one place.
     """
@@ -105,6 +107,7 @@ class Converted:
         rules: Rules,
         *,
         names: Iterable[str],
+        known: Container[str] | None = None,
         prefix: str = "",
         spell: Callable[[str], str] = str,
         stored: Mapping[str, str] | None = None,
@@ -118,12 +121,15 @@ class Converted:
         if plan.partial:
             lacking = sorted({prefix + n for m in plan.partial for n in m.sources if prefix + n not in source.entries})
             raise WeightsError(f"the file lacks {some(lacking)}, without which its neighbours cannot be read")
-        for name in plan.foreign:
-            self.shapes[prefix + name] = tuple(source.entries[prefix + name].shape)
+        self.foreign = [prefix + name for name in plan.foreign]
         held = stored or {}
         for move in plan.moves:
-            sources = tuple(held.get(prefix + name, prefix + name) for name in move.sources)
-            self._add(Move(sources, tuple(map(spell, move.targets)), move.op))
+            targets = tuple(map(spell, move.targets))
+            if known is not None and not any(target in known for target in targets):
+                self.foreign += [prefix + name for name in move.sources]
+                continue
+            self._add(Move(tuple(held.get(prefix + name, prefix + name) for name in move.sources), targets, move.op))
+        self.shapes |= {name: tuple(source.entries[name].shape) for name in self.foreign}
 
     def _add(self, move: Move) -> None:
         shadows = [torch.empty(self.source.entries[name].shape, device="meta") for name in move.sources]

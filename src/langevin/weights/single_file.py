@@ -21,7 +21,7 @@ from ..core.errors import ConfigError, InputError, WeightsError, check_choice
 from ..core.files import atomic_file, missing, read_json, resolve_folder, safe_join
 from ..core.imports import require
 from ..core.logging import get_logger
-from ..core.report import LoadReport, some
+from ..core.report import LoadReport, paired, some
 from ..core.weights_io import write_safetensors
 from ..models import loading
 from ..models.hollow import Hollow
@@ -33,6 +33,7 @@ from .family import CONFIGS, Config, Facts, Family, Place
 from .header import matching
 from .layouts.clip import spelling
 from .original_config import options_of, read_original
+from .rules import Rules
 
 logger = get_logger(__name__)
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -245,19 +246,24 @@ class SingleFile:
         without = matching((name.removeprefix(prefix) for name in names), unneeded)
         self.report.ignored |= {prefix + name: reason for name, reason in without.items()}
         wanted = [name for name in names if name.removeprefix(prefix) not in without]
+        rules, what = place.layout.rules(described(network)), f"{type(network).__name__} from {self.what}"
+        expected = network.state_dict()
         converted = Converted(
             self.source,
-            place.layout.rules(described(network)),
+            rules,
             names=wanted,
+            known=expected,
             prefix=prefix,
-            spell=spelling(network.state_dict()),
+            spell=spelling(expected),
             stored=self._averages(prefix, wanted) if component == "unet" and self.wishes.extract_ema else None,
             use_map=self.use_map,
         )
+        if self.wishes.strict:
+            check_names(what, converted, rules, expected, prefix)
         report = loading.fill(
             network,
             converted,
-            what=f"{place.layout.model.rpartition('.')[2]} from {self.what}",
+            what=what,
             rebuild=make,
             dtype=dtype,
             device=device,
@@ -328,6 +334,27 @@ def builder(model: Any, config: Config, overrides: Mapping[str, Any]) -> Callabl
         return lambda: model.from_config(config, **overrides)
     options = {key: value for key, value in config.items() if key not in ("architectures", "model_type")}
     return lambda: model(model.config_class(**{**options, **overrides}))
+
+
+def check_names(what: str, converted: Converted, rules: Rules, expected: Iterable[str], prefix: str) -> None:
+    """Raise WeightsError, in the file's own words, for weights that are missing or foreign, with the nearest names."""
+    expected = list(expected)
+    moves = rules.inverse.plan(canonical(rules, expected)).moves
+    authors = {source: prefix + move.targets[0] for move in moves for source in move.sources}
+    absent = canonical(rules, [name for name in expected if name not in converted.shapes])
+    missing = list(dict.fromkeys(authors.get(name, name) for name in absent))
+    if not missing and not converted.foreign:
+        return
+    found = [f"lacks {some(missing)}"] if missing else []
+    if converted.foreign:
+        found.append(f"does not know {some(paired(converted.foreign, list(authors.values())))}")
+    cure = "strict=False initialises missing weights afresh and leaves out foreign ones"
+    raise WeightsError(f"{what} {' and '.join(found)}. If that is wanted: {cure}")
+
+
+def canonical(rules: Rules, names: Iterable[str]) -> list[str]:
+    """Return a model's names as rules spell them, with the prefix that some versions of its class leave out."""
+    return [name if rules.inverse.find(name) else f"text_model.{name}" for name in names]
 
 
 def revive(network: nn.Module) -> None:
@@ -492,8 +519,7 @@ def reverted(network: nn.Module, place: Place, *, dtype: torch.dtype | None = No
     """Return a network's tensors under the names that its authors give them, made one by one when asked for."""
     rules = place.layout.rules(described(network))
     state = network.state_dict()
-    known = rules.inverse
-    spelt = {name if known.find(name) else f"text_model.{name}": value for name, value in state.items()}
+    spelt = dict(zip(canonical(rules, state), state.values(), strict=True))
     return Reverted(spelt, rules, prefix=place.prefix, dtype=dtype)
 
 

@@ -210,11 +210,11 @@ def recogniser(version: str) -> Callable[[Header], Facts | None]:
 def recognise_vae(header: Header) -> Facts | None:
     """Return the facts of a file that holds an autoencoder and no UNet."""
     prefix = next((p for p in (VAE, "") if header.has(f"{p}encoder.down.0.block.0.conv1.weight")), None)
-    if prefix is None or not header.has(f"{prefix}decoder.conv_in.weight"):
+    if prefix is None or find_unet(header) is not None:
         return None
-    if len(header.shape(f"{prefix}encoder.conv_in.weight") or ()) != 4 or header.has(
-        f"{prefix}decoder.time_conv.weight"
-    ):
+    if len(header.shape(f"{prefix}decoder.conv_in.weight") or ()) != 4:
+        return None
+    if header.has(f"{prefix}decoder.up.0.block.0.time_stack.in_layers.0.weight"):
         return None
     facts = Facts("autoencoder_kl", "autoencoder", dtype=header.dtype, preset="sd1")
     facts = facts.because("The file holds the encoder and decoder of an autoencoder and no UNet.")
