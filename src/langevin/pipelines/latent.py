@@ -18,7 +18,6 @@ from ..families.conditioning import Conditions, members
 from ..families.denoiser import Attachment, Channels, Denoiser, guidance_embedding
 from ..families.latents import LatentSpace, default_size, scale_factor
 from ..nn.embedding import sinusoidal
-from ..prompts import expand_words
 from .authoring import OwnLoopMixin
 from .base import DiffusionPipeline
 from .image_processor import VaeImageProcessor
@@ -49,6 +48,11 @@ class derived:
 
     def __get__(self, pipe: Any, owner: type | None = None) -> Any:
         return self if pipe is None else self.compute(pipe)
+
+
+def for_processors(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return keywords of a call without `scale`, which the adapters of the whole run have."""
+    return {name: value for name, value in (given or {}).items() if name != "scale"} or None
 
 
 class LatentPipeline(
@@ -233,12 +237,6 @@ class LatentPipeline(
         """
         return sinusoidal(w, embedding_dim, scale=1000.0).to(dtype)
 
-    def maybe_convert_prompt(self, prompt: str | list[str], tokenizer: Any) -> str | list[str]:
-        """Return prompts with learned words of several tokens written out, as packages for prompts ask for them."""
-        if isinstance(prompt, str):
-            return expand_words(prompt, tokenizer)
-        return [expand_words(text, tokenizer) for text in prompt]
-
     def _wants_negative(self, call: Call) -> bool:
         """Tell whether the negative prompts of a call are asked at all."""
         return self._is_guided(call["guidance_scale"], call.get("negative_prompt"))
@@ -272,7 +270,7 @@ class LatentPipeline(
             after: edits of the sample after each step.
         """
         call, conditions = start.call, start.conditions
-        options = {"cross_attention_kwargs": call.get("cross_attention_kwargs")}
+        options = {"cross_attention_kwargs": for_processors(call.get("cross_attention_kwargs"))}
         if self._embeds_guidance:
             scale = call.get("guidance_scale", 0.0)
             options["timestep_cond"] = guidance_embedding(self.unet, scale, call.images, device=call.device)

@@ -11,27 +11,23 @@ COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", "trans
 PREFIXES = {name: (f"{name}.",) for name in COMPONENTS}
 LEAVES = ("to_q", "to_k", "to_v", "to_out", "add_k_proj", "add_v_proj")
 """The projections that an attention processor of the first dialect adapts."""
+HALVES = {"down": "down.weight", "up": "up.weight", "bias": "up.bias"}
+MAGNITUDE = {"magnitude": "lora_magnitude_vector"}
 
 DIFFUSERS = Dialect(
     name="diffusers",
     prefixes=PREFIXES,
     ends={
         **{
-            f"{stem}.{half}": Part("lora", part)
+            f"{stem}.{end}": Part("lora", part)
             for stem in ("lora", "lora_linear_layer")
-            for half, part in (("down.weight", "down"), ("up.weight", "up"), ("up.bias", "bias"), ("alpha", ALPHA))
+            for part, end in {**HALVES, ALPHA: "alpha"}.items()
         },
         "alpha": Part(ANY, ALPHA),
         "lora_magnitude_vector": Part("lora", "magnitude"),
     },
-    written={
-        "lora": {
-            "down": "lora.down.weight",
-            "up": "lora.up.weight",
-            "bias": "lora.up.bias",
-            "magnitude": "lora_magnitude_vector",
-        }
-    },
+    written={"lora": {**{part: f"lora.{end}" for part, end in HALVES.items()}, **MAGNITUDE}},
+    written_text={"lora": {**{part: f"lora_linear_layer.{end}" for part, end in HALVES.items()}, **MAGNITUDE}},
 )
 
 PROCESSORS = Dialect(

@@ -33,6 +33,7 @@ class Dialect:
         prefixes: component -> what stands before its layers; the first is the one that is written.
         ends: what stands behind a layer's name -> what the tensor is. "*" stands for any one word.
         written: algorithm -> part -> the end that is written; what is not here cannot be written.
+        written_text: the same for text encoders, where it differs.
         flat: the dots of a layer's name are written as underscores.
         alpha: the end of a layer's alpha; None where it goes into the metadata.
     """
@@ -41,8 +42,14 @@ class Dialect:
     prefixes: Mapping[str, tuple[str, ...]]
     ends: Mapping[str, Part]
     written: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    written_text: Mapping[str, Mapping[str, str]] | None = None
     flat: bool = False
     alpha: str | None = None
+
+    def ends_for(self, component: str, algorithm: str) -> Mapping[str, str]:
+        """Return part -> the end that is written for an algorithm in a component."""
+        text = self.written_text is not None and component.startswith("text_encoder")
+        return ((self.written_text or {}) if text else self.written).get(algorithm, {})
 
 
 ALGORITHM_NAMES = {

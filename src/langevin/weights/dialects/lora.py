@@ -135,6 +135,7 @@ def read(
     *,
     metadata: Mapping[str, str] | None = None,
     what: str = "The adapter",
+    strict: bool = True,
 ) -> Reading:
     """Read the tensors of an adapter file for the components of a pipeline.
 
@@ -143,6 +144,7 @@ def read(
         targets: component -> its layers.
         metadata: the strings stored in the file.
         what: how the file is called in messages.
+        strict: False leaves what finds no place to the report.
 
     Raises:
         WeightsError: names that lead nowhere, halves without the other, shapes of another model, an algorithm that is
@@ -183,7 +185,8 @@ def read(
             continue
         adapter.setdefault(component, {})[path] = parts
         report.applied += parts.stored
-    _refuse(what, report, [word for _, word in words if word is not None], targets, state)
+    if strict:
+        _refuse(what, report, [word for _, word in words if word is not None], targets, state)
     return Reading(adapter, report, dialect_of(word for _, word in words if word), metadata)
 
 
@@ -307,6 +310,11 @@ def _with_nearest(names: list[str], words: list[Word], targets: Mapping[str, Nam
         near = _nearest(name, by_key.get(name), targets)
         shown.append(f"{name!r} (nearest: {near!r})" if near else repr(name))
     return [*shown, *(repr(name) for name in names[NEAREST:])]
+
+
+def nearest_name(name: str, targets: Mapping[str, Names]) -> str | None:
+    """Return the valid name that is closest to one that leads nowhere, or None."""
+    return _nearest(name, take_apart(name), targets)
 
 
 def _nearest(name: str, word: Word | None, targets: Mapping[str, Names]) -> str | None:

@@ -29,7 +29,7 @@ def spell(
     if dialect.name == "diffusers-old":
         layer, leaf = _processor(layer, component, parts)
     stem = _prefix(dialect, component, components) + (flattened(layer) if dialect.flat else layer)
-    ends = dialect.written.get(parts.algorithm, {})
+    ends = dialect.ends_for(component, parts.algorithm)
     found = {}
     for part, tensor in parts.tensors.items():
         if part not in ends:
