@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import diffusers
 import pytest
 import torch
 from huggingface_hub import ModelCard, RepoCard
@@ -187,6 +188,7 @@ def test_what_the_hub_refuses_is_explained(hub, monkeypatch) -> None:
     assert hub.repositories == {}
 
 
+@pytest.mark.parity
 def test_a_public_repository_does_not_pass_for_private(hub) -> None:
     DDIMScheduler().push_to_hub("me/open")
     with pytest.raises(InputError, match="'me/open' exists and is public"):
@@ -194,6 +196,8 @@ def test_a_public_repository_does_not_pass_for_private(hub) -> None:
     assert "config.json" not in hub.files("me/open")
     DDIMScheduler().push_to_hub("me/closed", private=True)
     vae().push_to_hub("me/closed", private=True, subfolder="vae")
+    diffusers.DDIMScheduler(num_train_timesteps=7).push_to_hub("me/open", private=True)
+    assert b": 7," in hub.files("me/open")["scheduler_config.json"], "the peer publishes it"
 
 
 def test_options_are_checked_before_anything_is_written(hub, sd_folder, tmp_path) -> None:
