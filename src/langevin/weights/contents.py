@@ -13,7 +13,7 @@ from ..core.errors import WeightsError
 from ..core.pickles import PickleFile
 from ..core.weights_io import Entry, SafetensorsFile, describe
 
-SAFETENSORS, ARCHIVE, PICKLE = "safetensors", "torch archive", "torch file of the older format"
+SAFETENSORS, ARCHIVE, PICKLE = "safetensors", "a torch archive", "a torch file of the older format"
 SUFFIXES = {
     SAFETENSORS: (".safetensors", ".sft"),
     ARCHIVE: (".ckpt", ".bin", ".pt", ".pth"),
@@ -97,7 +97,7 @@ def _misnamed(path: Path, kind: str) -> list[str]:
     suffix = path.suffix.lower()
     if suffix in SUFFIXES[kind] or all(suffix not in endings for endings in SUFFIXES.values()):
         return []
-    return [f"Its name ends in {suffix} and it is a {kind}; call it {path.stem}{SUFFIXES[kind][0]}."]
+    return [f"Its name ends in {suffix} and it is {kind}; call it {path.stem}{SUFFIXES[kind][0]}."]
 
 
 def _pointed(path: Path) -> str:

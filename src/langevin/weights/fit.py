@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import InputError, LangevinError
+from ..core.errors import ConfigError, InputError, LangevinError, nearest
 from ..core.files import missing, read_json
-from ..core.report import counted, paired, some
+from ..core.report import counted, some
 from ..core.variants import members, pick, weights_in
 from ..core.weights_io import Entry
 from ..models.loading import LEGACY_ATTENTION, present_name
 from .contents import WEIGHT_SUFFIXES, look
 from .dialects import lora
 from .dialects.naming import Names, Shape
-from .known import probe_network
+from .known import CONTEXTS, FAMILIES, probe_network
 
 CLASSES = {
     "UNet": "unet",
@@ -36,7 +36,10 @@ CLASSES = {
 """Beginning of a class's name -> the component that it usually is."""
 KINDS = {"text encoder": "text_encoder", "image encoder": "image_encoder", "t2i-adapter": "adapter"}
 """Kind of a network's file -> the component that it usually is, where that is another word."""
-ADAPTERS = ("lora", "textual inversion", "ip-adapter")
+SHOWN = 8
+"""Names that are printed of each kind."""
+FEW = 0.1
+"""The share of a model's names up to which names without a counterpart are taken for misspelt ones."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Fit:
         fits: whether it can be loaded into it.
         missing: names of the model that the file lacks.
         unexpected: names in the file that the model lacks.
+        nearest: name without a counterpart -> the nearest one of the other side, for the first few.
         mismatched: (name, shape in the file, shape in the model).
         notes: what else is to say, one sentence each.
     """
@@ -57,6 +61,7 @@ class Fit:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[tuple[str, Shape, Shape], ...] = ()
+    nearest: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,30 +72,28 @@ class Fit:
             "missing": list(self.missing),
             "unexpected": list(self.unexpected),
             "mismatched": [[name, list(there), list(here)] for name, there, here in self.mismatched],
-            "nearest": paired(self.unexpected, self.missing)[:12],
+            "nearest": dict(self.nearest),
             "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
-        lines = [f"{'Fits' if self.fits else 'Does not fit'} {self.model}."]
-        sizes = [f"{name}: file {list(there)}, model {list(here)}" for name, there, here in self.mismatched]
+        sizes = [
+            f"{name}: {list(there) or 'another size'} in the file, {list(here)} in the model"
+            for name, there, here in self.mismatched
+        ]
+        lines = [f"{'Fits' if self.fits else 'Does not fit'} {self.model}.", *(f"  {note}" for note in self.notes)]
         for items, one, many in (
-            (sizes, "tensor of another shape", "tensors of other shapes"),
-            (
-                paired(self.missing, self.unexpected),
-                "tensor of the model is missing",
-                "tensors of the model are missing",
-            ),
-            (
-                paired(self.unexpected, self.missing),
-                "tensor is foreign to the model",
-                "tensors are foreign to the model",
-            ),
+            (sizes, "tensor has another shape", "tensors have other shapes"),
+            (self._shown(self.missing), "name of the model is missing", "names of the model are missing"),
+            (self._shown(self.unexpected), "name in the file leads nowhere", "names in the file lead nowhere"),
         ):
             if items:
-                more = [f"    ... and {len(items) - 8} more"] if len(items) > 8 else []
-                lines += [f"  {counted(items, one, many)}:", *(f"    {item}" for item in items[:8]), *more]
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+                more = [f"    ... and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+                lines += [f"  {counted(items, one, many)}:", *(f"    {item}" for item in items[:SHOWN]), *more]
+        return "\n".join(lines)
+
+    def _shown(self, names: Sequence[str]) -> list[str]:
+        return [f"{name}, nearest: {self.nearest[name]}" if name in self.nearest else name for name in names]
 
 
 @dataclass(frozen=True)
@@ -109,23 +112,34 @@ class Component:
 Components = dict[str, Component]
 
 
-def compare(path: Path, kind: str, model: Any) -> Fit:
+def compare(path: Path, kind: str, family: str | None, model: Any) -> Fit:
     """Return how what stands at a path goes with a model.
 
     Args:
-        kind: what it is, as an inspection tells.
+        kind, family: what it is, as an inspection tells.
         model: a pipeline, a network, or the path of a file or folder.
     Raises:
         InputError: for a model that is none of these, or that holds no networks.
     """
     what, target = target_of(model)
     try:
-        if kind in ADAPTERS:
-            entries = _entries(path)
-            return ADAPTED[kind](entries, target, what)
-        return _networks(components_of(path, target), target, what)
-    except (LangevinError, KeyError, IndexError) as error:
+        if kind in ADAPTED:
+            found = ADAPTED[kind](_entries(path), target, what)
+        else:
+            found = _networks(components_of(path, target), target, what)
+    except LangevinError as error:
         return Fit(what, False, notes=(str(error),))
+    theirs = _family(target)
+    if found.fits or family is None or theirs is None or family == theirs:
+        return found
+    note = f"It is made for {FAMILIES.get(family, family)}, and the model is {FAMILIES.get(theirs, theirs)}."
+    return replace(found, notes=(note, *found.notes))
+
+
+def _family(target: Components) -> str | None:
+    """Return the family of a model, told by the text that its UNet attends to."""
+    shapes = target["unet"].shapes if "unet" in target else {}
+    return next((CONTEXTS.get(shape[-1]) for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), None)
 
 
 # -- models ---------------------------------------------------------------------------------------------------------
@@ -215,12 +229,22 @@ def _of_file(path: Path, like: Components) -> Components:
     found: Components = {}
     with SingleFile(path) as file:
         for name, (prefix, place) in file.places.items():
-            config = like[name].config if name in like and like[name].config else file.config(name)
+            config = _options(file, name, like)
             unneeded = place.layout.ignored
             names = [n for n in file.names_of(name) if not _matches(n.removeprefix(prefix), unneeded)]
             converted = Converted(file.source, place.layout.rules(config), names=names, prefix=prefix)
             found[name] = Component(converted.shapes, config)
     return found
+
+
+def _options(file: Any, name: str, like: Components) -> Mapping[str, Any]:
+    """Return the options that shapes tell, or where they do not, those of the model to compare with."""
+    try:
+        return file.config(name)
+    except ConfigError:
+        if name in like and like[name].config:
+            return like[name].config
+        raise
 
 
 def _matches(name: str, reasons: Mapping[str, str]) -> bool:
@@ -247,7 +271,18 @@ def _networks(given: Components, target: Components, what: str) -> Fit:
         lost, foreign, other = lost + rows[0], foreign + rows[1], other + rows[2]
     notes = [f"The model's {name} is not in the file." for name in target if name not in given and len(given) > 1]
     notes += [f"Compared: {some(shared)}."] if len(target) > 1 else []
-    return Fit(what, not (lost or foreign or other), tuple(lost), tuple(foreign), tuple(other), tuple(notes))
+    near = (
+        _neighbours(lost, foreign) if len(lost) + len(foreign) < FEW * sum(len(given[n].shapes) for n in shared) else {}
+    )
+    return Fit(what, not (lost or foreign or other), tuple(lost), tuple(foreign), tuple(other), near, tuple(notes))
+
+
+def _neighbours(lost: Sequence[str], foreign: Sequence[str]) -> dict[str, str]:
+    """Return the first names without a counterpart -> the nearest one of the other side."""
+    pairs = [
+        (name, nearest(name, others)) for names, others in ((lost, foreign), (foreign, lost)) for name in names[:SHOWN]
+    ]
+    return {name: near for name, near in pairs if near is not None}
 
 
 def _shapes(
@@ -310,14 +345,26 @@ def _lora(entries: Mapping[str, Entry], target: Components, what: str) -> Fit:
         name: torch.ones(entry.shape) if len(entry.shape) == 0 else torch.empty(entry.shape, device="meta")
         for name, entry in entries.items()
     }
-    reading = lora.read(state, {name: names_of(part) for name, part in target.items()}, what="The file")
+    targets = {name: names_of(part) for name, part in target.items()}
+    reading = lora.read(state, targets, strict=False)
+    report = reading.report
     layers = {name: len(found) for name, found in reading.adapter.items()}
-    notes = [f"It changes {some([f'{n} layers of the {name}' for name, n in layers.items()])}."]
-    ignored = Counter(reading.report.ignored.values())
-    notes += [
-        f"{counted(range(n), 'tensor has', 'tensors have')} no effect: {reason}." for reason, n in ignored.items()
-    ]
-    return Fit(what, True, notes=tuple(notes))
+    notes = [f"It changes {some([f'{n} layers of the {name}' for name, n in layers.items()])}."] if layers else []
+    ignored = Counter(report.ignored.values())
+    notes += [f"{n} tensors have no effect: {reason}." for reason, n in ignored.items()]
+    near = [(name, lora.nearest_name(name, targets)) for name in report.unexpected_keys[:SHOWN]]
+    if len(report.unexpected_keys) > FEW * len(state):
+        near = near[:1]
+    wrong = report.unexpected_keys or report.missing_keys or report.mismatched_keys
+    return Fit(
+        what,
+        not wrong and bool(layers),
+        tuple(report.missing_keys),
+        tuple(report.unexpected_keys),
+        tuple((name.split(" (")[0], (), shape) for name, _, shape in report.mismatched_keys),
+        {name: found for name, found in near if found is not None},
+        tuple(notes),
+    )
 
 
 def _words(entries: Mapping[str, Entry], target: Components, what: str) -> Fit:

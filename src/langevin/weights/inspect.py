@@ -21,7 +21,7 @@ from ..core.report import some
 from ..core.variants import Weights, is_part, members, pick, weights_in
 from ..core.weights_io import Entry, WeightFiles
 from ..registry import ROWS
-from .contents import WEIGHT_SUFFIXES, Contents, amount, look, sentence
+from .contents import SUFFIXES, WEIGHT_SUFFIXES, Contents, amount, look
 from .dialects import ip_adapter, textual_inversion
 from .dialects import probe as adapters
 from .fit import Fit, compare
@@ -151,7 +151,7 @@ def inspect(path: str | os.PathLike, *, model: Any = None) -> Inspection:
         raise missing(place)
     found = _folder(place) if place.is_dir() else _file(place)
     found = replace(found, path=os.fspath(path))
-    return found if model is None else replace(found, fit=compare(place, found.kind, model))
+    return found if model is None else replace(found, fit=compare(place, found.kind, found.family, model))
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
@@ -183,7 +183,8 @@ def _described(path: Path, contents: Contents, found: Found | None) -> Inspectio
     if found.kind == "textual inversion" and not details.get("words"):
         details["words"] = [f"{path.stem} (the file's name)"]
     if contents.beside:
-        details["beside the weights"] = [f"{name}: {what}" for name, what in contents.beside.items() if name]
+        others = {name: what for name, what in contents.beside.items() if name and name not in METADATA}
+        details["beside the weights"] = [f"{name}: {what}" for name, what in others.items()]
     types: Counter[str] = Counter()
     for entry in entries.values():
         types[str(entry.dtype).removeprefix("torch.")] += prod(entry.shape)
@@ -199,10 +200,17 @@ def _described(path: Path, contents: Contents, found: Found | None) -> Inspectio
         dtypes=dict(types.most_common()),
         details={name: value for name, value in details.items() if value not in (None, [], {}, "")},
         metadata=dict(contents.metadata),
-        reasons=tuple(f"{reason[0].upper()}{reason[1:].rstrip('.')}." for reason in found.reasons if reason),
+        reasons=tuple(map(_as_sentence, found.reasons)),
         doubts=doubts,
         damage=damage,
     )
+
+
+def _as_sentence(text: str) -> str:
+    """Return a text with a capital, unless it begins with a name from the file, and with a full stop."""
+    first = text.split(" ")[0]
+    start = first if any(sign in first for sign in "._`/") else first.capitalize() if first.islower() else first
+    return f"{start}{text.removeprefix(first).rstrip('.')}."
 
 
 def _unknown(contents: Contents) -> str:
@@ -210,7 +218,7 @@ def _unknown(contents: Contents) -> str:
         return "no weights"
     if contents.entries:
         return "unknown"
-    return "empty" if contents.format in ("safetensors", "torch archive") else f"{contents.format} file"
+    return "empty" if contents.format in SUFFIXES else f"{contents.format} file"
 
 
 def _beginnings(names: Iterable[str]) -> list[tuple[str, int]]:
@@ -249,7 +257,7 @@ def _config(path: Path, damage: list[str]) -> dict[str, Any]:
     try:
         return read_json(path) if path.is_file() else {}
     except LangevinError as error:
-        damage.append(sentence(path, str(error)).replace("It says: ", f"{path.name}: "))
+        damage.append(str(error).replace(os.fspath(path), path.name))
         return {}
 
 

@@ -62,7 +62,7 @@ def probe_original(entries: Mapping[str, Entry], metadata: Mapping[str, str]) ->
     places = {place.component: place.prefix_in(header) for place in family.places}
     held = {name: prefix for name, prefix in places.items() if prefix is not None}
     sizes = {name: count(_under(entries, prefix, held)) for name, prefix in held.items()}
-    whole = len(held) > 1 or any(held.values())
+    whole = len(held) > 1
     details: dict[str, Any] = {
         "task": facts.kind if facts.pipeline else None,
         "pipeline": facts.pipeline,
@@ -71,7 +71,9 @@ def probe_original(entries: Mapping[str, Entry], metadata: Mapping[str, str]) ->
         "resolution": facts.image_size,
         "components": sizes if whole else None,
         "also inside": sorted(set(matching(entries, family.ignored).values())),
-        "absent": [name for name in places if name not in held and name in ESSENTIAL] if facts.pipeline else None,
+        "absent": [name for name in places if name not in held and name in ESSENTIAL]
+        if facts.pipeline and whole
+        else None,
         "doubts": list(facts.doubts),
     }
     only = next(iter(held), facts.kind)

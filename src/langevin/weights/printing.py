@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..core.report import counted, some
@@ -23,15 +23,18 @@ TITLES = {
     "ip-adapter": "IP-Adapter",
 }
 """Kind -> how it is written, where it is written otherwise."""
+SPELT = ("checkpoint", "lora", "unet", "vae", "controlnet", "t2i-adapter", "text encoder", "image encoder")
+"""Kinds of which the way that names are spelt is worth a word."""
 
 
 def print_out(found: Inspection) -> str:
     """Return an inspection as text of several lines."""
     rows = [*_facts(found), *_metadata(found)]
-    lines = [found.path, f"  {headline(found)}", ""]
+    lines = [found.path, f"  {headline(found)}", *([""] if rows else [])]
     lines += [line for label, value in rows for line in _row(label, value)]
+    width = max(map(len, found.parts), default=0) + 2
     sections = {
-        "components": [_line(name, part) for name, part in found.parts.items()],
+        "components": [f"{name:<{width}}{_line(part)}" for name, part in found.parts.items()],
         "why": found.reasons,
         "not settled": found.doubts,
         "wrong": [*found.damage, *(f"{k}: {line}" for k, part in found.parts.items() for line in part.damage)],
@@ -49,13 +52,13 @@ def headline(found: Inspection) -> str:
     kind = f"{kind[0].upper()}{kind[1:]}"
     algorithms = found.details.get("algorithms")
     if found.kind == "lora" and algorithms:
-        kind = " and ".join(algorithms) if "LoRA" in algorithms else f"{' and '.join(algorithms)} (as LoRA)"
-    if found.kind in ("checkpoint", "pipeline folder") and found.details.get("task"):
-        kind += f" for {found.details['task']}"
+        kind = " and ".join(algorithms)
     family = FAMILIES.get(found.family or "", found.family)
-    joint = "," if " for " in kind else " of" if found.kind in ("checkpoint", "unet", "pipeline folder") else " for"
-    spelt = f", in the {found.dialect} dialect" if found.dialect and found.kind != "textual inversion" else ""
-    return f"{kind}{joint} {family}{spelt}" if family else f"{kind}{spelt}"
+    task = found.details.get("task")
+    of = "of" if found.kind in ("checkpoint", "unet", "pipeline folder") else "for"
+    parts = [kind, f" {of} {family}" if family else "", f" ({task})" if task and task not in (family or "") else ""]
+    parts += [f", {found.dialect} names" if found.dialect and found.kind in SPELT else ""]
+    return "".join(parts)
 
 
 def _facts(found: Inspection) -> Iterator[tuple[str, Any]]:
@@ -73,7 +76,7 @@ def _facts(found: Inspection) -> Iterator[tuple[str, Any]]:
     for name, value in found.details.items():
         if name in ("algorithms", "task") and all(word in head for word in ([value] if name == "task" else value)):
             continue
-        if name == "components":
+        if isinstance(value, Mapping):
             yield name, [f"{part} {amount(n).strip()}" for part, n in value.items()]
         elif name == "resolution":
             yield name, f"{value} pixels"
@@ -108,15 +111,15 @@ def _row(label: str, value: Any) -> list[str]:
     return [f"  {label:<{LABEL}}{wrapped[0]}", *(f"  {'':<{LABEL}}{line}" for line in wrapped[1:])]
 
 
-def _line(name: str, part: Inspection) -> str:
+def _line(part: Inspection) -> str:
     """Return a component in one line."""
-    what = part.details.get("class") or headline(part)
-    facts = [f"{amount(part.parameters).strip()} parameters" if part.parameters else "", *part.dtypes]
+    facts = [f"{amount(part.parameters).strip()} {', '.join(part.dtypes)}" if part.parameters else ""]
     variants = part.details.get("variants", ())
     facts += [f"variants: {', '.join(v.split(' ')[0] for v in variants)}"] if len(variants) > 1 else []
-    facts += [counted(range(part.details["shards"]), "shard", "shards")] if "shards" in part.details else []
+    facts += [f"{part.details['shards']} shards"] if "shards" in part.details else []
     facts += ["damaged"] if part.damage else []
-    return f"{name:<{LABEL}}{what}" + (f" ({', '.join(filter(None, facts))})" if any(facts) else "")
+    told = ", ".join(filter(None, facts))
+    return f"{part.details.get('class') or headline(part)}{f' ({told})' if told else ''}"
 
 
 def _section(title: str, items: Iterable[str]) -> list[str]:

@@ -60,4 +60,4 @@ def recognise_tiny(header: Header) -> Facts | None:
 
 
 TINY = Layout("tiny autoencoder", "AutoencoderTiny", ("encoder.1.conv.0.weight",), tiny_rules, infer_tiny)
-FAMILIES = (Family("autoencoder_tiny", recognise_tiny, (Place("vae", "", TINY),)),)
+FAMILIES = (Family("autoencoder_tiny", recognise_tiny, (Place("vae", "", TINY, PREFIXES[1:]),)),)
