@@ -209,13 +209,11 @@ def run(
     ] = False,
 ) -> None:
     """Run a script that was written for diffusers, unchanged, on this library."""
-    from .run import check as checked
+    from .run import report
     from .run import run as started
 
     if not check:
         started(script, arguments or [])
-    lines, lacking = checked(script)
-    for line in lines:
-        typer.echo(line)
-    typer.echo(f"{len(lines) - lacking} of {len(lines)} names are there.")
-    raise typer.Exit(1 if lacking else 0)
+    lines, status = report(script)
+    typer.echo("\n".join(lines))
+    raise typer.Exit(status)

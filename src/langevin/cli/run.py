@@ -65,28 +65,37 @@ def _script(name: str) -> Path:
 # What a script uses --------------------------------------------------------------------------------------------------
 
 
-def check(script: str) -> tuple[list[str], int]:
-    """Return a line for every documented name that a script uses, and how many this library lacks; nothing is run.
+def check(script: str) -> dict[Use, str | None]:
+    """Return the documented names that a script uses, each with what is missing or None; nothing is run.
 
     Raises:
         InputError: when the file is no Python.
     """
-    from ..compat.alias import NotThere, lookup
-
     try:
         tree = ast.parse(_script(script).read_bytes(), script)
     except (SyntaxError, ValueError) as error:
         raise InputError(f"{script} is no Python that can be read ({error}).") from None
-    lines, lacking = [], 0
-    for use in sorted(set(uses(tree)), key=lambda use: (use.line, use.dotted)):
-        try:
-            lookup(use.module, use.name)
-            verdict = "yes"
-        except NotThere as error:
-            lacking += 1
-            verdict = f"no: {error}"
-        lines.append(f"{script}:{use.line}: {use.dotted}  {verdict}")
-    return lines, lacking
+    return {use: _missing(use) for use in sorted(set(uses(tree)), key=lambda use: (use.line, use.dotted))}
+
+
+def _missing(use: Use) -> str | None:
+    from ..compat.alias import NotThere, lookup
+
+    try:
+        lookup(use.module, use.name)
+    except NotThere as error:
+        return str(error)
+    return None
+
+
+def report(script: str) -> tuple[list[str], int]:
+    """Return the lines of `--check`, and its exit status: 1 when a name is missing."""
+    found = check(script)
+    lines = [
+        f"{script}:{use.line}: {use.dotted}  {'yes' if lack is None else f'no: {lack}'}" for use, lack in found.items()
+    ]
+    there = sum(lack is None for lack in found.values())
+    return [*lines, f"{there} of {len(found)} names are there."], int(there < len(found))
 
 
 def uses(tree: ast.Module) -> Iterator[Use]:
