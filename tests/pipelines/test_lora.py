@@ -500,6 +500,23 @@ def test_another_adapter_takes_the_place(ours) -> None:
         ours.enable_lora_hotswap()
 
 
+def test_adapters_merged_into_one(ours) -> None:
+    for name, seed in (("one", 0), ("two", 10)):
+        ours.load_lora_weights(loras.diffusers(adapter(ours, seed=seed)), adapter_name=name)
+    ours.set_adapters(["one", "two"], [0.7, 0.4])
+    wanted = draw(ours)
+    ours.add_weighted_adapter(["one", "two"], [0.7, 0.4], "both", combination_type="cat")
+    assert ours.get_active_adapters() == ["both"]
+    assert ours.get_list_adapters()["unet"] == ["one", "two", "both"]
+    assert np.abs(draw(ours) - wanted).max() <= TOLERANCE
+    ours.add_weighted_adapter(["one", "two"], [0.7, 0.4], "pruned", combination_type="ties", density=0.5)
+    assert np.abs(draw(ours) - wanted).max() > TOLERANCE
+    with pytest.raises(InputError, match="give one for each"):
+        ours.add_weighted_adapter(["one", "two"], [1.0], "x")
+    with pytest.raises(ConfigError, match="'both' is in use"):
+        ours.add_weighted_adapter(["one"], [1.0], "both")
+
+
 def test_everything_is_undone(ours) -> None:
     weights = {name: value.clone() for name, value in ours.unet.state_dict().items()}
     plain = draw(ours)

@@ -74,7 +74,7 @@ def read_config(config: Any) -> dict[str, Any]:
     return {name: given[name] for name in READ if name in given}
 
 
-UNUSED = ("megatron_core", "qalora_group_size", "peft_version")
+UNUSED = ("megatron_core", "qalora_group_size", "peft_version", "runtime_config")
 """Options that belong to another one that is off."""
 
 

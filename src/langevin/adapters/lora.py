@@ -23,10 +23,11 @@ from ..core.report import LoadReport, counted, some
 from ..weights.dialects import lora as dialects
 from ..weights.dialects.naming import Names
 from ..weights.dialects.parts import Adapter, Parts
+from .attaching import CHILD
 from .blocks import PLACE, weight_by_transformer
 from .files import Source, write_tensors
 from .layers import kind, weight_shape
-from .stack import CHILD, Stack, Weight, stack_of
+from .stack import Stack, Weight, stack_of
 
 logger = get_logger(__name__)
 Models = Mapping[str, nn.Module]
@@ -77,14 +78,9 @@ def names_of(model: nn.Module) -> Names:
 
 def original_names(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
     """Return the names that the layers of a conditional UNet have in its authors' layout -> path."""
-    from ..weights.layouts.ldm import unet_rules
+    from ..weights.layouts.ldm import layer_names
 
-    config = getattr(model, "config", None)
-    if not isinstance(config, Mapping) or "up_block_types" not in config or "cross_attention_dim" not in config:
-        return {}
-    rules = unet_rules(config).inverse
-    moves = ((path, rules.find(path)) for path in paths)
-    return {move.targets[0]: path for path, move in moves if move is not None and len(move.targets) == 1}
+    return layer_names(getattr(model, "config", None), paths)
 
 
 # Loading -------------------------------------------------------------------------------------------------------------
@@ -408,6 +404,29 @@ def unfuse(models: Models) -> None:
         raise ConfigError("There is no fused adapter in these networks.")
     for own in found.values():
         own.unfuse()
+
+
+def combine(models: Models, names: Sequence[str], weights: Sequence[float], name: str, **options: Any) -> None:
+    """Merge adapters into a new one, which becomes the only active one.
+
+    Args:
+        weights: one for each of `names`.
+        name: of the new adapter.
+        options: see `merging.merge`.
+    """
+    from .merging import merge
+
+    names, name = checked(models, names), _name_for(models, name, hotswap=False)
+    if len(weights) != len(names):
+        raise InputError(f"There are {len(weights)} weights for {len(names)} adapters; give one for each.")
+    merged: Adapter = {}
+    for component, own in stacks(models).items():
+        here = [(own.parts(each), weight) for each, weight in zip(names, weights, strict=True) if each in own.names]
+        if here:
+            parts, shares = zip(*here, strict=True)
+            merged[component] = merge(bare(models[component]), parts, shares, **options)
+    _attach(models, name, merged)
+    activate(models, {name: None})
 
 
 def move(models: Models, names: str | Sequence[str], device: torch.device | str | int) -> None:

@@ -270,7 +270,7 @@ class LatentPipeline(
             after: edits of the sample after each step.
         """
         call, conditions = start.call, start.conditions
-        options = {"cross_attention_kwargs": for_processors(call.get("cross_attention_kwargs"))}
+        options: dict[str, Any] = {"cross_attention_kwargs": for_processors(call.get("cross_attention_kwargs"))}
         if self._embeds_guidance:
             scale = call.get("guidance_scale", 0.0)
             options["timestep_cond"] = guidance_embedding(self.unet, scale, call.images, device=call.device)

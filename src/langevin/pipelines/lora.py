@@ -254,6 +254,35 @@ class StableDiffusionLoraLoaderMixin:
         """
         lora.reserve(self._adaptable(), target_rank, check_compiled=check_compiled)
 
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        svd_clamp: float | None = None,
+        density: float | None = None,
+        majority_sign_method: str = "total",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Merge adapters into a new one, which becomes the only active one; those that it is made of stay.
+
+        Args:
+            adapters, weights: names, and one weight for each.
+            adapter_name: name of the new adapter.
+            combination_type: "linear", "cat" (exact), "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune", or
+                one of the last four with "_svd".
+            svd_rank: rank of the result of "svd", by default the largest of the adapters.
+            svd_clamp: quantile at which the entries of its factors are clamped.
+            density: the fraction of entries that pruning keeps.
+            majority_sign_method: "total" or "frequency", how TIES elects signs.
+            generator: of the entries that DARE drops.
+        """
+        options = {"combination_type": combination_type, "svd_rank": svd_rank, "svd_clamp": svd_clamp}
+        options |= {"density": density, "majority_sign_method": majority_sign_method, "generator": generator}
+        lora.combine(self._adaptable(), adapters, weights, adapter_name, **options)
+
     @property
     def lora_scale(self) -> float:
         """The factor that the run in progress puts on the adapters' weights, 1 outside a run."""
