@@ -13,7 +13,6 @@ from ..core.config import ConfigMixin, register_to_config
 from ..core.errors import InputError, check_choice
 from ..core.images import ImageInput, check_axes, decode, from_array, sort_out, to_grey, to_images, to_tensor, upright
 from ..core.logging import get_logger
-from ..nn.ip_processors import downsample_mask
 from .regions import Box, crop_box
 
 if TYPE_CHECKING:
@@ -348,6 +347,8 @@ class IPAdapterMaskProcessor(VaeImageProcessor):
     @staticmethod
     def downsample(mask: torch.Tensor, batch_size: int, num_queries: int, value_embed_dim: int) -> torch.Tensor:
         """Return a mask (1, height, width) at the resolution of an attention, (batch, num_queries, value_embed_dim)."""
+        from ..nn.ip_processors import downsample_mask
+
         return downsample_mask(mask, num_queries)[..., None].expand(batch_size, -1, value_embed_dim)
 
 
