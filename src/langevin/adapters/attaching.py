@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError, NonFiniteError
 from ..core.report import paired, some
-from .deltas import Delta, Unlisted, wide
+from .deltas import Delta, Unlisted, is_plain, wide
 from .layers import plain_weight
 
 CHILD = "adapter_deltas"
 """Name of the child module of a layer that holds its deltas."""
+BLOCK = 2**17
+"""Numbers of a block of rows that stays in the cache."""
 
 
 class Changed(dict):
@@ -150,10 +152,7 @@ def folded(layer: nn.Module, fused: Mapping[str, float], path: str) -> dict[str,
     weight = own_weight(layer)
     if weight is None:
         raise ConfigError(f"The layer {path!r} is quantised: adapters cannot be fused into it. Use them unfused.")
-    total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-    for delta, scale in terms:
-        delta.accumulate_(total, weight, scale)
-    made = {"weight": total.to(weight.dtype)}
+    made = {"weight": changed(weight, terms)}
     biases = [(bias, scale) for delta, scale in terms if (bias := delta.dense_bias()) is not None]
     if biases:
         bias = holder(layer).own(layer, "bias")
@@ -161,6 +160,36 @@ def folded(layer: nn.Module, fused: Mapping[str, float], path: str) -> dict[str,
             raise ConfigError(f"The layer {path!r} has no bias, and the adapter adds one: use it unfused.")
         made["bias"] = sum((term * scale for term, scale in biases), wide(bias)).to(bias.dtype)
     return made
+
+
+def changed(weight: Tensor, terms: Sequence[tuple[Delta, float]]) -> Tensor:
+    """Return a weight plus weighted differences, in new storage: summed in float32 or wider and rounded once.
+
+    Sums of LoRAs on a CPU go through a block of rows that stays in the cache.
+    """
+    wide_dtype = torch.promote_types(weight.dtype, torch.float32)
+    thin = weight.device.type == "cpu" and weight.is_contiguous() and all(is_plain(delta) for delta, _ in terms)
+    if not thin or weight.dtype == wide_dtype:
+        total = weight.to(wide_dtype, copy=True)
+        for delta, scale in terms:
+            delta.accumulate_(total, weight, scale)
+        return total.to(weight.dtype)
+    up = torch.cat([delta.tensors["up"].flatten(1).to(wide_dtype) for delta, _ in terms], 1)
+    down = torch.cat([delta.tensors["down"].flatten(1).to(wide_dtype) * delta.unit * scale for delta, scale in terms])
+    made = torch.empty_like(weight)
+    rows = max(1, BLOCK // down.shape[1])
+    buffer = torch.empty(min(rows, len(weight)), down.shape[1], dtype=wide_dtype)
+    for source, factor, target in zip(
+        weight.flatten(1).split(rows), up.split(rows), made.flatten(1).split(rows), strict=True
+    ):
+        block = buffer[: len(source)].copy_(source)
+        target.copy_(block.addmm_(factor, down))
+    return made
+
+
+def summary(tensor: Tensor) -> Tensor:
+    """Return one number that is finite only if all are, but for sums that overflow: the cheapest for the dtype."""
+    return tensor.sum() if tensor.element_size() > 2 else torch.stack(torch.aminmax(tensor)).float().sum()
 
 
 def check_finite(sums: Mapping[str, list[Tensor]], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:

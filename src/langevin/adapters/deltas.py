@@ -450,6 +450,11 @@ class DoRA(Delta):
         return added * self.scale
 
 
+def is_plain(delta: Delta) -> bool:
+    """Tell whether a delta is a product of two factors and nothing else."""
+    return isinstance(delta, LoRA) and delta.mid is None
+
+
 def needed(weight: Tensor | None) -> Tensor:
     """Return the layer's weight, which some algorithms cannot do without."""
     if weight is None:
@@ -527,7 +532,7 @@ def build(
     delta = cls(tensors, parts.alpha, shape, rank, stored)
     if decomposed:
         delta = DoRA(delta, ready("magnitude"), stored["magnitude"])
-    return delta.requires_grad_(trainable) if trainable else delta
+    return delta.requires_grad_(True) if trainable else delta
 
 
 def exact(tensor: torch.dtype, layer: torch.dtype) -> torch.dtype:

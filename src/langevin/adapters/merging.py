@@ -18,7 +18,7 @@ from ..core.errors import ConfigError, InputError, check_choice
 from ..core.progress import progress_bar
 from ..weights.dialects.parts import Parts
 from .attaching import found_layers, own_weight
-from .deltas import Delta, LoRA, build, wide
+from .deltas import Delta, build, is_plain, wide
 from .factoring import Truncation, as_lora, decomposed, decomposed_product
 from .layers import weight_shape
 
@@ -205,11 +205,6 @@ def factorwise(path: str, deltas: list[Delta], weights: list[float], method: str
         up = METHODS[method](flat(deltas, "up"), [abs(root) for root in roots], recipe)
     made = as_lora(up, torch.ones(len(down), dtype=up.dtype, device=up.device), down, deltas[0].shape)
     return with_bias(made, deltas, weights, METHODS.get(method, summed), recipe)
-
-
-def is_plain(delta: Delta) -> bool:
-    """Tell whether a delta is a product of two factors and nothing else."""
-    return isinstance(delta, LoRA) and delta.mid is None
 
 
 def flat(deltas: list[Delta], name: str) -> list[Tensor]:

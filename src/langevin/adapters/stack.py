@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, WeightsError, check_known
 from ..core.report import paired, some
 from ..weights.dialects.parts import Parts
-from .attaching import CHILD, attach, check_finite, delta_in, detach, folded, found_layers, holder, key_of
+from .attaching import CHILD, attach, check_finite, delta_in, detach, folded, found_layers, holder, key_of, summary
 from .deltas import Delta, build
 
 __all__ = ["CHILD", "STATE", "Stack", "Weight", "stack_of"]
@@ -122,7 +122,8 @@ class Stack:
 
     def weights(self, name: str) -> dict[str, float]:
         """Return path -> weight of an adapter."""
-        return {path: self._record(name).weights[path] for path in self.layers(name)}
+        weights = self._record(name).weights
+        return {path: weights[path] for path in self.layers(name)}
 
     def delta(self, name: str, path: str) -> Delta:
         """Return the module that an adapter has in a layer."""
@@ -396,7 +397,7 @@ class Stack:
                 here = {name: weights[path] for name, weights in fused.items() if path in weights}
                 made[path] = folded(layer, here, path), here
                 if safe:
-                    sums[path] = [tensor.sum(dtype=torch.float32) for tensor in made[path][0].values()]
+                    sums[path] = [summary(tensor) for tensor in made[path][0].values()]
         check_finite(sums, {path: tensors for path, (tensors, _) in made.items()})
         for path, layer in layers.items():
             holder(layer).put(layer, *made[path])
