@@ -13,7 +13,7 @@ from typing import Any
 
 from langevin.cli.convert import read_file, write_folder
 from langevin.core.errors import InputError, LangevinError
-from langevin.pipelines.single_file import SCHEDULERS
+from langevin.pipelines.assembly import SCHEDULERS
 
 TEXT_ENCODERS = {"FrozenCLIPEmbedder": "stable_diffusion", "FrozenOpenCLIPEmbedder": "stable_diffusion_2"}
 UNCLIP = {"txt2img": "StableUnCLIPPipeline", "img2img": "StableUnCLIPImg2ImgPipeline"}

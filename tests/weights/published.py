@@ -10,7 +10,7 @@ import torch
 import langevin
 from langevin.models.hollow import Hollow
 from langevin.weights.header import Header
-from langevin.weights.single_file import family_named, reverted
+from langevin.weights.saving import family_named, reverted
 from tests.data.published_configs import CONDITIONAL
 
 VAE = {

@@ -282,9 +282,7 @@ def test_known_leftovers_are_reported_and_unknown_names_refused(made, tmp_path) 
         assert set(file.report.ignored) == set(JUNK) and all(len(w.split()) > 1 for w in file.report.ignored.values())
         assert set(file.report.applied) == set(known) - set(JUNK)
     stray = {**known, "model.diffusion_model.input_blocks.1.0.in_layers.2.wieght": torch.zeros(3)}
-    with pytest.raises(
-        WeightsError, match=r"not know .*in_layers\.2\.wieght' \(there is '.*in_layers\.2\.weight'"
-    ):
+    with pytest.raises(WeightsError, match=r"not know .*in_layers\.2\.wieght' \(there is '.*in_layers\.2\.weight'"):
         type(pipe).from_single_file(written(tmp_path, stray), config=folder)
     with pytest.raises(WeightsError, match=r"no place for: surprise\.weight.*strict=False"):
         type(pipe).from_single_file(written(tmp_path, {**known, "surprise.weight": torch.zeros(3)}), config=folder)

@@ -16,7 +16,8 @@ from ..models.loading import resolve_dtype
 from ..pipelines import loading
 from ..pipelines.base import DiffusionPipeline
 from ..weights.family import Facts
-from ..weights.single_file import SUFFIXES, SingleFile, locate, model_class, save, wishes_of
+from ..weights.saving import SUFFIXES, save
+from ..weights.single_file import SingleFile, locate, model_class, wishes_of
 
 
 def run(

@@ -36,6 +36,11 @@ def spelling(names: Iterable[str], part: str = "text_model.") -> Callable[[str],
     return lambda name: name.removeprefix(part)
 
 
+def canonical(rules: Rules, names: Iterable[str]) -> list[str]:
+    """Return a model's names as rules spell them, with the prefix that some versions of its class leave out."""
+    return [name if rules.inverse.find(name) else f"text_model.{name}" for name in names]
+
+
 def text_rules(config: Mapping[str, Any]) -> Rules:
     """Return the rules of a text encoder in the names of transformers, older ones without `text_model.` included."""
     older = [rule(name, f"text_model.{name}", old=True) for name in PARTS]
