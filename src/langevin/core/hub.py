@@ -23,6 +23,9 @@ HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_down
 TRANSPORTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 """Packages through which versions of the client reach the network; their errors mean that the hub does not answer."""
 
+REFUSALS = {401: "log in with `hf auth login` or pass a valid `token=`", 403: "the token gives no right to this"}
+"""HTTP status of a refusal -> the cure."""
+
 
 class HubUnreachable(InputError):
     """The hub does not answer, or may not be asked."""
@@ -100,9 +103,8 @@ def _explain(repo: str, error: Exception, options: dict[str, Any]) -> NoReturn:
         what = "HF_HUB_OFFLINE is set" if isinstance(error, errors.OfflineModeIsEnabled) else str(error).strip()
         raise HubUnreachable(f"The hub cannot be asked for {repo!r} ({type(error).__name__}: {what}).") from error
     if isinstance(error, errors.HfHubHTTPError):
-        status = getattr(error.response, "status_code", None)
-        cure = {401: "log in with `hf auth login` or pass a valid `token=`", 403: "the token gives no right to this"}
-        reason = cure.get(status, str(error).strip())  # type: ignore[call-overload]
+        status = getattr(error.response, "status_code", 0)
+        reason = REFUSALS.get(status, str(error).strip())
         raise InputError(f"The hub refuses for {repo!r} (HTTP {status}): {reason}.") from error
     raise error
 
@@ -140,13 +142,15 @@ def fetch_file(repo: str, filename: str, *, subfolder: str | None = None, **opti
             answer and the file is not in the cache.
     """
     client, arguments = _client(), _arguments(options)
+    from huggingface_hub import errors
+
     name = "/".join(filter(None, [(subfolder or "").strip("/"), filename]))
     with _explained(repo, **arguments):
         try:
             return Path(client.hf_hub_download(repo, name, **arguments))
-        except client.errors.LocalEntryNotFoundError:
+        except errors.LocalEntryNotFoundError:
             raise
-        except client.errors.EntryNotFoundError as error:
+        except errors.EntryNotFoundError as error:
             raise InputError(_no_file(repo, name, arguments)) from error
 
 

@@ -24,7 +24,8 @@ from ..core.files import atomic_folder, is_local, read_json, resolve_folder
 from ..core.hub import HUB_OPTIONS, fetch_chosen, fetch_file
 from ..core.imports import require
 from ..core.logging import get_logger
-from ..core.variants import Weights, advice, members, pick, weights_in, weights_of
+from ..core.report import some
+from ..core.variants import SAFETENSORS, Weights, advice, members, pick, weights_in, weights_of
 from ..models.loading import resolve_dtype
 from ..registry import ROWS
 from . import custom
@@ -41,8 +42,10 @@ RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 """Class names of older folders -> present names."""
 WRITTEN_AS = {"CLIPImageProcessorPil": "CLIPImageProcessor"}
 """Class names of one transformers version -> the name that every version reads."""
-SKIPPED = (".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".ckpt", ".ot", ".xml", ".gguf", ".tflite", ".safetensors")
-SKIPPED += (".bin", ".pt", ".pth", ".zip", ".md", ".py", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".mp4")
+SKIPPED = (
+    *(".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".ot", ".xml"),
+    *(".gguf", ".tflite", ".zip", ".md", ".py", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".mp4"),
+)
 """Ends of the names of files that no component reads, unless they are the weights that were chosen."""
 
 
@@ -161,7 +164,8 @@ def plan(folders: Folders, where: Any, choices: Choices) -> dict[str, Weights]:
     if variant is not None and found and all(variant != w.variant for weights in found.values() for w in weights):
         variants = sorted({w.variant for weights in found.values() for w in weights if w.variant})
         hint = did_you_mean(variant, variants) if variants else "; it has the plain weights only: leave `variant` out."
-        raise InputError(f"No component of {where} has the variant {variant!r}{hint}")
+        files = sorted(f"{name}/{file}" for name in found for file in folders[name] if weights_of(file))
+        raise InputError(f"No component of {where} has the variant {variant!r}{hint} Files there: {some(files)}")
     chosen = {}
     for name, weights in found.items():
         fitting = pick(weights, variant, wish) or pick({w for w in weights if w.variant is None}, None, wish)
@@ -370,7 +374,8 @@ def load_component(name: str, cls: type[Any], root: Path, chosen: Weights | None
     folder = _folder(root, name)
     if not issubclass(cls, nn.Module):
         return cls.from_pretrained(folder)
-    options = {"variant": chosen.variant if chosen else None, "use_safetensors": choices.use_safetensors}
+    kind = chosen.kind == SAFETENSORS if chosen else choices.use_safetensors
+    options = {"variant": chosen.variant if chosen else None, "use_safetensors": kind}
     if not any(base.__module__.startswith("transformers.") for base in cls.__mro__):
         return cls.from_pretrained(folder, torch_dtype=choices.dtype(name), **options)  # type: ignore[attr-defined]
     return _load_foreign(cls, folder, dtype=choices.dtype(name), **options)
