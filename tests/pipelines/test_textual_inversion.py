@@ -295,6 +295,7 @@ def test_tokenizers_written_in_python(tmp_path) -> None:
 def test_where_files_are_found(pipe, tmp_path, monkeypatch) -> None:
     (tmp_path / "inner").mkdir()
     torch.save({"<new1>": vectors(1)}, tmp_path / "inner" / "<new1>.bin")
+    pipe.load_textual_inversion(tmp_path / "inner", token="<only>")
     torch.save({"<new2>": vectors(1, seed=2)}, tmp_path / "<new2>.bin")
     torch.save({"<new3>": vectors(1, seed=3)}, tmp_path / "learned_embeds.bin")
     monkeypatch.chdir(tmp_path)
@@ -435,8 +436,9 @@ def test_files_that_are_not_there(pipe, tmp_path) -> None:
     with pytest.raises(InputError, match="did you mean"):
         (tmp_path / "folder").mkdir()
         pipe.load_textual_inversion(str(tmp_path / "foldr"))
-    torch.save({"<a>": vectors(1)}, tmp_path / "<a>.bin")
-    with pytest.raises(InputError, match=r"say which with `weight_name`: <a>\.bin"):
+    for name in ("<a>", "<c>"):
+        torch.save({name: vectors(1)}, tmp_path / f"{name}.bin")
+    with pytest.raises(InputError, match=r"several files .*weight_name=, one of: <a>\.bin, <c>\.bin"):
         pipe.load_textual_inversion(tmp_path)
     with pytest.raises(InputError, match=r"has no <b>\.bin"):
         pipe.load_textual_inversion(tmp_path, weight_name="<b>.bin")

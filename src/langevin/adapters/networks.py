@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..core.errors import ConfigError, InputError, check_known
+from ..core.errors import InputError, check_known
 from ..core.hub import HUB_OPTIONS
-from . import lora
+from . import custom_diffusion, lora
 from .files import KNOWN, Source, hub_options, open_source, write_tensors
 from .fresh import fresh
 
@@ -22,7 +21,6 @@ OPTIONS = (
 )
 """Keywords of loading. `low_cpu_mem_usage` and `_pipeline` are accepted for their callers and have no effect."""
 CUSTOM = "custom_diffusion"
-CUSTOM_FILES = ("pytorch_custom_diffusion_weights.safetensors", "pytorch_custom_diffusion_weights.bin")
 
 
 def component_of(model: nn.Module) -> str:
@@ -74,18 +72,11 @@ def load_adapter(
 
 def load_processors(model: nn.Module, where: Any, **options: Any) -> None:
     """Attach a LoRA, or the weights of Custom Diffusion; see `AdapterMixin.load_attn_procs`."""
-    source = opened(where, "load_attn_procs", options, names=(*KNOWN, *CUSTOM_FILES))
+    source = opened(where, "load_attn_procs", options, names=(*KNOWN, *custom_diffusion.FILES))
     if any(CUSTOM in name for name in source.state):
-        load_custom(model, source.state)
+        custom_diffusion.load(model, source.state)
         return
     lora.load({component_of(model): model}, source, name=options.get("adapter_name"))
-
-
-def load_custom(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Attach the weights of Custom Diffusion."""
-    if importlib.util.find_spec(f"{__package__}.{CUSTOM}") is None:
-        raise ConfigError("This file holds Custom Diffusion weights, which this version cannot attach.")
-    importlib.import_module(f"{__package__}.{CUSTOM}").load(model, state)
 
 
 def save_processors(
@@ -96,7 +87,10 @@ def save_processors(
     adapter_name: str | None = None,
     dialect: str | None = None,
 ) -> None:
-    """Write the attached adapter; see `AdapterMixin.save_attn_procs`."""
+    """Write the attached adapter, or the weights of Custom Diffusion; see `AdapterMixin.save_attn_procs`."""
+    if custom_diffusion.is_loaded(model):
+        custom_diffusion.save(model, folder, **writing)
+        return
     lora.save({component_of(model): model}, folder, name=adapter_name, dialect=dialect, **writing)
 
 

@@ -172,9 +172,9 @@ class Place:
     def _mend_end(self) -> None:
         """Let the encoder find the end of a text though learned tokens have larger ids, see `OLD_END`."""
         inner: Any = getattr(self.encoder, "text_model", self.encoder)
-        if getattr(inner, "eos_token_id", None) is None or getattr(self.encoder.config, "eos_token_id", None) != OLD_END:
-            return
-        inner.eos_token_id = self.tokenizer.eos_token_id if self.tokens() else OLD_END
+        configured = getattr(self.encoder.config, "eos_token_id", None)
+        if hasattr(inner, "eos_token_id") and configured == OLD_END:
+            inner.eos_token_id = self.tokenizer.eos_token_id if self.tokens() else OLD_END
 
 
 def spelt(word: str, count: int) -> list[str]:

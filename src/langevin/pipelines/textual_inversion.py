@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..adapters import textual_inversion as adapters
+from ..adapters.files import choose
 from ..adapters.textual_inversion import Place
 from ..core.errors import ConfigError, InputError, check_known
 from ..core.files import PathLike, is_local, resolve_file, safe_join
@@ -198,28 +199,21 @@ def _find(
     use_safetensors: bool | None,
     hub: Mapping[str, Any],
 ) -> Path:
-    """Return the file that a source leads to.
+    """Return the file that a source leads to: the one named, or of the usual name, or the only one there is.
 
     Raises:
-        InputError: when there is none, with the files that there are.
+        InputError: when there is none, or several, with the files that there are.
     """
-    path = Path(source).expanduser()
-    if weight_name is not None or path.is_file():
+    if weight_name is not None or Path(source).expanduser().is_file():
         return resolve_file(source, weight_name or "", subfolder=subfolder, **hub)
-    names = [name for name in NAMES if use_safetensors in (None, name.endswith(".safetensors"))]
-    folder = safe_join(path, subfolder) if subfolder else path
-    if is_local(source) and folder.is_dir():
-        files = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
-        chosen = next((name for name in names if name in files), None)
-        if chosen is None and files:
-            raise InputError(f"{folder} has no {' or '.join(names)}; say which with `weight_name`: {some(files)}.")
-        return resolve_file(source, chosen or names[0], subfolder=subfolder, **hub)
-    for name in names[:-1]:
+    names = [name for name in NAMES if use_safetensors in (None, name.endswith(SUFFIXES[0]))]
+    for name in () if is_local(source) else names:  # a repository in the cache can be asked for files, not for a list
         try:
             return resolve_file(source, name, subfolder=subfolder, **hub)
         except InputError as error:
             logger.debug("%s", error)
-    return resolve_file(source, names[-1], subfolder=subfolder, **hub)
+    found = choose(source, subfolder=subfolder, safe=use_safetensors, names=names, **hub)
+    return resolve_file(source, found, subfolder=subfolder, **hub)
 
 
 def _named(files: Sequence[Sequence[Learned]], token: str | Sequence[str | None] | None) -> list[tuple[str, Learned]]:
