@@ -105,7 +105,14 @@ def unet(library: str, folder: Path) -> dict[str, float]:
     return {"UNet load, ms": loaded * 1e3, "UNet call, ms": call * 1e3}
 
 
-ROWS = {"import": imports, "scheduler": scheduler, "scheduler-host": scheduler_host, "unet": unet}
+def lora(library: str, folder: Path) -> dict[str, float]:
+    """Load and fuse a LoRA on a UNet of SDXL's size; needs 8 GB. See `lora`. Unit: ms."""
+    from .lora import lora as row
+
+    return row(library, folder)
+
+
+ROWS = {"import": imports, "lora": lora, "scheduler": scheduler, "scheduler-host": scheduler_host, "unet": unet}
 
 
 def main() -> None:

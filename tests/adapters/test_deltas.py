@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
@@ -259,3 +260,24 @@ def test_quantised_layers_take_products_only() -> None:
     assert torch.allclose(found, x @ by_hand(parts, torch.zeros(12, 8)).float().T, atol=1e-6)
     with pytest.raises(ConfigError, match="is quantised"):
         build(Parts("lora", {**tensors("lora", (12, 8)), "magnitude": torch.ones(12)}), layer)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ("linear", "conv2d", "point"))
+def test_dora_is_that_of_peft_at_weight_one(name: str) -> None:
+    peft = pytest.importorskip("peft")
+    layer, x = made(name)
+    model = peft.PeftModel(
+        nn.ModuleDict({"x": copy.deepcopy(layer)}),
+        peft.LoraConfig(r=2, lora_alpha=3, target_modules=["x"], use_dora=True),
+    )
+    theirs, held = model.base_model.model["x"], tensors("lora", layer.weight.shape)
+    vector = theirs.lora_magnitude_vector["default"]
+    vector.weight.data *= 1 + drawn(9)(*vector.weight.shape)
+    for ours, matrix in (("down", theirs.lora_A), ("up", theirs.lora_B)):
+        matrix["default"].weight.data = held[ours].clone()
+    delta = build(Parts("lora", {**held, "magnitude": vector.weight.detach()}, 3.0), layer)
+    output = layer(x)
+    expected = theirs(x)
+    assert torch.allclose(output + delta(x, layer, layer.weight, output), expected, atol=1e-5)
+    assert not torch.allclose(output, expected, atol=1e-2)
