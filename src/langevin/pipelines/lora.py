@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters import lora
-from ..adapters.files import Source, write_tensors
-from ..adapters.networks import opened, with_alphas
 from ..core.errors import ConfigError, InputError, check_known
-from ..weights.dialects.diffusers import COMPONENTS
 from .runs import current
+
+if TYPE_CHECKING:
+    from ..adapters.files import Source
 
 Layers = Mapping[str, nn.Module | Tensor]
 Where = str | os.PathLike | Mapping[str, Tensor]
+
+
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer")
+"""The components of pipelines that can have adapters."""
 
 
 class either:
@@ -34,6 +38,27 @@ class either:
         return partial(self.function, instance)
 
 
+def work() -> Any:
+    """Return the module that does the work; it is imported with the first adapter, not with a pipeline's class."""
+    from ..adapters import lora
+
+    return lora
+
+
+def networks() -> Any:
+    """Return the module that opens what callers give."""
+    from ..adapters import networks
+
+    return networks
+
+
+def made(state: Mapping[str, Tensor]) -> Source:
+    """Return a state dict as a source."""
+    from ..adapters.files import Source
+
+    return Source(dict(state))
+
+
 class StableDiffusionLoraLoaderMixin:
     """Adds the loading, scaling, fusing, saving and removing of LoRA adapters to a pipeline.
 
@@ -45,8 +70,9 @@ class StableDiffusionLoraLoaderMixin:
     def _adaptable(self, components: Sequence[str] | None = None) -> dict[str, nn.Module]:
         """Return the networks that can have adapters, by component; of `components` those that are there."""
         if components is not None:
-            check_known(f"{type(self).__name__}, whose adapters lie in components: it", components, COMPONENTS)
-        wanted = COMPONENTS if components is None else components
+            known = self._lora_loadable_modules
+            check_known(f"{type(self).__name__}, whose adapters lie in components: it", components, known)
+        wanted = self._lora_loadable_modules if components is None else components
         found = {name: getattr(self, name, None) for name in wanted}
         return {name: model for name, model in found.items() if isinstance(model, nn.Module)}
 
@@ -54,7 +80,7 @@ class StableDiffusionLoraLoaderMixin:
         self, factor: float | None, components: Sequence[str] | None = None
     ) -> AbstractContextManager[None]:
         """Return the time in which a factor multiplies the weights of the active adapters, where there are any."""
-        return lora.scaled(self._adaptable(components), factor)
+        return work().scaled(self._adaptable(components), factor)
 
     # Loading --------------------------------------------------------------------------------------------------------
 
@@ -79,8 +105,8 @@ class StableDiffusionLoraLoaderMixin:
             InputError: no such file, or several that it could be.
             WeightsError: tensors that find no layer or do not fit; nothing is attached then.
         """
-        source = opened(pretrained_model_name_or_path_or_dict, "load_lora_weights", kwargs)
-        lora.load(self._adaptable(), source, name=adapter_name, hotswap=hotswap)
+        source = networks().opened(pretrained_model_name_or_path_or_dict, "load_lora_weights", kwargs)
+        work().load(self._adaptable(), source, name=adapter_name, hotswap=hotswap)
 
     @either
     def lora_state_dict(self, pretrained_model_name_or_path_or_dict: Where, **kwargs: Any) -> tuple[Any, ...]:
@@ -92,7 +118,7 @@ class StableDiffusionLoraLoaderMixin:
         """
         told = kwargs.pop("return_lora_metadata", False)
         kwargs.pop("unet_config", None)
-        source = opened(pretrained_model_name_or_path_or_dict, "lora_state_dict", kwargs)
+        source = networks().opened(pretrained_model_name_or_path_or_dict, "lora_state_dict", kwargs)
         alphas = {name: float(value) for name, value in source.state.items() if name.endswith(".alpha")}
         state = {name: value for name, value in source.state.items() if name not in alphas}
         return (state, alphas or None, source.metadata or None) if told else (state, alphas or None)
@@ -116,8 +142,8 @@ class StableDiffusionLoraLoaderMixin:
             adapter_name, hotswap: as for `load_lora_weights`.
             metadata: ranks and alphas as PEFT's configuration has them.
         """
-        source = with_alphas(Source(dict(state_dict)), network_alphas, metadata)
-        lora.load({"unet": unet}, part_for("unet", source), name=adapter_name, hotswap=hotswap)
+        source = networks().with_alphas(made(state_dict), network_alphas, metadata)
+        work().load({"unet": unet}, part_for("unet", source), name=adapter_name, hotswap=hotswap)
 
     @classmethod
     def load_lora_into_text_encoder(
@@ -141,11 +167,11 @@ class StableDiffusionLoraLoaderMixin:
             network_alphas, adapter_name, hotswap, metadata: as for `load_lora_into_unet`.
         """
         component = prefix or "text_encoder"
-        source = with_alphas(Source(dict(state_dict)), network_alphas, metadata)
+        source = networks().with_alphas(made(state_dict), network_alphas, metadata)
         models = {component: text_encoder}
-        lora.load(models, part_for(component, source), name=adapter_name, hotswap=hotswap)
+        work().load(models, part_for(component, source), name=adapter_name, hotswap=hotswap)
         if lora_scale != 1.0:
-            lora.activate(models, dict.fromkeys(lora.active_names(models), lora_scale))
+            work().activate(models, dict.fromkeys(work().active_names(models), lora_scale))
 
     # Saving ---------------------------------------------------------------------------------------------------------
 
@@ -194,12 +220,12 @@ class StableDiffusionLoraLoaderMixin:
         }
         given = {component: pair for component, pair in layers.items() if pair[0]}
         if given:
-            write_tensors(save_directory, *packed(given), **writing)
+            networks().write_tensors(save_directory, *packed(given), **writing)
         elif self is None:
             raise ConfigError("There is nothing to save: give layers, or call this on a pipeline with an adapter.")
         else:
             choice = {"name": adapter_name, "dialect": dialect, "original": original}
-            lora.save(self._adaptable(), save_directory, **choice, **writing)
+            work().save(self._adaptable(), save_directory, **choice, **writing)
 
     # Weights and activity -------------------------------------------------------------------------------------------
 
@@ -216,35 +242,35 @@ class StableDiffusionLoraLoaderMixin:
             ConfigError: no such adapter, component or block.
             InputError: lists of the wrong length, or what is no number.
         """
-        lora.set_adapters(self._adaptable(), adapter_names, adapter_weights)
+        work().set_adapters(self._adaptable(), adapter_names, adapter_weights)
 
     def get_active_adapters(self) -> list[str]:
         """Return the names of the active adapters."""
-        return lora.active_names(self._adaptable())
+        return work().active_names(self._adaptable())
 
     def get_list_adapters(self) -> dict[str, list[str]]:
         """Return the names of the adapters by component."""
-        return {component: own.names for component, own in lora.stacks(self._adaptable()).items()}
+        return {component: own.names for component, own in work().stacks(self._adaptable()).items()}
 
     def disable_lora(self) -> None:
         """Let no adapter take effect, also none that is fused, until `enable_lora`."""
-        lora.disable(self._adaptable())
+        work().disable(self._adaptable())
 
     def enable_lora(self) -> None:
         """Let the active adapters take effect again."""
-        lora.enable(self._adaptable())
+        work().enable(self._adaptable())
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """Remove adapters; when the only active ones go, the first that is left becomes active."""
-        lora.delete(self._adaptable(), adapter_names)
+        work().delete(self._adaptable(), adapter_names)
 
     def unload_lora_weights(self) -> None:
         """Remove every adapter, out of the weights too; the networks are then exactly what they were."""
-        lora.unload(self._adaptable())
+        work().unload(self._adaptable())
 
     def set_lora_device(self, adapter_names: Sequence[str], device: torch.device | str | int) -> None:
         """Move the tensors of adapters to a device; those that are to be used must lie on their network's."""
-        lora.move(self._adaptable(), adapter_names, device)
+        work().move(self._adaptable(), adapter_names, device)
 
     def enable_lora_hotswap(self, target_rank: int = 128, check_compiled: str = "error") -> None:
         """Make room in the adapters loaded from now on, so that others up to a rank can take their place.
@@ -252,7 +278,7 @@ class StableDiffusionLoraLoaderMixin:
         Args:
             check_compiled: what to do when an adapter is there already: "error", "warn" or "ignore".
         """
-        lora.reserve(self._adaptable(), target_rank, check_compiled=check_compiled)
+        work().reserve(self._adaptable(), target_rank, check_compiled=check_compiled)
 
     def add_weighted_adapter(
         self,
@@ -281,7 +307,7 @@ class StableDiffusionLoraLoaderMixin:
         """
         options = {"combination_type": combination_type, "svd_rank": svd_rank, "svd_clamp": svd_clamp}
         options |= {"density": density, "majority_sign_method": majority_sign_method, "generator": generator}
-        lora.combine(self._adaptable(), adapters, weights, adapter_name, **options)
+        work().combine(self._adaptable(), adapters, weights, adapter_name, **options)
 
     @property
     def lora_scale(self) -> float:
@@ -306,16 +332,16 @@ class StableDiffusionLoraLoaderMixin:
             lora_scale: multiplies their weights.
             safe_fusing: refuse, and change nothing, when a weight would not be finite.
         """
-        lora.fuse(self._adaptable(components), scale=lora_scale, safe=safe_fusing, names=adapter_names)
+        work().fuse(self._adaptable(components), scale=lora_scale, safe=safe_fusing, names=adapter_names)
 
     def unfuse_lora(self, components: Sequence[str] | None = None) -> None:
         """Take the fused adapters out of the weights, which are then exactly what they were."""
-        lora.unfuse(self._adaptable(components))
+        work().unfuse(self._adaptable(components))
 
     @property
     def fused_loras(self) -> set[str]:
         """The names of the fused adapters."""
-        return set(lora.fused_names(self._adaptable()))
+        return set(work().fused_names(self._adaptable()))
 
     @property
     def num_fused_loras(self) -> int:
@@ -331,7 +357,7 @@ def part_for(component: str, source: Source) -> Source:
     state = {
         name: source.state[name] for name, word in words.items() if word is None or word.component in (None, component)
     }
-    return Source(state, source.metadata, source.what)
+    return replace(source, state=state)
 
 
 def packed(
@@ -348,4 +374,4 @@ def packed(
             found = {name: value} if inside is None else {f"{name}.{key}": tensor for key, tensor in inside.items()}
             state |= {f"{component}.{key.removeprefix(f'{component}.')}": tensor for key, tensor in found.items()}
         metadata |= {f"{component}.{key}": value for key, value in (config or {}).items()}
-    return state, dict(with_alphas(Source({}), metadata=metadata).metadata)
+    return state, dict(networks().with_alphas(made({}), metadata=metadata).metadata)
