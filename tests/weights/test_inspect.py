@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -103,6 +104,10 @@ ZOO: dict[str, Animal] = {
     ),
     "ip-adapter": Animal(lambda: zoo.ip_adapter(zoo.unet(SD15)), "ip-adapter", "sd1", "IP-Adapter for Stable"),
     "ip-adapter xl": Animal(lambda: zoo.ip_adapter(zoo.unet(SDXL)), "ip-adapter", "sdxl"),
+    "custom diffusion": Animal(
+        lambda: {f"mid_block.attn2.processor.to_{x}_custom_diffusion.weight": (8, 4) for x in "kv"},
+        "custom diffusion", None, "Custom diffusion", attentions=1,
+    ),
     "a1111 word": Animal(lambda: {"emb_params": (4, 768)}, "textual inversion", "sd1", "(the file's name)", vectors=4),
     "sdxl embedding": Animal(lambda: {"clip_l": (2, 768), "clip_g": (2, 1280)}, "textual inversion", "sdxl", vectors=2),
     "learned word": Animal(lambda: {"<cat>": (1024,)}, "textual inversion", "sd2", words=["<cat>"], vectors=1),
@@ -136,9 +141,11 @@ def test_the_zoo(tmp_path: Path, name: str, form: str) -> None:
     assert found.reasons or found.kind == "unknown"
 
 
+@pytest.mark.parametrize("kept", [dict, torch.nn.ParameterDict])
 @pytest.mark.parametrize("new", [True, False])
-def test_pickled_embeddings_of_a1111(tmp_path: Path, new: bool) -> None:
-    state = {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.zeros(3, 768)}, "name": "wug", "step": 500}
+def test_pickled_embeddings_of_a1111(tmp_path: Path, new: bool, kept: Callable) -> None:
+    state = {"string_to_token": {"*": torch.tensor(265)}, "name": "wug", "step": 500}
+    state["string_to_param"] = kept({"*": torch.zeros(3, 768)})
     torch.save(state | {"sd_checkpoint_name": "v1-5"}, tmp_path / "x.pt", _use_new_zipfile_serialization=new)
     found = inspect(tmp_path / "x.pt")
     assert (found.kind, found.family, found.details["words"]) == ("textual inversion", "sd1", ["wug"])
@@ -219,6 +226,23 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert inspect(tmp_path / "model.safetensors").damage
     (tmp_path / "empty").mkdir()
     assert inspect(tmp_path / "empty").damage == ("The folder holds no weights. It is empty.",)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "controlnet", "taesd", "own unet", "kohya", "ip-adapter", "own vae"])
+def test_mutated_names_and_shapes_are_answered_and_never_raise(tmp_path: Path, name: str) -> None:
+    shapes, draw = ZOO[name].shapes(), random.Random(0)
+    for share in (0.02, 0.1, 0.5, 0.99):
+        mutated = {}
+        for key, shape in shapes.items():
+            change = draw.random()
+            if change < share / 4:
+                continue
+            if change < share:
+                shape = draw.choice([(), shape[:-1], (*shape, 3), (0, *shape), shape[::-1]])
+                key = key.replace(".", "_", 1) if change > 0.9 * share else key
+            mutated[key] = tuple(side % 64 for side in shape)
+        found = inspect(zoo.write(tmp_path / "x.safetensors", mutated), model=unet_model(SD15))
+        assert str(found) and json.dumps(found.as_dict()) and found.fit is not None and not found.fit.fits
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ INERT = re.compile(
     r"|builtins\.(object|bool|int|float|complex|str|bytes|bytearray|list|tuple|dict|set|frozenset|slice|range)"
     r"|collections\.(OrderedDict|defaultdict|Counter|deque)|argparse\.Namespace|types\.SimpleNamespace"
     r"|numpy\.(dtype|ndarray|(bool|int|uint|float)\d*_?)|numpy\.core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)"
-    r"|torch\.(Size|device|Tensor|nn\.parameter\.Parameter|nn\.Parameter)|_codecs\.encode|copyreg\._reconstructor"
+    r"|torch\.(Size|device|Tensor|nn\.(parameter\.)?Parameter|nn\.modules\.container\.ParameterDict)|_codecs\.encode|copyreg\._reconstructor"
     r"|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)"
     r"|torch\._tensor\._rebuild_from_type_v2|torch\.serialization\._get_layout"
 )
@@ -78,6 +78,10 @@ class Inert:
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
+
+
+class Parameters(dict[str, Any]):
+    """The parameters of a torch.nn.ParameterDict, in which old files of learned words hold their vectors."""
 
 
 class Storage(NamedTuple):
@@ -196,6 +200,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch._tensor._rebuild_from_type_v2": _from_type,
     "torch.Size": lambda sides=(): whole_numbers(sides),
     "torch.nn.parameter.Parameter": lambda data, *rest: data,
+    "torch.nn.modules.container.ParameterDict": lambda *args: Parameters(),
     "collections.OrderedDict": _mapping,
     "collections.defaultdict": lambda *factory: {},
     "collections.Counter": _mapping,
@@ -322,11 +327,18 @@ class Machine:
 
     def _build(self) -> None:
         state = self.stack.pop()
-        if isinstance(self.stack[-1], Inert):
-            self.stack[-1].state = state
+        target = self.stack[-1]
+        if isinstance(target, Inert):
+            target.state = state
+        elif isinstance(target, Parameters):
+            target.update(_mapping(state["_parameters"]))
 
     def _persistent(self) -> None:
-        self.storages.append(_storage(self.stack.pop()))
+        identity = self.stack.pop()
+        if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == "module":
+            self.stack.append(identity[1])  # a class and, in the older format, its source, which is text here
+            return
+        self.storages.append(_storage(identity))
         self.stack.append(self.storages[-1])
 
     def _pairs(self, items: Sequence[Any]) -> None:

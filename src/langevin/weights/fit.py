@@ -23,6 +23,7 @@ from .contents import WEIGHT_SUFFIXES, look
 from .dialects import lora
 from .dialects.naming import Names, Shape
 from .known import CONTEXTS, FAMILIES, probe_network
+from .layouts.ldm import layer_names
 
 CLASSES = {
     "UNet": "unet",
@@ -129,6 +130,8 @@ def compare(path: Path, kind: str, family: str | None, model: Any) -> Fit:
             found = _networks(components_of(path, target), target, what)
     except LangevinError as error:
         return Fit(what, False, notes=(str(error),))
+    except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError):
+        return Fit(what, False, notes=("The file has tensors of shapes that make no sense under their names.",))
     theirs = _family(target)
     if found.fits or family is None or theirs is None or family == theirs:
         return found
@@ -139,7 +142,8 @@ def compare(path: Path, kind: str, family: str | None, model: Any) -> Fit:
 def _family(target: Components) -> str | None:
     """Return the family of a model, told by the text that its UNet attends to."""
     shapes = target["unet"].shapes if "unet" in target else {}
-    return next((CONTEXTS.get(shape[-1]) for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), None)
+    keys = (shape for name, shape in shapes.items() if name.endswith("attn2.to_k.weight") and len(shape) == 2)
+    return next((CONTEXTS.get(shape[1]) for shape in keys), None)
 
 
 # -- models ---------------------------------------------------------------------------------------------------------
@@ -321,22 +325,11 @@ def _beside(control: Component, unet: Component, what: str) -> Fit:
 # -- adapters -------------------------------------------------------------------------------------------------------
 
 
-def original_names(config: Mapping[str, Any], paths: Mapping[str, Shape]) -> dict[str, str]:
-    """Return the names that the layers of a conditional UNet have in its authors' layout -> path."""
-    from .layouts.ldm import unet_rules
-
-    if "up_block_types" not in config or "cross_attention_dim" not in config:
-        return {}
-    rules = unet_rules(config).inverse
-    moves = ((path, rules.find(path)) for path in paths)
-    return {move.targets[0]: path for path, move in moves if move is not None and len(move.targets) == 1}
-
-
 def names_of(component: Component) -> Names:
     """Return the layers of a network that adapters can change."""
     weights = {key.removesuffix(".weight"): shape for key, shape in component.shapes.items() if key.endswith(".weight")}
-    layers = {path: shape for path, shape in weights.items() if len(shape) > 1 and "embedding.weight" not in path}
-    return Names(layers, partial(original_names, component.config, layers))
+    layers = {path: shape for path, shape in weights.items() if len(shape) > 1 and not path.endswith("embedding")}
+    return Names(layers, partial(layer_names, component.config, layers))
 
 
 def _lora(entries: Mapping[str, Entry], target: Components, what: str) -> Fit:

@@ -22,7 +22,7 @@ from ..core.variants import Weights, is_part, members, pick, weights_in
 from ..core.weights_io import Entry, WeightFiles
 from ..registry import ROWS
 from .contents import SUFFIXES, WEIGHT_SUFFIXES, Contents, amount, look
-from .dialects import ip_adapter, textual_inversion
+from .dialects import custom_diffusion, ip_adapter, textual_inversion
 from .dialects import probe as adapters
 from .fit import Fit, compare
 from .found import Found, Probe
@@ -30,12 +30,19 @@ from .known import probe_network, probe_original
 
 PROBES: Sequence[Probe] = (
     ip_adapter.probe,
+    custom_diffusion.probe,
     adapters.probe,
     textual_inversion.probe,
     probe_original,
     probe_network,
 )
 """Asked in this order; what is small and special comes first."""
+CALLED: Mapping[Probe, str] = {
+    ip_adapter.probe: "an IP-Adapter",
+    custom_diffusion.probe: "weights of Custom Diffusion",
+    adapters.probe: "a LoRA",
+    textual_inversion.probe: "a textual inversion",
+}
 
 METADATA = {
     "modelspec.title": "title",
@@ -159,27 +166,36 @@ def inspect(path: str | os.PathLike, *, model: Any = None) -> Inspection:
 
 def _file(path: Path) -> Inspection:
     contents = look(path)
-    return _described(path, contents, recognise(contents))
+    return _described(path, contents)
 
 
-def recognise(contents: Contents) -> Found | None:
-    """Return what the first probe that knows a file's names says of it."""
-    if not contents.entries:
-        return None
-    return next((found for probe in PROBES if (found := probe(contents.entries, contents.metadata))), None)
+def recognise(contents: Contents) -> tuple[Found | None, list[str]]:
+    """Return what the first probe that knows a file's names says of it, and the probes that shapes put at a loss."""
+    lost = []
+    for probe in PROBES if contents.entries else ():
+        try:
+            found = probe(contents.entries, contents.metadata)
+        except (LangevinError, LookupError, ValueError, TypeError, ArithmeticError):
+            what = CALLED.get(probe, "a network")
+            lost.append(f"Some names are as in {what}, with tensors of shapes that make no sense there.")
+            continue
+        if found is not None:
+            return found, lost
+    return None, lost
 
 
-def _described(path: Path, contents: Contents, found: Found | None) -> Inspection:
+def _described(path: Path, contents: Contents) -> Inspection:
     """Return the answer for a file, or the files of one network, from what a probe found."""
+    found, lost = recognise(contents)
     entries, details = contents.entries, dict(found.details) if found else {}
-    doubts = tuple(details.pop("doubts", ()))
+    doubts = (*lost, *details.pop("doubts", ()))
     incomplete = details.pop("incomplete", ())
     damage = (*contents.damage, *((f"It is incomplete: {some(incomplete, '; ')}.",) if incomplete else ()))
     if found is None:
         found = Found(_unknown(contents))
         if entries:
             details["names"] = some([f"{name}.* ({n})" for name, n in _beginnings(entries)])
-            doubts = ("Nothing here knows names like these.",)
+            doubts = (*doubts, "Nothing here knows names like these.")
     if found.kind == "textual inversion" and not details.get("words"):
         details["words"] = [f"{path.stem} (the file's name)"]
     if contents.beside:
@@ -278,7 +294,7 @@ def _network(path: Path) -> Inspection:
     shards = [name for name in sets[chosen] if not name.endswith(".json")]
     contents = _united(path, shards, damage)
     model = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
-    answer = _described(path, contents, recognise(contents))
+    answer = _described(path, contents)
     details = {
         "class": model,
         "variants": listed,

@@ -88,8 +88,8 @@ ESSENTIAL = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 def family_by_context(entries: Mapping[str, Entry]) -> str | None:
     """Return the family whose text the cross-attentions of a network read, or None."""
-    width = next((entry.shape[-1] for name, entry in entries.items() if name.endswith("attn2.to_k.weight")), 0)
-    return CONTEXTS.get(width)
+    shapes = (tuple(entry.shape) for name, entry in entries.items() if name.endswith("attn2.to_k.weight"))
+    return next((CONTEXTS.get(shape[1]) for shape in shapes if len(shape) == 2), None)
 
 
 def _under(entries: Mapping[str, Entry], prefix: str, held: Mapping[str, str | None]) -> dict[str, Entry]:

@@ -212,6 +212,7 @@ def _copy(rows: Tensor) -> Tensor:
 
 def probe(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> Found | None:
     """Say what a file of learned words holds, or None when it is none."""
+    entries = {name: entry for name, entry in entries.items() if not name.startswith("string_to_token.")}
     shapes = {name: entry.shape for name, entry in entries.items()}
     vectors = all(e.dtype.is_floating_point and len(e.shape) in (1, 2) and 0 not in e.shape for e in entries.values())
     if not vectors or not 0 < len(shapes) <= MAX_WORDS:

@@ -6,7 +6,7 @@ rules are made from the configuration: how many layers a level has, and which le
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -104,6 +104,20 @@ def unet_rules(config: Mapping[str, Any]) -> Rules:
         if level < levels - 1:
             rules.append(rule(f"{block}.{1 + attends(kind)}.conv", f"{path}.upsamplers.0.conv"))
     return Rules(rules)
+
+
+def layer_names(config: Any, paths: Iterable[str]) -> dict[str, str]:
+    """Return the authors' names of layers of a conditional UNet -> path; none for a network of another kind.
+
+    Args:
+        config: the network's options.
+        paths: of its layers.
+    """
+    if not isinstance(config, Mapping) or "up_block_types" not in config or "cross_attention_dim" not in config:
+        return {}
+    rules = unet_rules(config).inverse
+    moves = ((path, rules.find(path)) for path in paths)
+    return {move.targets[0]: path for path, move in moves if move is not None and len(move.targets) == 1}
 
 
 def read_levels(header: Header) -> list[list[dict[str, Any]]]:
