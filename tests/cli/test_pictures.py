@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import langevin
 from langevin.cli import model as loading
 from langevin.picturebook.edges import agreement, edges
 from tests.cli.conftest import facts, refused, run
-from tests.pipelines import tiny
+from tests.pipelines import ip_adapters, tiny
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +200,26 @@ def test_without_the_shipped_control_there_is_a_clear_error(capsys, tmp_path, mo
     monkeypatch.setattr("langevin.picturebook.__file__", str(tmp_path / "__init__.py"))
     error = refused(capsys, "a cat", "--control", files["cat"], "--output", str(tmp_path / "none"))
     assert "carries no picturebook control" in error and "Loading" not in error
+
+
+# Picture prompts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapter(model, tmp_path_factory) -> str:
+    """A random IP-Adapter for the tiny model, with its picture encoder beside it."""
+    folder = tmp_path_factory.mktemp("adapter")
+    unet = langevin.UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    torch.save(ip_adapters.adapter("base", unet), folder / "adapter.bin")
+    tiny.image_encoder().save_pretrained(folder / "image_encoder")
+    return str(folder)
+
+
+def test_a_picture_speaks_beside_the_prompt(capsys, tmp_path, model, adapter, files) -> None:
+    common = ["cat", "--model", model, "--steps", "2", "--seed", "1", "--output", str(tmp_path)]
+    (plain,) = run(capsys, *common)
+    (shown,) = run(capsys, *common, "--image-prompt", files["cat"], "--ip-adapter", adapter)
+    (idle,) = run(capsys, *common, "--image-prompt", files["cat"], "--ip-adapter", adapter, "--ip-adapter-scale", "0")
+    assert np.abs(pixels(plain) - pixels(shown)).max() > 2 and np.array_equal(pixels(plain), pixels(idle))
+    assert facts(shown)["image_prompt"] == "cat.png" and facts(idle)["ip_adapter_scale"] == 0.0
+    assert "--image-prompt needs --ip-adapter" in refused(capsys, *common, "--image-prompt", files["cat"])

@@ -104,8 +104,14 @@ def test_no_encoder_is_loaded_when_none_is_asked_for(fresh, repository, caplog_o
     assert fresh.image_encoder is None and "encoder" not in caplog_ours.text
     with pytest.raises(ConfigError, match="image_encoder"):
         draw(fresh, ip_adapter_image=PICTURE)
-    fresh.load_ip_adapter(repository / "models/base.bin")
+    (repository / "models/base.bin").rename(repository / "base.bin")
+    fresh.load_ip_adapter(repository)
     assert "no picture encoder" in caplog_ours.text
+
+
+def test_an_encoder_beside_a_file_is_found(fresh, repository) -> None:
+    fresh.load_ip_adapter(repository / "models/base.bin")
+    assert digest(fresh.image_encoder) == digest(tiny.image_encoder())
 
 
 def test_an_encoder_of_another_adapter_is_refused(fresh, repository) -> None:
@@ -119,7 +125,7 @@ def test_an_encoder_of_another_adapter_is_refused(fresh, repository) -> None:
 @pytest.mark.parametrize(
     ("names", "error", "words"),
     [
-        ({"subfolder": "models"}, InputError, "weight_name"),
+        ({"subfolder": "models"}, InputError, r"weight_name.*base.bin, plus"),
         ({"subfolder": "models", "weight_name": "bass.bin"}, InputError, "base.bin"),
         ({"subfolder": ["models"] * 3, "weight_name": ["base.bin"] * 2}, InputError, "2 weight names"),
         ({"subfolder": "models/image_encoder", "weight_name": "model.safetensors"}, WeightsError, "no IP-Adapter"),

@@ -53,6 +53,24 @@ ControlScale = Annotated[
     float | None, typer.Option("--control-scale", help="Weight of the ControlNet. Default: the pipeline's.")
 ]
 Edges = Annotated[bool, typer.Option("--edges", help="--control is a photo or drawing: follow its edges (Canny).")]
+ImagePrompt = Annotated[
+    str | None, typer.Option("--image-prompt", help="With --ip-adapter: a picture that speaks beside the prompt.")
+]
+IPAdapter = Annotated[
+    str | None,
+    typer.Option("--ip-adapter", metavar="FILE_OR_FOLDER", help="The IP-Adapter, with image_encoder beside the file."),
+]
+IPAdapterScale = Annotated[
+    float | None, typer.Option("--ip-adapter-scale", help="Weight of --image-prompt. Default: 1.")
+]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        help="A LoRA of any dialect: a file, folder or hub repository, and its weight. May be given several times.",
+    ),
+]
 Grid = Annotated[
     str | None,
     typer.Option(
@@ -104,6 +122,10 @@ def generate(
     controlnet: ControlNet = None,
     control_scale: ControlScale = None,
     edges: Edges = False,
+    image_prompt: ImagePrompt = None,
+    ip_adapter: IPAdapter = None,
+    ip_adapter_scale: IPAdapterScale = None,
+    lora: Loras = None,
     steps: Steps = None,
     guidance_scale: Guidance = None,
     scheduler: Scheduler = None,
@@ -133,6 +155,10 @@ def generate(
         controlnet=controlnet,
         control_scale=control_scale,
         edges=edges,
+        image_prompt=image_prompt,
+        ip_adapter=ip_adapter,
+        ip_adapter_scale=ip_adapter_scale,
+        lora=tuple(lora or ()),
         steps=steps,
         guidance_scale=guidance_scale,
         scheduler=scheduler,

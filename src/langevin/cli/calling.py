@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..core.errors import InputError
+from .loras import told
 from .request import PICTUREBOOK, PICTUREBOOK_CALL, Request, flag, syntax
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ PICTURES = {
     "mask": "mask_image",
     "outpaint": "mask_image",
     "control": "controlnet_conditioning_scale",
+    "image_prompt": "ip_adapter_image",
 }
 """Option that names a picture -> an argument that pipelines have when they take one."""
 
@@ -111,7 +113,7 @@ def sources(request: Request, used: Any) -> dict[str, Any]:
     Args:
         used: gives the value of an argument of the call.
     """
-    files = {option: name and Path(name).name for option in ("image", "mask", "control")
+    files = {option: name and Path(name).name for option in ("image", "mask", "control", "image_prompt", "ip_adapter")
              for name in [getattr(request, option)]}  # fmt: skip
     return {
         **files,
@@ -120,5 +122,7 @@ def sources(request: Request, used: Any) -> dict[str, Any]:
         "controlnet": (request.controlnet or request.model) if request.control else None,
         "control_scale": used("controlnet_conditioning_scale") if request.control else None,
         "edges": request.edges or None,
+        "lora": told(request.lora),
+        "ip_adapter_scale": request.ip_adapter_scale,
         "prompt_syntax": syntax(request),
     }

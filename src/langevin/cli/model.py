@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError, check_choice
 from ..picturebook import control_folder, model_folder
+from .loras import attach
 from .request import PICTUREBOOK, Request
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ def load(cls: type[Any], request: Request) -> DiffusionPipeline:
         print(f"Loading {request.model} on {device} in {request.dtype} ...", file=sys.stderr)
     pipe = cls.from_pretrained(folder_of(request), torch_dtype=dtype, **given).to(device)
     pipe.set_progress_bar_config(disable=request.quiet)
+    attach(pipe, request.lora)
+    if request.ip_adapter:
+        pipe.load_ip_adapter(request.ip_adapter)
+        pipe.set_ip_adapter_scale(1.0 if request.ip_adapter_scale is None else request.ip_adapter_scale)
     return pipe
 
 

@@ -33,6 +33,10 @@ class Request:
     controlnet: str | None = None
     control_scale: float | None = None
     edges: bool = False
+    image_prompt: str | None = None
+    ip_adapter: str | None = None
+    ip_adapter_scale: float | None = None
+    lora: tuple[str, ...] = ()
     steps: int | None = None
     guidance_scale: float | None = None
     scheduler: str | None = None
@@ -60,6 +64,9 @@ NEEDS = (
     ("controlnet", "control"),
     ("control_scale", "control"),
     ("edges", "control"),
+    ("image_prompt", "ip_adapter"),
+    ("ip_adapter", "image_prompt"),
+    ("ip_adapter_scale", "ip_adapter"),
 )
 """Options that mean nothing without another."""
 
@@ -77,6 +84,7 @@ def check(request: Request) -> None:
     """
     from ..pipelines.inputs import check_count, check_number
     from ..prompts.syntax import SYNTAXES, parse
+    from .loras import parse as parse_loras
 
     check_choice("--dtype", request.dtype, DTYPES)
     check_choice("--prompt-syntax", request.prompt_syntax, [PLAIN, *SYNTAXES])
@@ -87,7 +95,7 @@ def check(request: Request) -> None:
         raise InputError("--mask and --outpaint both say what to paint; give one of them.")
     if request.strength is not None:
         check_number("--strength", request.strength, low=0, high=1)
-    for option in ("guidance_scale", "control_scale"):
+    for option in ("guidance_scale", "control_scale", "ip_adapter_scale"):
         if getattr(request, option) is not None:
             check_number(flag(option), getattr(request, option))
     if request.steps is not None:
@@ -95,6 +103,7 @@ def check(request: Request) -> None:
     if request.scheduler:
         find_scheduler(request.scheduler)
     parse_size(request.size)
+    parse_loras(request.lora)
     for text in (request.prompt, request.negative_prompt):
         parse(text or "", syntax(request))
 

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sources:
-    """The pictures of a call: where to start, what to paint anew (white), what to follow."""
+    """The pictures of a call: where to start, what to paint anew (white), what to follow, what to speak of."""
 
     image: Image | None = None
     mask: Image | None = None
     control: Image | None = None
+    prompt: Image | None = None
 
     def arguments(self, pipe: Any, size: tuple[int, int] | None) -> tuple[dict[str, Any], Crop | None]:
         """Return the arguments of a pipeline's call that hold pictures and sizes, and what to cut its results to.
@@ -48,6 +49,7 @@ class Sources:
             size = pictures["image"].size  # type: ignore[union-attr]
         if size is not None and (self.image is None or self.mask is not None):
             call |= {"width": size[0], "height": size[1]}
+        call |= {} if self.prompt is None else {"ip_adapter_image": self.prompt}
         return call | {name: one for name, one in pictures.items() if one is not None}, crop
 
 
@@ -79,7 +81,8 @@ def read(request: Request) -> Sources:
         same_size("control picture", control, image)
     if control is not None and request.edges:
         control = canny(control).convert("RGB")
-    return Sources(image, mask, control)
+    prompt = load_image(request.image_prompt) if request.image_prompt else None
+    return Sources(image, mask, control, prompt)
 
 
 def read_mask(path: str) -> Image:

@@ -122,7 +122,7 @@ class IPAdapterAttnProcessor(nn.Module):
                 if mask is None:
                     out = out + scale * self.read(attn, i, q, tokens.flatten(1, 2))
                     continue
-                small = downsample_mask(mask[0].to(q), q.shape[2])
+                small = downsample_mask(mask[0].to(q.device, torch.float32), q.shape[2]).to(q.dtype)
                 for j, seen in enumerate(tokens.unbind(1)):
                     found = self.read(attn, i, q, seen) * small[j, :, None]
                     out = out + (scale[j] if scale.dim() else scale) * found

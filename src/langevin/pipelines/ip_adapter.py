@@ -33,8 +33,8 @@ class IPAdapterMixin:
         Args:
             pretrained_model_name_or_path_or_dict: a hub repository, a folder, a file, a state dict, or a list of them.
             subfolder: folder inside the repository, or one per adapter.
-            weight_name: file name of the weights, or one per adapter.
-            image_encoder_folder: folder of the encoder, inside `subfolder`, or inside the repository where the name has
+            weight_name: file name of the weights, or one per adapter; None takes the only one in a local folder.
+            image_encoder_folder: folder of the encoder, beside the weights, or inside the repository where the name has
                 a slash. None loads none; an encoder that the pipeline has is kept.
             low_cpu_mem_usage: accepted as documented; loading never holds the weights twice.
             hub: `revision`, `cache_dir`, `local_files_only`, `token`, `force_download`, `proxies`.

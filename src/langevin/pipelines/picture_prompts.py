@@ -220,15 +220,24 @@ def fetch(source: Source, folder: str | None, name: str | None, hub: Mapping[str
     """
     if isinstance(source, Mapping):
         return parse(source)
-    if name is None and not Path(source).expanduser().is_file():
-        raise InputError(f"`weight_name` says which file of {source} is the IP-Adapter; it is missing.")
+    path = Path(source).expanduser()
+    if name is None and not path.is_file():
+        inside = safe_join(path, folder) if folder else path
+        files = sorted(file.name for file in inside.glob("*") if file.suffix in (".bin", ".safetensors"))
+        if len(files) != 1:
+            there = f"; there are {', '.join(files)}" if files else ""
+            raise InputError(f"`weight_name` says which file of {source} is the IP-Adapter; it is missing{there}.")
+        name = files[0]
     return read(resolve_file(source, name or "", subfolder=folder or None, **hub))
 
 
 def encoder_folder(source: Source, subfolder: str | None, name: str, hub: Mapping[str, Any]) -> Path | None:
-    """Return the local folder of the picture encoder of a repository, None where it has none."""
-    if isinstance(source, Mapping) or Path(source).expanduser().is_file():
+    """Return the local folder of the picture encoder of a repository or beside a file, None where there is none."""
+    if isinstance(source, Mapping):
         return None
+    path = Path(source).expanduser()
+    if path.is_file():
+        source, subfolder = path.parent, None
     inside = name if "/" in name or not subfolder else f"{subfolder}/{name}"
     if not is_local(source):
         for weights in ("model*.safetensors*", "pytorch_model*.bin*"):
