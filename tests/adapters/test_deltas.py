@@ -21,6 +21,7 @@ LAYERS = {
     "conv1d": lambda: nn.Conv1d(8, 12, 3, stride=2, padding=1),
     "conv2d": lambda: nn.Conv2d(8, 12, 3, padding=1, dilation=2),
     "circular": lambda: nn.Conv2d(8, 12, (1, 3), padding=(0, 1), padding_mode="circular"),
+    "plain": lambda: nn.Conv2d(8, 12, 3, padding=1),
     "point": lambda: nn.Conv2d(8, 12, 1),
     "conv3d": lambda: nn.Conv3d(8, 12, (3, 1, 1), padding=(1, 0, 0), bias=False),
     "grouped": lambda: nn.Conv2d(16, 12, 3, groups=2),
@@ -263,7 +264,7 @@ def test_quantised_layers_take_products_only() -> None:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", ("linear", "conv2d", "point"))
+@pytest.mark.parametrize("name", ("linear", "plain", "point"))
 def test_dora_is_that_of_peft_at_weight_one(name: str) -> None:
     peft = pytest.importorskip("peft")
     layer, x = made(name)
