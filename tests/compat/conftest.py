@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import pytest
-
 import langevin
-from tests.pipelines.conftest import caplog_ours, our_sd, peer_sd, quiet, sd_folder
+from tests.pipelines.conftest import caplog_ours, our_sd, peer_sd, pipe, quiet, sd_folder
 
-__all__ = ["caplog_ours", "our_sd", "peer_sd", "sd_folder"]
+__all__ = ["caplog_ours", "our_sd", "peer_sd", "pipe", "sd_folder"]
 FILES = Path(__file__).parent / "files"
 
 
@@ -28,10 +26,3 @@ def ours(folder, name: str, **more):
     return quiet(
         langevin.DiffusionPipeline.from_pretrained(folder, custom_pipeline=file, trust_remote_code=True, **more)
     )
-
-
-@pytest.fixture
-def restored():
-    """Take the alias away again after a test that installs it."""
-    yield
-    langevin.compat.uninstall()

@@ -195,3 +195,16 @@ def test_saved_with_its_code(sd_folder, tmp_path) -> None:
     assert type(again) is type(pipe)
     plain = langevin.StableDiffusionPipeline.from_pretrained(tmp_path / "saved")
     assert type(plain) is langevin.StableDiffusionPipeline, "a class that is asked for needs none of the code"
+
+
+def test_a_call_around_the_librarys_own(pipe) -> None:
+    class Twice(langevin.StableDiffusionPipeline):
+        def __call__(self, prompt, **options):
+            return [super(Twice, self).__call__(prompt, **options).images[0] for _ in range(2)]
+
+    twice = quiet(Twice(**pipe.components, requires_safety_checker=False))
+    options = {"num_inference_steps": 2, "seed": 3, "output_type": "np"}
+    one, two = twice("a cat", **options)
+    assert np.array_equal(one, two) and np.array_equal(one, pipe("a cat", **options).images[0])
+    with pytest.raises(ConfigError, match="did you mean 'guidance_scale'"):
+        twice("a cat", guidance_scal=3.0)

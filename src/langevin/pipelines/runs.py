@@ -64,10 +64,20 @@ def current(pipe: Any) -> RunState | None:
     return next((run for run in reversed(_stack.get()) if run.call.pipe is pipe), None)
 
 
+def is_ours(function: Any) -> bool:
+    """Tell whether a function is written in this library."""
+    return function.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
 def loops_itself(pipe: Any) -> bool:
     """Tell whether the pipeline's `__call__` is written outside this library."""
-    package = __name__.partition(".")[0]
-    return callable(pipe) and type(pipe).__call__.__module__.partition(".")[0] != package
+    return callable(pipe) and not is_ours(type(pipe).__call__)
+
+
+def call_of(pipe: Any) -> Any:
+    """Return the `__call__` of this library that a pipeline has: its class's own, or the one that it wraps."""
+    found = (vars(cls)["__call__"] for cls in type(pipe).__mro__ if "__call__" in vars(cls))
+    return next(filter(is_ours, found), type(pipe).__call__)
 
 
 def values_of(pipe: Any) -> dict[str, Any]:
