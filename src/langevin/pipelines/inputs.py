@@ -21,6 +21,7 @@ from ..diffusion.table import Plan
 from ..prompts import SYNTAXES, parse_all
 from ..prompts.encoding import LONG_PROMPTS
 from .callbacks import check_wanted, wanted
+from .runs import call_of
 
 logger = get_logger(__name__)
 TEXTS = ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds")
@@ -86,14 +87,14 @@ def begin(pipe: Any, given: Mapping[str, Any], *, prompts: int | None = None) ->
         ConfigError: for an unknown keyword.
     """
     given = {name: value for name, value in given.items() if name not in ("self", "__class__")}
-    old = old_callback(type(pipe).__call__, given.pop("deprecated", {}))
+    old = old_callback(call_of(pipe), given.pop("deprecated", {}))
     if given.get("callback") is not None:
         old = (given["callback"], given["callback_steps"])
     callback = given.get("callback_on_step_end")
     names = wanted(callback, given.get("callback_on_step_end_tensor_inputs", ()))
     check_wanted(names, pipe._callback_tensor_inputs)
     check_steps(given.get("num_inference_steps", 1), given.get("timesteps"), given.get("sigmas"))
-    known = inspect.signature(type(pipe).__call__).parameters
+    known = inspect.signature(call_of(pipe)).parameters
     optional = {name for name, parameter in known.items() if parameter.default is None} | {"num_images_per_prompt"}
     for name, value in given.items():
         if name in CHECKS and (value is not None or name not in optional):
