@@ -197,9 +197,8 @@ def convert(
     """Convert a checkpoint in its authors' single file to a folder, or a folder to such a file."""
     from .convert import run
 
-    options = {"original_config": original_config, "config": config}
-    options |= {"extract_ema": extract_ema, "prediction_type": prediction_type}
-    what, written = run(source, target, dtype=dtype, layout=layout, **options)
+    told = {"original_config": original_config, "config": config, "prediction_type": prediction_type}
+    what, written = run(source, target, dtype=dtype, layout=layout, extract_ema=extract_ema, **told)
     typer.echo(what)
     for line in written:
         typer.echo(f"wrote {line}")
