@@ -32,7 +32,10 @@ def sampler_name(scheduler: str, config: dict[str, Any]) -> str:
 
 
 def a1111(facts: dict[str, Any]) -> str:
-    """Return the `parameters` text: the prompt, the negative prompt, and a line of `Key: value` pairs."""
+    """Return the `parameters` text: the prompt, the negative prompt, and a line of `Key: value` pairs.
+
+    Adapters follow the prompt as that form has them, `<lora:NAME:SCALE>`.
+    """
     pairs = {
         "Steps": facts.get("steps"),
         "Sampler": sampler_name(facts["scheduler"], facts.get("scheduler_config", {})),
@@ -45,7 +48,8 @@ def a1111(facts: dict[str, Any]) -> str:
         "Version": f"langevin {facts['langevin']}",
     }
     line = ", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items() if value is not None)
-    lines = [facts.get("prompt") or ""]
+    tags = [f"<lora:{one}>" for one in facts.get("lora", ())]
+    lines = [" ".join([facts.get("prompt") or "", *tags]).strip()]
     if facts.get("negative_prompt"):
         lines.append(f"Negative prompt: {facts['negative_prompt']}")
     return "\n".join([*lines, line])
