@@ -1,5 +1,10 @@
 """The documented home of the callback objects."""
 
-from .pipelines.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
+from .pipelines.callbacks import (
+    IPAdapterScaleCutoffCallback,
+    MultiPipelineCallbacks,
+    PipelineCallback,
+    SDCFGCutoffCallback,
+)
 
-__all__ = ["MultiPipelineCallbacks", "PipelineCallback", "SDCFGCutoffCallback"]
+__all__ = ["IPAdapterScaleCutoffCallback", "MultiPipelineCallbacks", "PipelineCallback", "SDCFGCutoffCallback"]

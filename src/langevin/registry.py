@@ -130,6 +130,7 @@ PIPELINE_PARTS = (
     Row("AutoPipelineForImage2Image", "pipelines.auto"),
     Row("AutoPipelineForInpainting", "pipelines.auto"),
     Row("AutoPipelineForText2Image", "pipelines.auto"),
+    Row("IPAdapterScaleCutoffCallback", "pipelines.callbacks"),
     Row("IPAdapterMaskProcessor", "pipelines.image_processor"),
     Row("ImagePipelineOutput", "pipelines.outputs"),
     Row("MultiPipelineCallbacks", "pipelines.callbacks"),

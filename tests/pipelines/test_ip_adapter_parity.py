@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import diffusers
+import numpy as np
 import pytest
 import torch
+from diffusers.callbacks import IPAdapterScaleCutoffCallback as PeerCutoff
 from diffusers.image_processor import IPAdapterMaskProcessor as PeerMasks
 
 import langevin
@@ -164,6 +167,17 @@ def test_embeddings_worked_out_before(sd, loaded, kind, guided) -> None:
     assert torch.equal(*twice)
     call = {"guidance_scale": 7.5 if guided else 1.0, "num_images_per_prompt": 2, "prompt": "a cat"}
     assert difference(sd, ip_adapter_image_embeds=found[0], **call) <= LIMIT
+
+
+def test_a_cutoff(sd, loaded) -> None:
+    loaded(sd, *make(sd, "base"))
+    pictures = []
+    for library, pipe in zip((diffusers, langevin), sd, strict=True):
+        pipe.scheduler = tiny.scheduler(library, "DDIMScheduler")
+        stop = (PeerCutoff if library is diffusers else langevin.IPAdapterScaleCutoffCallback)(cutoff_step_ratio=0.5)
+        call = {"num_inference_steps": 4, "output_type": "np", "callback_on_step_end": stop, **ONE}
+        pictures.append(pipe("a cat", generator=torch.Generator().manual_seed(0), **call).images)
+    assert np.abs(pictures[0] - pictures[1]).max() <= LIMIT
 
 
 def test_encode_image(sd) -> None:

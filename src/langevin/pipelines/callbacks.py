@@ -92,6 +92,20 @@ class SDCFGCutoffCallback(PipelineCallback):
         return callback_kwargs
 
 
+class IPAdapterScaleCutoffCallback(PipelineCallback):
+    """Let picture prompts count no more after a step: the scale of the IP-Adapters becomes 0, and stays so."""
+
+    tensor_inputs = ()
+
+    def callback_fn(
+        self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Set the scale of the pipeline's IP-Adapters to 0 at its step."""
+        if step_index == self.cutoff_step(pipeline):
+            pipeline.set_ip_adapter_scale(0.0)
+        return callback_kwargs
+
+
 def wanted(callback: Callback | PipelineCallback | MultiPipelineCallbacks | None, names: Iterable[str]) -> list[str]:
     """Return the tensor names a callback asks for: its own `tensor_inputs`, or `names` for a plain function."""
     return list(getattr(callback, "tensor_inputs", names) if callback is not None else ())
