@@ -18,9 +18,9 @@ from .probes import ROWS, UNET
 OURS, PEER = "langevin", "diffusers"
 ORDER = (OURS, PEER, PEER, OURS)
 RESULTS = Path(__file__).parent / "results"
-TOLERANCES = {"unet": 1e-5, "lora": 5e-2}
+TOLERANCES = {"unet": 1e-5, "lora": 5e-3}
 """Row -> relative L2 difference of the two outputs that is allowed: of one float32 UNet call, and of the changes that
-fusing makes to float16 weights, where rounding is several percent of a change."""
+fusing makes to float16 weights, where the last bit may differ."""
 LARGE = {"lora"}
 """Rows that take gigabytes and minutes, and run only when they are named."""
 
