@@ -91,7 +91,7 @@ def load(models: Models, source: Source, *, name: str | None = None, hotswap: bo
 
     Args:
         source: its tensors; see `files.open_source`.
-        name: of the adapter, by default the first free "default_N".
+        name: of the adapter, "default_N" by default.
         hotswap: put it in the place of the adapter of that name, or of the only one there is.
 
     Raises:
@@ -143,9 +143,10 @@ def _name_for(models: Models, name: str | None, *, hotswap: bool) -> str:
 
 
 def free_name(present: Iterable[str], stem: str = "default") -> str:
-    """Return the first of "default_0", "default_1" ... that no adapter has."""
+    """Return "default_N", where N is how many adapters there are, or the next number that is free."""
     taken = set(present)
-    return next(name for name in (f"{stem}_{k}" for k in range(len(taken) + 1)) if name not in taken)
+    numbers = range(len(taken), 2 * len(taken) + 1)
+    return next(name for name in (f"{stem}_{k}" for k in numbers) if name not in taken)
 
 
 def _attach(models: Models, name: str, adapter: Adapter) -> None:

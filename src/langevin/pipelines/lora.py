@@ -95,7 +95,7 @@ class StableDiffusionLoraLoaderMixin:
 
         Args:
             pretrained_model_name_or_path_or_dict: a file, a folder, a hub repository, or name -> tensor.
-            adapter_name: by which it is called; the first free "default_N" by default.
+            adapter_name: by which it is called; "default_N" by default.
             hotswap: put it in the place of the adapter of that name, without compiling anew.
             kwargs: weight_name (the file in a folder or repository; needed when several could be it), subfolder,
                 use_safetensors, metadata, network_alphas, and the options of the hub.
