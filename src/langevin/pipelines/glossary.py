@@ -47,7 +47,9 @@ GLOSSARY: dict[str, str] = {
         "Where, (top, left) in pixels, the picture looks cut out of a larger one; (0, 0) looks centred (Podell et al. "
         "2023, section 2.2)."
     ),
-    "cross_attention_kwargs": "Options handed to the attention processors of the denoising network, such as `scale`.",
+    "cross_attention_kwargs": (
+        "Options of the network's attentions; `scale` multiplies the weights of all active adapters in this run."
+    ),
     "denoising_end": (
         "Fraction of the training schedule, in [0, 1], after which the run stops; the latents are noisy and are for "
         "another run with `denoising_start` and the same number of steps."
