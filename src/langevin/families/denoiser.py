@@ -204,7 +204,8 @@ class Denoiser:
 
     def _set(self, call: int, name: str, part: str, rows: Tensor) -> None:
         old = self.conditions.get(name, self.conditions["positive"]).at(call)
-        self.conditions[name] = replace(old, **{part: rows})
+        changes: dict[str, Any] = {part: rows}
+        self.conditions[name] = replace(old, **changes)
 
 
 def negative_names(name: str) -> tuple[str, ...]:

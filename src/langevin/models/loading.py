@@ -18,7 +18,6 @@ from ..core.errors import ConfigError, InputError, WeightsError, did_you_mean
 from ..core.files import atomic_folder, is_local, resolve_folder, safe_join
 from ..core.hub import fetch_chosen
 from ..core.logging import get_logger
-from ..core.pickles import open_plain
 from ..core.report import LoadReport, some
 from ..core.variants import KINDS, PICKLE, SAFETENSORS, advice, is_part, members, pick, weights_in
 from ..core.weights_io import (
@@ -160,6 +159,8 @@ class Checkpoint:
     def _open(
         self, file: Path, files: WeightFiles, known: Mapping[str, Tensor], renames: Sequence[tuple[str, str]]
     ) -> None:
+        from ..core.pickles import open_plain
+
         source = self._stack.enter_context(open_plain(file))
         shapes = {name: entry.shape for name, entry in source.entries.items()}
         for stored in files.owned(file, shapes):

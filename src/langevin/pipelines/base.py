@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,9 +18,12 @@ from ..core.progress import progress_bar
 from ..core.push import PushToHubMixin, check_push
 from ..families.common import dtype_of
 from ..models.loading import resolve_device
-from . import custom, loading
+from . import loading
 from .runs import InterruptField
 from .sharing import share
+
+if TYPE_CHECKING:
+    from . import custom
 
 
 class DiffusionPipeline(PushToHubMixin, ConfigMixin):
@@ -139,6 +142,8 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
         hub |= {"token": token, "force_download": force_download, "proxies": proxies}
         choices = loading.Choices(loading.dtypes(torch_dtype, dtype), variant, use_safetensors)
         device = None if device_map is None else resolve_device(device_map)
+        from . import custom
+
         code = custom.Code(custom_pipeline, custom_revision, trust_remote_code, hub)
         pipe = loading.load(cls, pretrained_model_name_or_path, choices=choices, given=components, hub=hub, code=code)
         return pipe if device is None else pipe.to(device)

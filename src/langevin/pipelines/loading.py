@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -28,7 +28,9 @@ from ..core.report import some
 from ..core.variants import SAFETENSORS, Weights, advice, members, pick, weights_in, weights_of
 from ..models.loading import resolve_dtype
 from ..registry import ROWS
-from . import custom
+
+if TYPE_CHECKING:
+    from . import custom
 
 logger = get_logger(__name__)
 Dtype = torch.dtype | str
@@ -244,6 +246,8 @@ def fetch(
     if re.fullmatch(r"[0-9a-f]{40}", path.parent.name):
         # Everything comes from the commit that the index came from, whatever is pushed meanwhile.
         hub = {**hub, "revision": path.parent.name}
+    from . import custom
+
     code = custom.files(index)
 
     def choose(files: Iterable[str]) -> list[str]:
@@ -301,6 +305,8 @@ def _target(cls: type[Any], index: Mapping[str, Any], root: Path, code: custom.C
     """Return the class to build: that of the caller's code, the one that was asked for, or the one the folder names."""
     if code.name is None and cls.__init__ is not object.__init__:
         return cls
+    from . import custom
+
     return custom.target(code, index, root) or our_class(index.get("_class_name", "?"), f"The pipeline {root}")
 
 
@@ -419,6 +425,8 @@ def save(pipe: Any, path: str | os.PathLike, options: Mapping[str, Any]) -> None
             raise ConfigError(
                 f"The component {name!r} ({type(component).__name__}) has no save_pretrained; nothing was written."
             )
+    from . import custom
+
     with atomic_folder(path) as folder:
         pipe.save_config(folder)
         custom.keep(pipe, folder)
