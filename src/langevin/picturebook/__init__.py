@@ -33,6 +33,16 @@ def control_folder() -> Path:
     return _shipped("control", "config.json", "train it: python -m langevin.picturebook.train --stage control")
 
 
+def adapters_folder() -> Path:
+    """Return the folder of the shipped adapters: `sepia.safetensors` is a style, for `load_lora_weights`, and
+    `mika.safetensors` the word `<mika>`, for `load_textual_inversion`.
+
+    Raises:
+        InputError: when this installation carries none.
+    """
+    return _shipped("adapters", "sepia.safetensors", "train them: python -m langevin.picturebook.adapters style")
+
+
 def _shipped(name: str, file: str, cure: str) -> Path:
     folder = Path(__file__).parent / name
     if not (folder / file).is_file():
