@@ -14,6 +14,7 @@ from ..core.report import some
 from ..core.weights_io import Entry, Part, SafetensorsFile
 from ..models.loading import FiniteCheck, fetch
 from .header import Header, Shape
+from .keras import SIGNATURE, KerasFile, refuse_program
 from .ops import Same
 from .rules import Move, Rules
 
@@ -60,9 +61,12 @@ class MemoryFile:
 
 
 def open_weights(path: str | os.PathLike) -> Source:
-    """Open a weight file of either kind, told by its first bytes and not by its name; a context manager."""
+    """Open a weight file of any kind, told by its first bytes and not by its name; a context manager."""
     with open(path, "rb") as file:
         head = file.read(9)
+    if head.startswith(SIGNATURE):
+        return KerasFile(path)
+    refuse_program(path)
     if head[8:] != b"{" and (head.startswith(b"PK") or head.startswith(b"\x80")):
         from ..core.pickles import PickleFile
 

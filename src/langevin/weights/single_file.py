@@ -29,6 +29,7 @@ from .checkpoint import Converted, MemoryFile, open_weights, read_header
 from .detect import recognise
 from .family import CONFIGS, Config, Facts
 from .header import matching
+from .keras import refuse_program
 from .layouts.clip import canonical, spelling
 from .original_config import options_of, read_original
 from .rules import Rules
@@ -389,6 +390,7 @@ def locate(link_or_path: str | os.PathLike, **hub: Any) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
+        refuse_program(path)
         raise InputError(f"{path} is a folder; from_pretrained loads folders, from_single_file a single file")
     raise missing(path)
 

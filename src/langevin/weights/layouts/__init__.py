@@ -23,5 +23,5 @@ network may share rules: those of the UNet of latent diffusion and of CLIP are i
 
 from __future__ import annotations
 
-MODULES: tuple[str, ...] = ("controls", "video", "tiny", "stable_diffusion")
+MODULES: tuple[str, ...] = ("controls", "video", "tiny", "keras", "stable_diffusion")
 """Modules of this package, asked in this order; more special ones come first."""

@@ -84,7 +84,7 @@ def _heads(width: int) -> int:
     return width // HEAD_WIDTH
 
 
-def _infer_text(words: tuple[int, ...], positions: tuple[int, ...], inner: int, layers: int) -> Config:
+def text_options(words: tuple[int, ...], positions: tuple[int, ...], inner: int, layers: int) -> Config:
     """Return the options that follow from shapes; the last two words of CLIP's vocabulary begin and end a text."""
     return {
         "vocab_size": words[0],
@@ -106,7 +106,7 @@ def infer_text(header: Header) -> Config:
     inner = header.shape(f"{layers}.0.mlp.fc1.weight")
     if words is None or positions is None or inner is None:
         raise WeightsError("the text encoder has no embeddings or layers; pass the component, or `config`")
-    config = _infer_text(words, positions, inner[0], header.count(f"{layers}.{{}}"))
+    config = text_options(words, positions, inner[0], header.count(f"{layers}.{{}}"))
     projection = header.shape("text_projection.weight")
     return {**config, "projection_dim": projection[0] if projection else words[1], "hidden_act": "quick_gelu"}
 
@@ -117,7 +117,7 @@ def infer_open_text(header: Header) -> Config:
     inner = header.shape("transformer.resblocks.0.mlp.c_fc.weight")
     if words is None or positions is None or inner is None:
         raise WeightsError("the text encoder has no embeddings or layers; pass the component, or `config`")
-    config = _infer_text(words, positions, inner[0], header.count("transformer.resblocks.{}"))
+    config = text_options(words, positions, inner[0], header.count("transformer.resblocks.{}"))
     projection = header.shape("text_projection")
     return {**config, "projection_dim": projection[1] if projection else words[1], "hidden_act": "gelu"}
 
