@@ -321,7 +321,7 @@ def test_magnitudes_take_the_shape_of_the_dialect() -> None:
 
 def test_what_a_dialect_cannot_say_is_an_error() -> None:
     loha = {f"{KOHYA}.{end}": tensor(*shape) for end, shape in MORE["loha"].items()}
-    with pytest.raises(WeightsError, match="no words for 'w1_a' of LoHa.*'kohya'"):
+    with pytest.raises(WeightsError, match=r"no words for 'w1_a' of LoHa.*'kohya'"):
         write(read(loha, TARGETS).adapter, "peft")
     with pytest.raises(WeightsError, match="attention projections of a UNet alone"):
         write(adapter(), "diffusers-old")

@@ -11,7 +11,9 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,8 +45,13 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000
 MAX_NUMBER = 1 << 48
 """What no side of a tensor and no position in a file reaches."""
-CHUNK = 1 << 20
-"""Bytes that are read, cast and checked at a time: few enough to stay in the processor's cache."""
+PIECE = 1 << 15
+"""Values that are read, cast and checked at a time: few enough for the processor's cache, and for torch to stay in one
+thread, since waiting for others at every piece takes far longer than the piece where the processor is shared."""
+AHEAD = 8 << 20
+"""Bytes of a mapped file that are asked for in advance."""
+MAX_WORKERS, WORTH_A_WORKER = 4, 64
+"""Threads that read one file, and the least pieces for each."""
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 SIGNATURES: tuple[tuple[bytes, str], ...] = (
@@ -119,6 +126,7 @@ class TensorFile:
         except OSError as error:
             raise WeightsError(f"{self.path} cannot be read: {error.strerror}") from error
         self._map: mmap.mmap | None = None
+        self._lock = threading.Lock()
         try:
             self.entries, self.metadata = self._read_header()
         except BaseException:
@@ -154,75 +162,92 @@ class TensorFile:
         return self._map
 
     def _runs(self, names: Iterable[str]) -> Iterator[tuple[torch.dtype, int, list[Part]]]:
-        """Yield type, position and parts of runs of adjacent tensors, each run of one type and at most CHUNK bytes."""
+        """Yield type, position and parts of runs of adjacent tensors, each run of one type and at most PIECE values."""
         parts: list[Part] = []
-        kind, start, stop = torch.uint8, 0, 0
+        kind, stop, room = torch.uint8, 0, 0
+        start = 0
         for name in sorted(names, key=lambda name: self.entries[name].start):
             entry = self.entries[name]
             position, size = entry.start, entry.dtype.itemsize
             while position < entry.stop:
-                if parts and (kind != entry.dtype or position != stop or stop - start >= CHUNK):
+                if parts and (kind != entry.dtype or position != stop or not room):
                     yield kind, start, parts
                     parts = []
                 if not parts:
-                    kind, start = entry.dtype, position
-                stop = min(entry.stop, start + CHUNK)
-                parts.append(Part(name, (position - entry.start) // size, (stop - position) // size))
-                position = stop
+                    kind, start, room = entry.dtype, position, PIECE
+                length = min((entry.stop - position) // size, room)
+                parts.append(Part(name, (position - entry.start) // size, length))
+                room -= length
+                position = stop = position + length * size
         if parts:
             yield kind, start, parts
 
-    def blocks(
-        self, names: Iterable[str], *, use_map: bool = True, keep: bool = False
-    ) -> Iterator[tuple[Tensor, list[Part]]]:
-        """Yield all values of tensors, flat, in blocks that may hold many tensors, and the parts each consists of.
+    def blocks(self, names: Iterable[str]) -> Iterator[tuple[Tensor, list[Part]]]:
+        """Yield the values of tensors that `view` gives, flat, in blocks that may hold many, and what each consists of.
 
-        A block is valid until the next one. `keep` leaves the pages of the mapped file in this process's memory.
+        The pages of the file that they lie in stay in this process's memory.
         """
-        buffer: Tensor | None = None
         ahead = 0
         for kind, start, parts in self._runs(names):
             count = sum(part.length for part in parts)
-            stop = start + count * kind.itemsize
-            if use_map and start % kind.itemsize == 0:
-                if stop > ahead:
-                    ahead = start + 8 * CHUNK
-                    self._advise("MADV_WILLNEED", start, ahead)
-                yield torch.frombuffer(self._mapped(), dtype=kind, count=count, offset=start), parts
-                if not keep:
-                    self._advise("MADV_DONTNEED", start, stop)
-            else:
-                buffer = torch.empty(CHUNK, dtype=torch.uint8) if buffer is None else buffer
-                self._read_at(start, bytes_of(buffer[: stop - start]))
-                yield buffer[: stop - start].view(kind), parts
+            if start + count * kind.itemsize > ahead:
+                ahead = start + AHEAD
+                self._advise("MADV_WILLNEED", start, ahead)
+            yield torch.frombuffer(self._mapped(), dtype=kind, count=count, offset=start), parts
 
-    def read(
-        self,
-        targets: Mapping[str, Tensor],
-        each: Callable[[Tensor, list[Part]], None] | None = None,
-        *,
-        use_map: bool = True,
-    ) -> None:
-        """Read and cast tensors into contiguous targets of their shapes on any device, block by block.
+    def read(self, targets: Mapping[str, Tensor], each: Callable[[Tensor, list[Part]], None] | None = None) -> None:
+        """Read and cast tensors into contiguous targets of their shapes on any device, piece by piece, in threads.
 
-        `each` is called with every finished piece of a target, flat, and with its part. use_map=False reads without
-        mapping the file.
+        `each` is called with every finished piece of a target, flat, and with its part; from any of the threads.
         """
         flat = {name: target.view(-1) for name, target in targets.items()}
-        for block, parts in self.blocks(targets, use_map=use_map):
-            for part, values in zip(parts, block.split([part.length for part in parts]), strict=True):
-                piece = flat[part.name][part.first : part.first + part.length]
-                piece.copy_(values)
-                if each is not None:
-                    each(piece, [part])
+        runs = list(self._runs(targets))
+        workers = max(1, min(torch.get_num_threads(), MAX_WORKERS, len(runs) // WORTH_A_WORKER))
+        share = -(-len(runs) // workers)
+        if workers == 1:
+            self._fill(runs, flat, each)
+            return
+        from concurrent.futures import ThreadPoolExecutor
+
+        mode = torch.is_inference_mode_enabled()
+        with ThreadPoolExecutor(workers) as pool:
+            shares = [runs[first : first + share] for first in range(0, len(runs), share)]
+            list(pool.map(lambda some: self._fill(some, flat, each, inference=mode), shares))
+
+    def _fill(
+        self,
+        runs: Sequence[tuple[torch.dtype, int, list[Part]]],
+        flat: Mapping[str, Tensor],
+        each: Callable[[Tensor, list[Part]], None] | None,
+        *,
+        inference: bool | None = None,
+    ) -> None:
+        """Read runs into flat targets; `inference` is the mode of the thread that made them, where it is another."""
+        buffer = torch.empty(PIECE * 8, dtype=torch.uint8)
+        with nullcontext() if inference is None else torch.inference_mode(inference):
+            for kind, start, parts in runs:
+                size = sum(part.length for part in parts) * kind.itemsize
+                self._read_at(start, bytes_of(buffer[:size]))
+                values, position = buffer[:size].view(kind), 0
+                for part in parts:
+                    piece = flat[part.name][part.first : part.first + part.length]
+                    piece.copy_(values[position : position + part.length])
+                    position += part.length
+                    if each is not None:
+                        each(piece, [part])
 
     def _read_at(self, offset: int, data: memoryview) -> None:
-        self._file.seek(offset)
+        """Fill `data` from a position in the file, from any thread."""
         while data:
-            done = self._file.readinto(data)
+            if hasattr(os, "preadv"):
+                done = os.preadv(self._file.fileno(), [data], offset)
+            else:
+                with self._lock:
+                    self._file.seek(offset)
+                    done = self._file.readinto(data)
             if not done:
                 raise WeightsError(f"{self.path} became shorter while it was read")
-            data = data[done:]
+            offset, data = offset + done, data[done:]
 
     def _advise(self, advice: str, start: int, stop: int) -> None:
         """Tell the system what is planned with the whole pages in part of the mapped file, where it listens."""

@@ -218,10 +218,10 @@ def fetch(
         (casts if view is None else views).setdefault(source, {})[stored] = name
     for source, present in casts.items():
         targets = {stored: loaded[name] for stored, name in present.items()}
-        source.read(targets, check and check.named(present), use_map=use_map)
+        source.read(targets, check and check.named(present))
     for source, present in views.items() if check is not None else ():
         look = check.named(present)
-        for block, parts in source.blocks(present, keep=True):
+        for block, parts in source.blocks(present):
             look(block, parts)
     return loaded
 
@@ -249,7 +249,7 @@ class FiniteCheck:
 
     def settle(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise WeightsError for the first doubtful tensor that holds NaN or infinity."""
-        for name in self.doubtful:
+        for name in (name for name in tensors if name in self.doubtful):
             least, greatest = (value.item() for value in tensors[name].aminmax())
             if math.isfinite(least) and math.isfinite(greatest):
                 continue

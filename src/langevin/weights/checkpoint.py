@@ -46,13 +46,7 @@ class MemoryFile:
         """Return None: a model gets copies."""
         return None
 
-    def read(
-        self,
-        targets: Mapping[str, Tensor],
-        each: Callable[[Tensor, list[Part]], None] | None = None,
-        *,
-        use_map: bool = True,
-    ) -> None:
+    def read(self, targets: Mapping[str, Tensor], each: Callable[[Tensor, list[Part]], None] | None = None) -> None:
         """Copy and cast tensors into targets; `each` is called with every one, flat, and with its part."""
         for name, target in targets.items():
             target.copy_(self.tensors[name])
@@ -177,7 +171,7 @@ class Converted:
         """Return one tensor as the file holds it."""
         entry = self.source.entries[stored]
         value = torch.empty(entry.shape, dtype=entry.dtype)
-        self.source.read({stored: value}, use_map=self.use_map)
+        self.source.read({stored: value})
         return value
 
 
