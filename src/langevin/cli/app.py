@@ -182,6 +182,20 @@ Config = Annotated[str | None, typer.Option("--config", help="A folder with the 
 Ema = Annotated[bool, typer.Option("--extract-ema", help="Take the moving averages of the UNet's weights.")]
 Predicts = Annotated[str | None, typer.Option("--prediction-type", help="epsilon or v_prediction, if not as told.")]
 
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base", metavar="FOLDER_OR_REPO", help="For weights of KerasCV (.h5): a pipeline that has the rest."
+    ),
+]
+KerasText = Annotated[
+    str | None, typer.Option("--keras-text-encoder", metavar="FILE", help="With --base: KerasCV's text encoder.")
+]
+Placeholder = Annotated[
+    list[str] | None,
+    typer.Option("--placeholder-token", help="With --base: a word that it learned. May be given several times."),
+]
+
 
 @app.command()
 def convert(
@@ -193,12 +207,26 @@ def convert(
     config: Config = None,
     extract_ema: Ema = False,
     prediction_type: Predicts = None,
+    base: Base = None,
+    keras_text_encoder: KerasText = None,
+    placeholder_token: Placeholder = None,
 ) -> None:
     """Convert a checkpoint in its authors' single file to a folder, or a folder to such a file."""
     from .convert import run
 
-    told = {"original_config": original_config, "config": config, "prediction_type": prediction_type}
-    what, written = run(source, target, dtype=dtype, layout=layout, extract_ema=extract_ema, **told)
+    what, written = run(
+        source,
+        target,
+        dtype=dtype,
+        layout=layout,
+        base=base,
+        keras_text_encoder=keras_text_encoder,
+        placeholder_token=placeholder_token or (),
+        extract_ema=extract_ema,
+        original_config=original_config,
+        config=config,
+        prediction_type=prediction_type,
+    )
     typer.echo(what)
     for line in written:
         typer.echo(f"wrote {line}")

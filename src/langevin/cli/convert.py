@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,13 +15,23 @@ from ..core.files import read_json
 from ..models.loading import resolve_dtype
 from ..pipelines import loading
 from ..pipelines.base import DiffusionPipeline
+from ..pipelines.keras import component_of, from_keras
 from ..weights.family import Facts
+from ..weights.keras import refuse_program
 from ..weights.saving import SUFFIXES, save
 from ..weights.single_file import SingleFile, locate, model_class, wishes_of
 
 
 def run(
-    source: str, target: str, *, dtype: str = "auto", layout: str | None = None, **options: Any
+    source: str,
+    target: str,
+    *,
+    dtype: str = "auto",
+    layout: str | None = None,
+    base: str | None = None,
+    keras_text_encoder: str | None = None,
+    placeholder_token: Sequence[str] = (),
+    **options: Any,
 ) -> tuple[str, list[str]]:
     """Convert a file or folder, and return what it is, and what was written.
 
@@ -30,6 +40,8 @@ def run(
         target: a folder; or a .safetensors or .ckpt file, which is written in the authors' layout.
         dtype: type of the weights that are written, "auto" for the source's own.
         layout: family of the layout to write, told from the networks when None.
+        base: a pipeline, in whose place `source` and `keras_text_encoder` stand, files of KerasCV.
+        placeholder_token: words that the text encoder learned.
         options: of `from_single_file`, for a single file.
     Raises:
         InputError: when the target exists.
@@ -37,7 +49,11 @@ def run(
     refuse_existing(target)
     kept = resolve_dtype(dtype, None)
     given = {name: value for name, value in options.items() if value not in (None, False)}
-    if Path(source).expanduser().is_dir():
+    if base is not None:
+        pipe, what = read_keras(source, base, keras_text_encoder, placeholder_token, dtype=dtype, unneeded=given), None
+    elif keras_text_encoder or placeholder_token:
+        raise InputError("--keras-text-encoder and --placeholder-token need --base, a folder with the whole pipeline")
+    elif Path(source).expanduser().is_dir():
         if given:
             raise InputError(f"{source} is a folder, whose configuration needs no {', '.join(sorted(given))}")
         pipe, what = read_folder(Path(source).expanduser(), dtype), None
@@ -99,10 +115,35 @@ def read_folder(folder: Path, dtype: str) -> Any:
     """
     if (folder / "model_index.json").is_file():
         return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype)
+    refuse_program(folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has neither a model_index.json nor a config.json, so it is no pipeline or network")
     name = read_json(folder / "config.json").get("_class_name", "")
     return model_class(str(name)).from_pretrained(folder, torch_dtype=dtype)  # type: ignore[attr-defined]
+
+
+def read_keras(
+    source: str,
+    base: str,
+    text_encoder: str | None,
+    words: Sequence[str],
+    *,
+    dtype: str,
+    unneeded: Mapping[str, Any],
+) -> Any:
+    """Return the pipeline of a folder with files of KerasCV in it; `source` is the UNet's or the text encoder's.
+
+    Raises:
+        InputError: for two text encoders, or options that the base answers.
+    """
+    if unneeded:
+        raise InputError(f"the base answers what {', '.join(sorted(unneeded))} says; leave it out")
+    files: dict[str, Any] = {component_of(source): source}
+    if text_encoder is not None and "text_encoder" in files:
+        raise InputError(f"{source} is a text encoder, and --keras-text-encoder names another; pass the UNet first")
+    if text_encoder is not None:
+        files["text_encoder"] = text_encoder
+    return from_keras(base, placeholder_token=words, torch_dtype=dtype, **files)
 
 
 def read_file(
@@ -133,4 +174,7 @@ def read_network(source: str, name: str, options: Mapping[str, Any]) -> nn.Modul
     upcast = options.get("upcast_attention")
     if upcast is not None and name in ("UNet2DConditionModel", "ControlNetModel"):
         chosen["upcast_attention"] = upcast
-    return model_class(name).from_single_file(source, **chosen)  # type: ignore[attr-defined]
+    model: Any = model_class(name)
+    if not hasattr(model, "from_single_file"):
+        raise InputError(f"{source} holds a {model.__name__} alone; name the pipeline it belongs to with --base")
+    return model.from_single_file(source, **chosen)

@@ -61,6 +61,8 @@ class KerasFile(TensorFile):
                 tree = _Tree(h5py, self.path)
                 found = {name: self._entry(name, place, size) for name, place in tree.weights(file)}
                 version = file.attrs.get("keras_version")
+        except WeightsError:
+            raise
         except DAMAGE as error:
             raise WeightsError(f"{self.path} is a damaged HDF5 file ({error_line(error)}); fetch it again") from error
         return found, {} if version is None else {"keras_version": _text(version)}
@@ -186,7 +188,7 @@ def counted(names: Iterable[str]) -> dict[str, str]:
 
 
 def check_order(path: Path, layer: str, weights: Iterable[str]) -> None:
-    """Raise WeightsError when the weights of a layer do not stand in the order in which its parts were made.
+    """Raise WeightsError when numbered parts of a layer do not stand in the order in which they were made.
 
     Keras lists weights that are trained before those that are not.
     """
@@ -194,11 +196,16 @@ def check_order(path: Path, layer: str, weights: Iterable[str]) -> None:
     for weight in weights:
         kind, number = numbered((weight.split("/") or [""])[-2]) if "/" in weight else ("", 0)
         if number < last.get(kind, 0):
-            raise WeightsError(
-                f"{path} was written while some parts of {layer!r} were not trained, which changes the order of its "
-                f"weights; set model.trainable = True, then {CURE}"
-            )
+            raise disordered(f"{path}: {layer!r}")
         last[kind] = number
+
+
+def disordered(what: str) -> WeightsError:
+    """Return the error for a layer, or several, whose weights stand in another order than that of their making."""
+    return WeightsError(
+        f"{what} was written while some of its parts were not trained, which changes the order of its weights; set "
+        f"model.trainable = True, then {CURE}"
+    )
 
 
 def refuse_program(path: str | os.PathLike) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ...core.errors import WeightsError
 from ..family import Config, Facts, Family, Layout, Place
 from ..header import Header, Shape
-from ..keras import layer_counts
+from ..keras import disordered, layer_counts
 from ..ops import SAME, Op, Permute, Transpose
 from ..rules import Rule, Rules, below, dotted, rule
 from .clip import text_options
@@ -119,6 +119,20 @@ def shape_of(header: Header, block: str, number: int, path: str) -> Shape:
     raise AssertionError(path)
 
 
+def check_kinds(header: Header) -> None:
+    """Raise WeightsError when the weights of a layer that are known by their place stand in another order."""
+    held: dict[tuple[str, str], dict[int, str]] = {}
+    for name in header.shapes:
+        block, number, *rest = *name.split("."), "", ""
+        if block in BLOCKS and rest[0].isdigit():
+            held.setdefault((block, number), {})[int(rest[0])] = rest[1]
+    for (block, number), kinds in held.items():
+        found = [kinds[place] for place in sorted(kinds)]
+        due = [weight for *_, kind in BLOCKS[block] for weight in kind.weights][: len(found)]
+        if found != due and sorted(found) == sorted(due):
+            raise disordered(f"the layer {block}.{number}")
+
+
 # -- the UNet -------------------------------------------------------------------------------------------------------
 
 
@@ -192,10 +206,11 @@ def recognise_unet(header: Header) -> Facts | None:
     """Return what the file of a UNet is.
 
     Raises:
-        WeightsError: for a UNet of Stable Diffusion 2.
+        WeightsError: for a UNet of Stable Diffusion 2, or weights in another order.
     """
-    if not header.has(UNET_MARKS[0]) and not header.has(UNET_MARKS[1]):
+    if not any(header.has(mark) for mark in UNET_MARKS):
         return None
+    check_kinds(header)
     project = header.shape("spatial_transformer.{}.2.kernel") or header.shape("spatial_transformer.{}.proj1.vars.0")
     if project is not None and len(project) == 2:
         raise WeightsError(f"the file holds a UNet of Stable Diffusion 2 in the layout of KerasCV; {ONLY_FIRST}")
@@ -204,7 +219,7 @@ def recognise_unet(header: Header) -> Facts | None:
 
 
 ONLY_FIRST = "of that layout Stable Diffusion 1 is read, as in KerasCV's own converter"
-UNET_MARKS = ("res_block.{}.0.gamma", "res_block.{}.entry_flow.group_normalization.vars.0")
+UNET_MARKS = ("res_block.{}.0.gamma", "res_block.{}.0.kernel", "res_block.{}.entry_flow.group_normalization.vars.0")
 UNET = Layout("UNet of KerasCV", "UNet2DConditionModel", UNET_MARKS, unet_rules, infer_unet)
 
 
@@ -238,11 +253,12 @@ def recognise_text(header: Header) -> Facts | None:
     """Return what the file of a text encoder is.
 
     Raises:
-        WeightsError: for the text encoder of Stable Diffusion 2.
+        WeightsError: for the text encoder of Stable Diffusion 2, or weights in another order.
     """
     words = next((header.shape(mark) for mark in TEXT_MARKS if header.has(mark)), None)
     if words is None:
         return None
+    check_kinds(header)
     if len(words) == 2 and words[1] == SECOND:
         raise WeightsError(
             f"the file holds the text encoder of Stable Diffusion 2 in the layout of KerasCV; {ONLY_FIRST}"
