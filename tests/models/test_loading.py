@@ -17,7 +17,7 @@ import torch
 from langevin import AutoencoderKL, AutoencoderTiny
 from langevin.core.config import register_to_config
 from langevin.core.errors import ConfigError, InputError, WeightsError
-from langevin.core.weights_io import Part, SafetensorsFile, describe, write_safetensors
+from langevin.core.weights_io import SafetensorsFile, describe, write_safetensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TINY = {"block_out_channels": [32], "norm_num_groups": 8}
@@ -479,21 +479,18 @@ def test_large_tensors_are_read_in_pieces_and_small_ones_share_them(
     write_safetensors(tmp_path / "x.safetensors", tensors, {})
     with SafetensorsFile(tmp_path / "x.safetensors") as file, torch.inference_mode():
         targets = {name: torch.empty(tensor.shape, dtype=torch.float16) for name, tensor in tensors.items()}
-        seen: dict[str, list[tuple[int, int]]] = {name: [] for name in tensors}
+        seen = dict.fromkeys(tensors, 0)
         readers = set()
 
-        def note(piece: torch.Tensor, parts: list[Part]) -> None:
-            (part,) = parts
-            assert torch.equal(piece, targets[part.name].view(-1)[part.first : part.first + part.length])
-            seen[part.name].append((part.first, part.first + part.length))
+        def note(piece: torch.Tensor, name: str) -> None:
+            assert piece.isfinite().all()
+            seen[name] += piece.numel()
             readers.add(threading.get_ident())
 
         file.read(targets, note)
         assert len(readers) == threads
+        assert seen == {name: tensor.numel() for name, tensor in tensors.items()}
         assert all(torch.equal(targets[name], tensor.half()) for name, tensor in tensors.items())
-        for name, tensor in tensors.items():
-            places = [0, *(edge for span in sorted(seen[name]) for edge in span), tensor.numel()]
-            assert places[::2] == places[1::2], "every value once"
         runs = [[part.name for part in parts] for _, parts in file.blocks(tensors)]
         assert runs[-2:] == [["one", "two"], ["half"]] and set(map(tuple, runs[:-2])) == {("big",)}
 

@@ -26,7 +26,6 @@ from .unpickling import NONSENSE, Machine, Storage, Stored, whole_numbers
 from .weights_io import (
     MAX_HEADER,
     Entry,
-    Part,
     SafetensorsFile,
     TensorFile,
     bytes_of,
@@ -195,14 +194,14 @@ class PickleFile(TensorFile):
         """Return the tensor as a copy-on-write view of the file, or None where its bytes are shared or out of order."""
         return super().view(name) if self._stored[name].is_dense() and name not in self._shared else None
 
-    def read(self, targets: Mapping[str, Tensor], each: Callable[[Tensor, list[Part]], None] | None = None) -> None:
+    def read(self, targets: Mapping[str, Tensor], each: Callable[[Tensor, str], None] | None = None) -> None:
         """Read and cast tensors into targets, as the base class does; those with other strides are put in order."""
         super().read({name: target for name, target in targets.items() if self._stored[name].is_dense()}, each)
         for name, target in targets.items():
             if not self._stored[name].is_dense():
                 target.copy_(self._ordered(self._stored[name]))
                 if each is not None:
-                    each(target.view(-1), [Part(name, 0, target.numel())])
+                    each(target.view(-1), name)
 
     def _ordered(self, stored: Stored) -> Tensor:
         """Return a contiguous copy of a tensor."""

@@ -45,13 +45,15 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000
 MAX_NUMBER = 1 << 48
 """What no side of a tensor and no position in a file reaches."""
+CHUNK = 1 << 20
+"""Bytes that are read at a time: few enough to stay in the processor's cache."""
 PIECE = 1 << 15
-"""Values that are read, cast and checked at a time: few enough for the processor's cache, and for torch to stay in one
-thread, since waiting for others at every piece takes far longer than the piece where the processor is shared."""
+"""Values that are cast and checked at a time: few enough for torch to stay in one thread, since waiting for others at
+every piece takes far longer than the piece where the processor is shared."""
 AHEAD = 8 << 20
 """Bytes of a mapped file that are asked for in advance."""
-MAX_WORKERS, WORTH_A_WORKER = 4, 64
-"""Threads that read one file, and the least pieces for each."""
+MAX_WORKERS, WORTH_A_WORKER = 4, 8
+"""Threads that read one file, and the least chunks for each."""
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 SIGNATURES: tuple[tuple[bytes, str], ...] = (
@@ -162,23 +164,21 @@ class TensorFile:
         return self._map
 
     def _runs(self, names: Iterable[str]) -> Iterator[tuple[torch.dtype, int, list[Part]]]:
-        """Yield type, position and parts of runs of adjacent tensors, each run of one type and at most PIECE values."""
+        """Yield type, position and parts of runs of adjacent tensors, each run of one type and at most CHUNK bytes."""
         parts: list[Part] = []
-        kind, stop, room = torch.uint8, 0, 0
-        start = 0
+        kind, start, stop = torch.uint8, 0, 0
         for name in sorted(names, key=lambda name: self.entries[name].start):
             entry = self.entries[name]
             position, size = entry.start, entry.dtype.itemsize
             while position < entry.stop:
-                if parts and (kind != entry.dtype or position != stop or not room):
+                if parts and (kind != entry.dtype or position != stop or stop - start >= CHUNK):
                     yield kind, start, parts
                     parts = []
                 if not parts:
-                    kind, start, room = entry.dtype, position, PIECE
-                length = min((entry.stop - position) // size, room)
-                parts.append(Part(name, (position - entry.start) // size, length))
-                room -= length
-                position = stop = position + length * size
+                    kind, start = entry.dtype, position
+                stop = min(entry.stop, start + CHUNK)
+                parts.append(Part(name, (position - entry.start) // size, (stop - position) // size))
+                position = stop
         if parts:
             yield kind, start, parts
 
@@ -195,10 +195,10 @@ class TensorFile:
                 self._advise("MADV_WILLNEED", start, ahead)
             yield torch.frombuffer(self._mapped(), dtype=kind, count=count, offset=start), parts
 
-    def read(self, targets: Mapping[str, Tensor], each: Callable[[Tensor, list[Part]], None] | None = None) -> None:
+    def read(self, targets: Mapping[str, Tensor], each: Callable[[Tensor, str], None] | None = None) -> None:
         """Read and cast tensors into contiguous targets of their shapes on any device, piece by piece, in threads.
 
-        `each` is called with every finished piece of a target, flat, and with its part; from any of the threads.
+        `each` is called with every finished piece of a target, flat, and the target's name; from any of the threads.
         """
         flat = {name: target.view(-1) for name, target in targets.items()}
         runs = list(self._runs(targets))
@@ -218,23 +218,23 @@ class TensorFile:
         self,
         runs: Sequence[tuple[torch.dtype, int, list[Part]]],
         flat: Mapping[str, Tensor],
-        each: Callable[[Tensor, list[Part]], None] | None,
+        each: Callable[[Tensor, str], None] | None,
         *,
         inference: bool | None = None,
     ) -> None:
         """Read runs into flat targets; `inference` is the mode of the thread that made them, where it is another."""
-        buffer = torch.empty(PIECE * 8, dtype=torch.uint8)
+        buffer = torch.empty(CHUNK, dtype=torch.uint8)
         with nullcontext() if inference is None else torch.inference_mode(inference):
             for kind, start, parts in runs:
-                size = sum(part.length for part in parts) * kind.itemsize
+                lengths = [part.length for part in parts]
+                size = sum(lengths) * kind.itemsize
                 self._read_at(start, bytes_of(buffer[:size]))
-                values, position = buffer[:size].view(kind), 0
-                for part in parts:
-                    piece = flat[part.name][part.first : part.first + part.length]
-                    piece.copy_(values[position : position + part.length])
-                    position += part.length
-                    if each is not None:
-                        each(piece, [part])
+                for part, values in zip(parts, buffer[:size].view(kind).split(lengths), strict=True):
+                    target = flat[part.name][part.first : part.first + part.length]
+                    for piece, read in zip(target.split(PIECE), values.split(PIECE), strict=True):
+                        piece.copy_(read)
+                        if each is not None:
+                            each(piece, part.name)
 
     def _read_at(self, offset: int, data: memoryview) -> None:
         """Fill `data` from a position in the file, from any thread."""

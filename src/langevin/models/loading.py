@@ -21,7 +21,7 @@ from ..core.logging import get_logger
 from ..core.report import LoadReport, some
 from ..core.variants import KINDS, PICKLE, SAFETENSORS, advice, is_part, members, pick, weights_in
 from ..core.weights_io import (
-    Part,
+    PIECE,
     TensorFile,
     WeightFiles,
     parse_size,
@@ -208,7 +208,7 @@ def fetch(
             value = source.pop(stored)
             loaded[name] = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
             if check is not None:
-                check(loaded[name], [Part(name, 0, value.numel())])
+                check(loaded[name], name)
             continue
         held = source.entries[stored].dtype
         wanted = dtype if dtype is not None and held.is_floating_point else held
@@ -222,7 +222,8 @@ def fetch(
     for source, present in views.items() if check is not None else ():
         look = check.named(present)
         for block, parts in source.blocks(present):
-            look(block, parts)
+            for piece in block.split(PIECE):
+                look(piece, *(part.name for part in parts))
     return loaded
 
 
@@ -236,16 +237,16 @@ class FiniteCheck:
     def __init__(self) -> None:
         self.doubtful: dict[str, None] = {}
 
-    def __call__(self, values: Tensor, parts: Sequence[Part]) -> None:
-        """Take note of the tensors that `parts` of `values` belong to, unless all values are finite."""
+    def __call__(self, values: Tensor, *names: str) -> None:
+        """Take note of the tensors that `values` may belong to, unless all values are finite."""
         if values.is_floating_point() and values.dtype.itemsize > 1 and not math.isfinite(values.sum().item()):
-            self.doubtful |= dict.fromkeys(part.name for part in parts)
+            self.doubtful |= dict.fromkeys(names)
 
-    def named(self, present: Mapping[str, str]) -> Callable[[Tensor, Sequence[Part]], None]:
+    def named(self, present: Mapping[str, str]) -> Callable[..., None]:
         """Return the check for a file that calls its tensors otherwise: stored name -> present name."""
         if all(stored == name for stored, name in present.items()):
             return self
-        return lambda block, parts: self(block, [part._replace(name=present[part.name]) for part in parts])
+        return lambda values, *names: self(values, *(present[name] for name in names))
 
     def settle(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise WeightsError for the first doubtful tensor that holds NaN or infinity."""

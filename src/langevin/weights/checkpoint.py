@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.errors import WeightsError
 from ..core.report import some
-from ..core.weights_io import Entry, Part, SafetensorsFile
+from ..core.weights_io import Entry, SafetensorsFile
 from ..models.loading import FiniteCheck, fetch
 from .header import Header, Shape
 from .keras import SIGNATURE, KerasFile, refuse_program
@@ -46,12 +46,12 @@ class MemoryFile:
         """Return None: a model gets copies."""
         return None
 
-    def read(self, targets: Mapping[str, Tensor], each: Callable[[Tensor, list[Part]], None] | None = None) -> None:
+    def read(self, targets: Mapping[str, Tensor], each: Callable[[Tensor, str], None] | None = None) -> None:
         """Copy and cast tensors into targets; `each` is called with every one, flat, and with its part."""
         for name, target in targets.items():
             target.copy_(self.tensors[name])
             if each is not None:
-                each(target.view(-1), [Part(name, 0, target.numel())])
+                each(target.view(-1), name)
 
 
 def open_weights(path: str | os.PathLike) -> Source:
@@ -162,7 +162,7 @@ class Converted:
                     kind = dtype if value.is_floating_point() else None
                     loaded[name] = value.to(device=device, dtype=kind, copy=True).contiguous()
                     if check is not None:
-                        check(loaded[name], [Part(name, 0, value.numel())])
+                        check(loaded[name], name)
         if check is not None:
             check.settle(loaded)
         return {name: loaded[name] for name in wanted}
