@@ -48,3 +48,13 @@ def test_pictures_with_adapters(capsys, tmp_path, model) -> None:
     )
     assert "nothing was attached" in refused(capsys, *call, "--lora", str(wrong))
     assert "does not exist" in refused(capsys, *call, "--lora", str(tmp_path / "none.safetensors"))
+
+
+def test_what_comes_with_the_shipped_model_goes_by_its_name(capsys, tmp_path) -> None:
+    call = ["--steps", "2", "--seed", "1", "--device", "cpu", "--quiet", "--output", str(tmp_path / "out")]
+    (plain,) = run(capsys, "a <mika> in the snow", *call)
+    (taught,) = run(capsys, "a <mika> in the snow", *call, "--embedding", "mika", "--lora", "sepia:0.5")
+    assert Image.open(plain).tobytes() != Image.open(taught).tobytes()
+    assert "embedding" not in facts(plain)
+    assert facts(taught)["embedding"] == ["mika"] and facts(taught)["lora"] == ["sepia:0.5"]
+    assert "does not exist" in refused(capsys, "a cat", *call, "--embedding", "mica.safetensors")

@@ -47,5 +47,5 @@ def test_tests_about_the_hub_use_this_machine_only() -> None:
 def test_the_client_of_the_hub_may_not_ask_and_has_no_past() -> None:
     from huggingface_hub import constants, get_token
 
-    assert constants.HF_HUB_OFFLINE and constants.HF_HOME == os.environ["HF_HOME"]
+    assert constants.HF_HUB_OFFLINE and os.environ["HF_HOME"] == constants.HF_HOME
     assert get_token() is None

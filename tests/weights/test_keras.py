@@ -1,12 +1,13 @@
 """Weights of KerasCV: HDF5 files in both ways of writing, read as Stable Diffusion 1, and everything that is refused.
 
-The order of weights in `ORDER` and `PATHS` is what Keras 3.15.1 wrote for KerasCV's own classes. On a UNet made of
-them (6.8 million random weights) the outputs differed by 3.2e-4 of 2.5, and by 3.0e-6 with the GELU and epsilon of
-KerasCV; on its text encoder by 1.3e-6.
+The order of weights in `ORDER` and `PATHS` is what Keras 2.15 (TensorFlow) and Keras 3.15.1 (PyTorch) wrote for
+KerasCV's own classes. On a UNet made of them (6.8 million random weights) the outputs differed by 3.2e-4 of 2.5, and
+by 3.0e-6 with the GELU and epsilon of KerasCV; on its text encoder by 1.7e-6.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,11 +24,14 @@ from langevin.core.errors import InputError, MissingDependencyError, WeightsErro
 from langevin.pipelines.keras import from_keras
 from langevin.weights.checkpoint import Reverted, header_of, open_weights
 from langevin.weights.detect import detect
-from langevin.weights.keras import KerasFile, counted
+from langevin.weights.header import Header
+from langevin.weights.keras import KerasFile, check_order, counted
 from langevin.weights.layouts import keras
 from langevin.weights.layouts.clip import canonical
 from langevin.weights.saving import described, save
+from tests.data.published_configs import SD15
 from tests.pipelines import tiny
+from tests.weights import zoo
 
 UNET = {**tiny.UNET, "norm_num_groups": 32}
 """A UNet whose options shapes tell."""
@@ -195,6 +199,22 @@ def test_bfloat16_of_keras_3(tmp_path) -> None:
     assert target.tolist() == [1.0, 2.0]
 
 
+def test_the_published_sizes_are_told_from_shapes() -> None:
+    network = zoo.network("UNet2DConditionModel", json.dumps(SD15))
+    with torch.device("meta"):
+        held = Reverted(network.state_dict(), keras.unet_rules(described(network)))
+        shapes = {name: tuple(value.shape) for name, value in held.items()}
+    config = keras.infer_unet(Header(shapes))
+    assert len(shapes) == 686 and shapes["spatial_transformer.15.24.kernel"] == (1, 1, 320, 320)
+    assert all(described(network)[name] == value or list(described(network)[name]) == value
+               for name, value in config.items())  # fmt: skip
+    words = {"clip_embedding.0.0.embeddings": (49409, 768), "clip_embedding.0.1.embeddings": (77, 768)}
+    layer = {f"clip_encoder_layer.{k}.12.kernel": (768, 3072) for k in range(12)}
+    text = keras.infer_text(Header({**words, **layer}))
+    assert (text["vocab_size"], text["eos_token_id"], text["num_attention_heads"]) == (49409, 49407, 12)
+    assert text["num_hidden_layers"] == 12 and text["hidden_act"] == "quick_gelu"
+
+
 # -- pipelines ------------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +335,12 @@ def test_parts_that_were_not_trained_change_the_order(unet, tmp_path) -> None:
         file.create_group("a").attrs["weight_names"] = weights
         file["a/a/dense_5/kernel:0"] = file["a/a/dense_4/kernel:0"] = np.zeros(2)
     assert "'a' was written while some of its parts were not trained" in refused(tmp_path / "numbers.h5")
+
+
+def test_a_convolution_that_keras_2_numbers_afresh_is_in_order() -> None:
+    """These names were written by Keras 2.15."""
+    names = [f"res_block_3/{part}/kernel:0" for part in ("padded_conv2d_14/conv2d_14", "padded_conv2d/conv2d")]
+    check_order(Path("unet.h5"), "res_block_3", ["res_block_3/dense_26/kernel:0", *names, "dense_2"])
 
 
 def test_the_second_version_is_refused(unet, tmp_path) -> None:

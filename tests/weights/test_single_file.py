@@ -14,6 +14,7 @@ from langevin.core.errors import ConfigError, InputError, WeightsError
 from langevin.core.weights_io import SafetensorsFile, write_safetensors
 from langevin.weights import single_file
 from langevin.weights.single_file import SingleFile, save
+from tests.cli.conftest import facts, refused, run
 from tests.live_bytes import LiveBytes
 from tests.pipelines import tiny, tiny_xl
 from tests.weights.published import FILES, header, networks, tensors
@@ -389,6 +390,17 @@ def test_a_file_needs_nothing_beside_it(plain_file) -> None:
     call = {"prompt": "a cat", "num_inference_steps": 2, "height": 16, "width": 16, "output_type": "np"}
     results = [p(**call, generator=torch.Generator().manual_seed(0)).images for p in (pipe, again)]
     assert (results[0] == results[1]).all()
+
+
+def test_the_command_line_takes_it_as_a_model(plain_file, capsys, tmp_path) -> None:
+    call = ["--model", plain_file[1], "--steps", "1", "--size", "16", "--device", "cpu", "--output", str(tmp_path)]
+    (path,) = run(capsys, "a cat", *call, "--quiet")
+    assert facts(path)["pipeline"] == "StableDiffusionPipeline" and facts(path)["seed"] is not None
+    (path,) = run(capsys, "a cat", *call, "--image", str(path), "--strength", "1", "--quiet")
+    assert facts(path)["pipeline"] == "StableDiffusionImg2ImgPipeline"
+    vae = str(tmp_path / "vae.safetensors")
+    save(plain_file[0].vae, vae)
+    assert "no whole model" in refused(capsys, "a cat", *call, "--model", vae)
 
 
 def test_the_authors_configuration_says_what_shapes_do_not(plain_file, tmp_path) -> None:

@@ -19,7 +19,9 @@ app = typer.Typer(
 app.add_typer(group, name="schedulers")
 
 Prompt = Annotated[str | None, typer.Argument(help="What the picture shows. Left out for unconditional models.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub repository, or the shipped 'picturebook'.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="A folder, a single file, a hub repository, or the shipped 'picturebook'.")
+]
 Negative = Annotated[str | None, typer.Option("--negative-prompt", "-n", help="What the picture should not show.")]
 Syntax = Annotated[
     str,
@@ -68,7 +70,17 @@ Loras = Annotated[
     typer.Option(
         "--lora",
         metavar="FILE[:SCALE]",
-        help="A LoRA of any dialect: a file, folder or hub repository, and its weight. May be given several times.",
+        help="A LoRA of any dialect: a file, folder or hub repository, and its weight. May be given several times. "
+        "The shipped model has 'sepia'.",
+    ),
+]
+Embeddings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding",
+        metavar="FILE",
+        help="Learned words (textual inversion): a file, folder or hub repository. May be given several times. "
+        "The shipped model has 'mika', for the word <mika>.",
     ),
 ]
 Grid = Annotated[
@@ -126,6 +138,7 @@ def generate(
     ip_adapter: IPAdapter = None,
     ip_adapter_scale: IPAdapterScale = None,
     lora: Loras = None,
+    embedding: Embeddings = None,
     steps: Steps = None,
     guidance_scale: Guidance = None,
     scheduler: Scheduler = None,
@@ -159,6 +172,7 @@ def generate(
         ip_adapter=ip_adapter,
         ip_adapter_scale=ip_adapter_scale,
         lora=tuple(lora or ()),
+        embedding=tuple(embedding or ()),
         steps=steps,
         guidance_scale=guidance_scale,
         scheduler=scheduler,

@@ -123,6 +123,7 @@ def sources(request: Request, used: Any) -> dict[str, Any]:
         "control_scale": used("controlnet_conditioning_scale") if request.control else None,
         "edges": request.edges or None,
         "lora": told(request.lora),
+        "embedding": [Path(file).name for file in request.embedding] or None,
         "ip_adapter_scale": request.ip_adapter_scale,
         "prompt_syntax": syntax(request),
     }

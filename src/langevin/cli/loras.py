@@ -1,4 +1,4 @@
-"""`--lora FILE[:SCALE]`: read, attached, and named in pictures."""
+"""`--lora FILE[:SCALE]` and `--embedding FILE`: read, attached, and named in pictures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..core.errors import InputError
+from ..picturebook import adapters_folder
 
 if TYPE_CHECKING:
     from ..pipelines.base import DiffusionPipeline
@@ -61,10 +62,31 @@ def attach(pipe: DiffusionPipeline, texts: Sequence[str]) -> None:
     if not hasattr(pipe, "load_lora_weights"):
         raise InputError(f"{type(pipe).__name__} takes no --lora; leave it out, or choose another --model.")
     for one in adapters:
-        pipe.load_lora_weights(one.where, adapter_name=one.name)
+        pipe.load_lora_weights(shipped(one.where), adapter_name=one.name)
     pipe.set_adapters([one.name for one in adapters], [one.scale for one in adapters])  # type: ignore[attr-defined]
 
 
 def told(texts: Sequence[str]) -> list[str] | None:
     """Return what a picture says about its adapters, "NAME:SCALE" each; None without any."""
     return [f"{one.name}:{one.scale:g}" for one in parse(texts)] or None
+
+
+def shipped(where: str) -> str:
+    """Return the file of an adapter that comes with the picturebook, for its name alone; else `where` as it is."""
+    own = adapters_folder() / f"{where}.safetensors"
+    return str(own) if own.is_file() and not Path(where).exists() else where
+
+
+def teach(pipe: DiffusionPipeline, files: Sequence[str]) -> None:
+    """Load the learned words of the command line into a pipeline.
+
+    Raises:
+        InputError: for a pipeline that learns none, or a file that does not exist.
+        WeightsError: for a file that does not fit.
+    """
+    if not files:
+        return
+    if not hasattr(pipe, "load_textual_inversion"):
+        raise InputError(f"{type(pipe).__name__} takes no --embedding; leave it out, or choose another --model.")
+    for file in files:
+        pipe.load_textual_inversion(shipped(file))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import InputError, check_choice
+from ..core.errors import InputError, WeightsError, check_choice
 from ..picturebook import control_folder, model_folder
-from .loras import attach
+from .loras import attach, teach
 from .request import PICTUREBOOK, Request
 
 if TYPE_CHECKING:
@@ -18,6 +19,31 @@ if TYPE_CHECKING:
 def folder_of(request: Request) -> str:
     """Return the folder or hub repository of the model."""
     return str(model_folder()) if request.model == PICTUREBOOK else request.model
+
+
+def is_single_file(model: str) -> bool:
+    """Tell whether a model is one file in its authors' own layout: a file on disk, or its address on the hub."""
+    return "/blob/" in model or Path(model).expanduser().is_file()
+
+
+def class_of(request: Request) -> str:
+    """Return the pipeline class that a model is for.
+
+    Raises:
+        WeightsError: for a single file that holds no pipeline.
+    """
+    from ..pipelines import auto
+
+    if not is_single_file(request.model):
+        return auto.class_in(folder_of(request))
+    from ..weights.checkpoint import header_of
+    from ..weights.detect import recognise
+    from ..weights.single_file import locate
+
+    _, facts = recognise(header_of(locate(request.model)), request.model)
+    if facts.pipeline is None:
+        raise WeightsError(f"{request.model} is a {facts.kind} and no whole model; `langevin inspect` says more.")
+    return facts.pipeline
 
 
 def pick_class(request: Request) -> type[Any]:
@@ -30,7 +56,7 @@ def pick_class(request: Request) -> type[Any]:
     """
     from ..pipelines import auto
 
-    row = auto.row_of(auto.class_in(folder_of(request)))
+    row = auto.row_of(class_of(request))
     if auto.task_of(row) in auto.AUTO:
         row = auto.row_for(row, request.task, {"controlnet"} if request.control else set())
     return auto.load_class(row)
@@ -49,9 +75,11 @@ def load(cls: type[Any], request: Request) -> DiffusionPipeline:
         given["controlnet"] = ControlNetModel.from_pretrained(net, torch_dtype=dtype)
     if not request.quiet:
         print(f"Loading {request.model} on {device} in {request.dtype} ...", file=sys.stderr)
-    pipe = cls.from_pretrained(folder_of(request), torch_dtype=dtype, **given).to(device)
+    build = cls.from_single_file if is_single_file(request.model) else cls.from_pretrained
+    pipe = build(folder_of(request), torch_dtype=dtype, **given).to(device)
     pipe.set_progress_bar_config(disable=request.quiet)
     attach(pipe, request.lora)
+    teach(pipe, request.embedding)
     if request.ip_adapter:
         pipe.load_ip_adapter(request.ip_adapter)
         pipe.set_ip_adapter_scale(1.0 if request.ip_adapter_scale is None else request.ip_adapter_scale)
@@ -70,7 +98,7 @@ def controlnet_of(request: Request) -> str | None:
         return request.controlnet
     if request.model == PICTUREBOOK:
         return str(control_folder())
-    if "controlnet" in auto.control_of(auto.row_of(auto.class_in(folder_of(request)))):
+    if "controlnet" in auto.control_of(auto.row_of(class_of(request))):
         return None
     raise InputError(f"--control needs a ControlNet made for {request.model}; name it by --controlnet FOLDER_OR_REPO.")
 

@@ -37,6 +37,7 @@ class Request:
     ip_adapter: str | None = None
     ip_adapter_scale: float | None = None
     lora: tuple[str, ...] = ()
+    embedding: tuple[str, ...] = ()
     steps: int | None = None
     guidance_scale: float | None = None
     scheduler: str | None = None

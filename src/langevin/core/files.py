@@ -15,6 +15,7 @@ from typing import Any
 from .errors import ConfigError, InputError, did_you_mean
 
 PathLike = str | os.PathLike
+WEIGHT_FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".h5")
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
@@ -58,9 +59,10 @@ def leads_out(file: Path, folder: Path) -> bool:
 
 
 def is_local(name_or_path: PathLike) -> bool:
-    """Tell whether the name leads to the file system: it exists, or can only be meant as a path."""
+    """Tell whether the name leads to the file system: it exists, or can only be meant as a path or a weight file."""
     text = os.fspath(name_or_path)
-    return os.path.exists(text) or os.path.isabs(text) or text.startswith((".", "~")) or text.count("/") > 1
+    meant = os.path.isabs(text) or text.startswith((".", "~")) or text.count("/") > 1 or text.endswith(WEIGHT_FILES)
+    return meant or os.path.exists(text)
 
 
 def missing(name_or_path: PathLike) -> InputError:

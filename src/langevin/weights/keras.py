@@ -188,16 +188,15 @@ def counted(names: Iterable[str]) -> dict[str, str]:
 
 
 def check_order(path: Path, layer: str, weights: Iterable[str]) -> None:
-    """Raise WeightsError when numbered parts of a layer do not stand in the order in which they were made.
+    """Raise WeightsError when the dense parts of a layer do not stand in the order in which they were made.
 
-    Keras lists weights that are trained before those that are not.
+    Keras lists weights that are trained before those that are not. Where dense parts keep their places, kinds and
+    shapes of weights show any other order; a convolution that is made late is numbered afresh by Keras 2.
     """
-    last: dict[str, int] = {}
-    for weight in weights:
-        kind, number = numbered((weight.split("/") or [""])[-2]) if "/" in weight else ("", 0)
-        if number < last.get(kind, 0):
-            raise disordered(f"{path}: {layer!r}")
-        last[kind] = number
+    parts = [numbered(weight.split("/")[-2]) for weight in weights if "/" in weight]
+    numbers = [number for kind, number in parts if kind == "dense"]
+    if numbers != sorted(numbers):
+        raise disordered(f"{path}: {layer!r}")
 
 
 def disordered(what: str) -> WeightsError:
