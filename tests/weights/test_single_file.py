@@ -399,7 +399,7 @@ def test_the_command_line_takes_it_as_a_model(plain_file, capsys, tmp_path) -> N
     (path,) = run(capsys, "a cat", *call, "--image", str(path), "--strength", "1", "--quiet")
     assert facts(path)["pipeline"] == "StableDiffusionImg2ImgPipeline"
     vae = str(tmp_path / "vae.safetensors")
-    save(plain_file[0].vae, vae)
+    save({"vae": plain_file[0].vae}, vae)
     assert "no whole model" in refused(capsys, "a cat", *call, "--model", vae)
 
 
