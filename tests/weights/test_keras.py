@@ -189,6 +189,16 @@ def test_what_a_file_says(file) -> None:
         assert opened.entries["padded_conv2d.0.0.kernel"].shape == (3, 3, 4, 32)
 
 
+def test_inspect_knows_both(file, trained, tmp_path) -> None:
+    found = langevin.inspect(file)
+    assert (found.kind, found.family, found.ok) == ("unet", "sd1", True) and found.tensors > 100
+    found = langevin.inspect(trained[1])
+    assert (found.kind, found.family, found.ok) == ("text encoder", "sd1", True)
+    (tmp_path / "cut.h5").write_bytes(file.read_bytes()[:5000])
+    (said,) = langevin.inspect(tmp_path / "cut.h5").damage
+    assert said.startswith("It is a damaged HDF5 file")
+
+
 def test_bfloat16_of_keras_3(tmp_path) -> None:
     with h5py.File(tmp_path / "x.weights.h5", "w") as file:
         file["layers/dense/vars/0"] = np.array([0x3F80, 0x4000], dtype=np.uint16).view("V2")

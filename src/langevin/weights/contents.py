@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import WeightsError
+from ..core.errors import MissingDependencyError, WeightsError
 from ..core.pickles import PickleFile
 from ..core.weights_io import Entry, SafetensorsFile, describe
+from .keras import SIGNATURE, KerasFile
 
 SAFETENSORS, ARCHIVE, PICKLE = "safetensors", "a torch archive", "a torch file of the older format"
 SUFFIXES = {
@@ -20,7 +21,8 @@ SUFFIXES = {
     PICKLE: (".ckpt", ".bin", ".pt", ".pth"),
 }
 """Format -> endings that names of such files have."""
-OTHERS = {b"GGUF": "GGUF", b"\x89HDF": "HDF5 (Keras)"}
+KERAS = "HDF5 (Keras)"
+OTHERS = {b"GGUF": "GGUF"}
 """First bytes -> whole formats of weights that are not looked into."""
 WEIGHT_SUFFIXES = (*SUFFIXES[SAFETENSORS], *SUFFIXES[ARCHIVE], ".gguf", ".h5")
 
@@ -66,6 +68,8 @@ def look(path: Path) -> Contents:
     for signature, name in OTHERS.items():
         if head.startswith(signature):
             return Contents(name, size)
+    if head.startswith(SIGNATURE):
+        return _keras(path, size)
     try:
         if head[8:] != b"{" and head.startswith((b"PK", b"\x80")):
             return _pickled(path, size, ARCHIVE if head.startswith(b"PK") else PICKLE)
@@ -77,6 +81,17 @@ def look(path: Path) -> Contents:
     except WeightsError as error:
         return Contents(None, size, damage=(sentence(path, str(error)),))
     return Contents(None, size, damage=(f"It is {describe(path)}{_pointed(path)}.",))
+
+
+def _keras(path: Path, size: int) -> Contents:
+    """Return what a file of Keras holds; without h5py only that it is one."""
+    try:
+        with KerasFile(path) as file:
+            return Contents(KERAS, size, file.entries, file.metadata)
+    except MissingDependencyError:
+        return Contents(KERAS, size)
+    except WeightsError as error:
+        return Contents(KERAS, size, damage=(sentence(path, str(error)),))
 
 
 def _pickled(path: Path, size: int, kind: str) -> Contents:

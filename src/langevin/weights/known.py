@@ -28,11 +28,13 @@ SHORT = {
     "stable_diffusion_xl": "sdxl",
     "stable_diffusion_xl_refiner": "sdxl-refiner",
     "stable_video_diffusion": "svd",
+    "keras_unet": "sd1",
+    "keras_text_encoder": "sd1",
 }
 """Family of a layout -> its short name; layouts of networks that several families share have none."""
 CONTEXTS = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
 """Width of the text that a UNet attends to -> family."""
-KINDS = {"adapter": "t2i-adapter"}
+KINDS = {"adapter": "t2i-adapter", "text_encoder": "text encoder"}
 """Component -> what a file with it alone is called, where that is not the component's name."""
 TASKS = {9: "inpainting", 8: "instruction", 5: "depth", 7: "upscaling"}
 """Channels that a UNet takes -> what it was made for."""
