@@ -20,7 +20,7 @@ import torch
 
 import langevin
 from langevin.cli import main
-from langevin.core.errors import InputError, MissingDependencyError, WeightsError
+from langevin.core.errors import ConfigError, InputError, MissingDependencyError, WeightsError
 from langevin.pipelines.keras import from_keras
 from langevin.weights.checkpoint import Reverted, header_of, open_weights
 from langevin.weights.detect import detect
@@ -285,6 +285,8 @@ def test_words_and_rows_must_agree(base, trained, tmp_path) -> None:
     save({"vae": langevin.AutoencoderKL.from_pretrained(base / "vae")}, tmp_path / "vae.safetensors")
     with pytest.raises(WeightsError, match=r"no file of KerasCV\. It is autoencoder_kl"):
         from_keras(base, unet=tmp_path / "vae.safetensors")
+    with pytest.raises(ConfigError, match="from_keras puts it into a pipeline"):
+        langevin.StableDiffusionPipeline.from_single_file(unet_file)
 
 
 def test_the_command(base, trained, tmp_path, capsys) -> None:

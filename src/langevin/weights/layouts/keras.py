@@ -133,6 +133,9 @@ def check_kinds(header: Header) -> None:
             raise disordered(f"the layer {block}.{number}")
 
 
+WAY = "pipelines.keras.from_keras puts it into a pipeline"
+
+
 # -- the UNet -------------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +218,7 @@ def recognise_unet(header: Header) -> Facts | None:
     if project is not None and len(project) == 2:
         raise WeightsError(f"the file holds a UNet of Stable Diffusion 2 in the layout of KerasCV; {ONLY_FIRST}")
     facts = Facts("keras_unet", "unet", prediction_type="epsilon", image_size=512, dtype=header.dtype)
-    return facts.because("The file has the residual blocks of KerasCV's UNet of Stable Diffusion 1.")
+    return facts.because(f"The file has the residual blocks of KerasCV's UNet of Stable Diffusion 1; {WAY}.")
 
 
 ONLY_FIRST = "of that layout Stable Diffusion 1 is read, as in KerasCV's own converter"
@@ -264,7 +267,7 @@ def recognise_text(header: Header) -> Facts | None:
             f"the file holds the text encoder of Stable Diffusion 2 in the layout of KerasCV; {ONLY_FIRST}"
         )
     facts = Facts("keras_text_encoder", "text encoder", dtype=header.dtype)
-    return facts.because("The file has the embedding of words of KerasCV's text encoder.")
+    return facts.because(f"The file has the embedding of words of KerasCV's text encoder; {WAY}.")
 
 
 TEXT_MARKS = ("clip_embedding.0.0.embeddings", "clip_embedding.0.token_embedding.vars.0")
