@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+
 from tests.architecture.tree import PACKAGE, Import, imports, module, modules
 
 LEVELS = {
@@ -107,3 +109,22 @@ def test_the_gate_sees_a_planted_import() -> None:
         assert upward([module("langevin.models.base", text)]) == [], text
     assert upward([module("langevin.training.trainer", "from ..pipelines import base")]) == []
     assert upward([module("langevin.pipelines.base", "from ..training import trainer")]) != []
+
+
+LATE = {
+    "models.adapting": "documented methods of networks whose work is done in adapters",
+    "models.single_file": "documented methods of networks whose work is done in weights",
+    "pipelines.custom": "a community file is imported with the alias of compat around it",
+}
+"""Modules that may import one above them when a documented method is called, with the reason."""
+
+
+def test_late_imports_are_those_of_documented_methods() -> None:
+    """`core.imports.late` is a way around the levels, so its callers are named one by one."""
+    calling = {
+        m.name.removeprefix(f"{PACKAGE}.")
+        for m in modules()
+        for node in ast.walk(m.ast)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "late"
+    }
+    assert calling == set(LATE)

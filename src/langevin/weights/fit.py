@@ -22,7 +22,8 @@ from ..models.loading import LEGACY_ATTENTION, present_name
 from .contents import WEIGHT_SUFFIXES, look
 from .dialects import lora
 from .dialects.naming import Names, Shape
-from .known import CONTEXTS, FAMILIES, probe_network
+from .found import CONTEXTS
+from .known import FAMILIES, probe_network
 from .layouts.ldm import layer_names
 
 CLASSES = {

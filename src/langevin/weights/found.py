@@ -13,6 +13,9 @@ from typing import Any, Protocol
 
 from ..core.weights_io import Entry
 
+CONTEXTS = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
+"""Width of the text that a UNet attends to -> family."""
+
 
 @dataclass(frozen=True)
 class Found:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..core.weights_io import Entry
 from .detect import detect, families
-from .found import Found
+from .found import CONTEXTS, Found
 from .header import Header, matching
 
 FAMILIES = {
@@ -32,8 +32,6 @@ SHORT = {
     "keras_text_encoder": "sd1",
 }
 """Family of a layout -> its short name; layouts of networks that several families share have none."""
-CONTEXTS = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
-"""Width of the text that a UNet attends to -> family."""
 KINDS = {"adapter": "t2i-adapter", "text_encoder": "text encoder"}
 """Component -> what a file with it alone is called, where that is not the component's name."""
 TASKS = {9: "inpainting", 8: "instruction", 5: "depth", 7: "upscaling"}

@@ -29,7 +29,7 @@ from ...nn.image_projection import (
     IPAdapterFullImageProjection,
     IPAdapterPlusImageProjection,
 )
-from ..found import Found
+from ..found import CONTEXTS, Found
 from ..ops import Split
 from ..rules import Rule, Rules, below, renamed, rule
 from .parts import Adapter, Parts
@@ -41,9 +41,6 @@ KEYS = re.compile(r"(\d+)\.(to_[kv])_ip\.weight")
 LORA = re.compile(r"(\d+)\.(to_[qkv]|to_out)_lora\.(down|up)\.weight")
 HEAD = 64
 """Width of a head of every resampler."""
-FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-"""Width of the tokens -> the family that reads such a context."""
-
 LAYERS = (
     *renamed({
         "layers.{}.0.norm1": "layers.{}.ln0",
@@ -354,4 +351,4 @@ def probe(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> Found | 
         f"it has `{PROJECTION}.*` and `{ATTENTION}.*`",
         f"`{PROJECTION}` has {' and '.join(kind.mark)}, as {kind.name} adapters have",
     )
-    return Found("ip-adapter", FAMILIES.get(width or 0), kind.name, details, because)
+    return Found("ip-adapter", CONTEXTS.get(width or 0), kind.name, details, because)

@@ -9,6 +9,7 @@ from ..family import Config, Facts, Family, Layout, Place
 from ..header import Header
 from ..rules import Rules, below, renamed, rule
 from .ldm import encoder_rules, infer_encoder
+from .stable_diffusion import CONTEXTS, TITLES
 
 CONTROL = "control_model."
 HINT = "input_hint_block"
@@ -57,7 +58,7 @@ def recognise_controlnet(header: Header) -> Facts | None:
     if prefix is None:
         return None
     width = (header.shape(f"{prefix}input_blocks.{{}}.1.transformer_blocks.0.attn2.to_k.weight") or (0, 0))[1]
-    version = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}.get(width)
+    version = TITLES.get(CONTEXTS.get(width, ""))
     facts = Facts("controlnet", "controlnet", dtype=header.under(prefix).dtype)
     facts = facts.because("The file has layers that read a control picture, and one closed convolution per block.")
     return facts if version is None else facts.because(f"It attends to text {width} wide, as {version} does.")
