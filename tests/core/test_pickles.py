@@ -61,9 +61,10 @@ def test_every_tensor_is_what_it_was(tmp_path: Path, new: bool, protocol: int) -
         assert same(read[name], value), name
     with PickleFile(path) as file:
         assert file.root == "" and file.extras == {} and file.metadata == {}
-        targets = {name: torch.empty(v.shape) for name, v in STATE.items() if not v.is_complex()}
-        file.read(targets)
-        assert all(torch.equal(target, STATE[name].detach().float()) for name, target in targets.items())
+        for use_map in (True, False):
+            targets = {name: torch.empty(v.shape) for name, v in STATE.items() if not v.is_complex()}
+            file.read(targets, use_map=use_map)
+            assert all(torch.equal(target, STATE[name].detach().float()) for name, target in targets.items())
 
 
 @pytest.mark.parametrize(("new", "protocol"), FORMATS)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -460,8 +458,8 @@ def test_every_type_and_shape_goes_through_and_agrees_with_the_safetensors_packa
             assert view is None or torch.equal(view, tensor)
         targets = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors.items()}
         file.read(targets)
-        parts = [part for _, some in file.blocks(tensors) for part in some]
-        assert sum(part.length for part in parts) == sum(tensor.numel() for tensor in tensors.values())
+        for kept in (file.blocks(tensors, use_map=False), file.blocks(tensors, keep=True)):
+            assert sum(part.length for _, parts in kept for part in parts) == sum(t.numel() for t in tensors.values())
         assert all(torch.equal(targets[name], tensor) for name, tensor in tensors.items())
     with pytest.raises(WeightsError, match="meta device"):
         write_safetensors(path, {"x": torch.empty(2, device="meta")}, {})
@@ -469,39 +467,19 @@ def test_every_type_and_shape_goes_through_and_agrees_with_the_safetensors_packa
         write_safetensors(path, {"x": torch.eye(2).to_sparse()}, {})
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_large_tensors_are_read_in_pieces_and_small_ones_share_them(
-    tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    tensors = {"big": torch.randn(7, 1 << 20), "one": torch.randn(5), "two": torch.randn(2, 2), "half": torch.ones(3)}
+def test_large_tensors_are_read_in_blocks_and_small_ones_share_them(tmp_path: Path) -> None:
+    tensors = {"big": torch.randn(14, 1 << 20), "one": torch.randn(5), "two": torch.randn(2, 2), "half": torch.ones(3)}
     tensors["half"] = tensors["half"].half()
     write_safetensors(tmp_path / "x.safetensors", tensors, {})
-    with SafetensorsFile(tmp_path / "x.safetensors") as file, torch.inference_mode():
-        targets = {name: torch.empty(tensor.shape, dtype=torch.float16) for name, tensor in tensors.items()}
-        seen = dict.fromkeys(tensors, 0)
-        readers = set()
-
-        def note(piece: torch.Tensor, name: str) -> None:
-            assert piece.isfinite().all()
-            seen[name] += piece.numel()
-            readers.add(threading.get_ident())
-
-        file.read(targets, note)
-        assert len(readers) == threads
-        assert seen == {name: tensor.numel() for name, tensor in tensors.items()}
-        assert all(torch.equal(targets[name], tensor.half()) for name, tensor in tensors.items())
+    with SafetensorsFile(tmp_path / "x.safetensors") as file:
+        for use_map in (True, False):
+            targets = {name: torch.empty(tensor.shape, dtype=torch.float16) for name, tensor in tensors.items()}
+            seen: list[list[str]] = []
+            file.read(targets, lambda block, parts, seen=seen: seen.append([p.name for p in parts]), use_map=use_map)
+            assert all(torch.equal(targets[name], tensor.half()) for name, tensor in tensors.items())
+            assert len(seen) > 6 and set(map(tuple, seen)) == {("big",), ("one",), ("two",), ("half",)}
         runs = [[part.name for part in parts] for _, parts in file.blocks(tensors)]
         assert runs[-2:] == [["one", "two"], ["half"]] and set(map(tuple, runs[:-2])) == {("big",)}
-
-
-def test_an_error_in_a_reading_thread_reaches_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    write_safetensors(tmp_path / "x.safetensors", {"big": torch.randn(5, 1 << 20)}, {})
-    with SafetensorsFile(tmp_path / "x.safetensors") as file:
-        os.truncate(tmp_path / "x.safetensors", 1 << 20)
-        with pytest.raises(WeightsError, match="became shorter"):
-            file.read({"big": torch.empty(5, 1 << 20)})
 
 
 def test_a_large_sum_is_no_damage_and_a_damaged_neighbour_is_not_blamed(folder: Path) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from .errors import WeightsError
 from .report import some
 from .unpickling import NONSENSE, Machine, Storage, Stored, whole_numbers
 from .weights_io import (
+    CHUNK,
     MAX_HEADER,
     Entry,
+    Part,
     SafetensorsFile,
     TensorFile,
     bytes_of,
@@ -194,14 +196,19 @@ class PickleFile(TensorFile):
         """Return the tensor as a copy-on-write view of the file, or None where its bytes are shared or out of order."""
         return super().view(name) if self._stored[name].is_dense() and name not in self._shared else None
 
-    def read(self, targets: Mapping[str, Tensor], each: Callable[[Tensor, str], None] | None = None) -> None:
-        """Read and cast tensors into targets, as the base class does; those with other strides are put in order."""
-        super().read({name: target for name, target in targets.items() if self._stored[name].is_dense()}, each)
-        for name, target in targets.items():
+    def blocks(
+        self, names: Iterable[str], *, use_map: bool = True, keep: bool = False
+    ) -> Iterator[tuple[Tensor, list[Part]]]:
+        """Yield all values of tensors, as the base class does; those with other strides are put in order first."""
+        names = list(names)
+        plain = [name for name in names if self._stored[name].is_dense()]
+        yield from super().blocks(plain, use_map=use_map, keep=keep)
+        for name in names:
             if not self._stored[name].is_dense():
-                target.copy_(self._ordered(self._stored[name]))
-                if each is not None:
-                    each(target.view(-1), name)
+                values = self._ordered(self._stored[name]).view(-1)
+                for first in range(0, len(values), CHUNK):
+                    piece = values[first : first + CHUNK]
+                    yield piece, [Part(name, first, len(piece))]
 
     def _ordered(self, stored: Stored) -> Tensor:
         """Return a contiguous copy of a tensor."""

@@ -11,9 +11,7 @@ import json
 import mmap
 import os
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,15 +43,9 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000
 MAX_NUMBER = 1 << 48
 """What no side of a tensor and no position in a file reaches."""
-CHUNK = 1 << 20
-"""Bytes that are read at a time: few enough to stay in the processor's cache."""
-PIECE = 1 << 15
-"""Values that are cast and checked at a time: few enough for torch to stay in one thread, since waiting for others at
-every piece takes far longer than the piece where the processor is shared."""
-AHEAD = 8 << 20
-"""Bytes of a mapped file that are asked for in advance."""
-MAX_WORKERS, WORTH_A_WORKER = 4, 8
-"""Threads that read one file, and the least chunks for each."""
+CHUNK = 1 << 23
+"""Bytes that are read, cast and checked at a time: few enough for the processor's outer cache, and so many that threads
+of torch seldom wait for each other, which takes long where the processor is shared."""
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 SIGNATURES: tuple[tuple[bytes, str], ...] = (
@@ -128,7 +120,6 @@ class TensorFile:
         except OSError as error:
             raise WeightsError(f"{self.path} cannot be read: {error.strerror}") from error
         self._map: mmap.mmap | None = None
-        self._lock = threading.Lock()
         try:
             self.entries, self.metadata = self._read_header()
         except BaseException:
@@ -182,72 +173,57 @@ class TensorFile:
         if parts:
             yield kind, start, parts
 
-    def blocks(self, names: Iterable[str]) -> Iterator[tuple[Tensor, list[Part]]]:
-        """Yield the values of tensors that `view` gives, flat, in blocks that may hold many, and what each consists of.
+    def blocks(
+        self, names: Iterable[str], *, use_map: bool = True, keep: bool = False
+    ) -> Iterator[tuple[Tensor, list[Part]]]:
+        """Yield all values of tensors, flat, in blocks that may hold many tensors, and the parts each consists of.
 
-        The pages of the file that they lie in stay in this process's memory.
+        A block is valid until the next one. `keep` leaves the pages of the mapped file in this process's memory.
         """
+        buffer: Tensor | None = None
         ahead = 0
         for kind, start, parts in self._runs(names):
             count = sum(part.length for part in parts)
-            if start + count * kind.itemsize > ahead:
-                ahead = start + AHEAD
-                self._advise("MADV_WILLNEED", start, ahead)
-            yield torch.frombuffer(self._mapped(), dtype=kind, count=count, offset=start), parts
+            stop = start + count * kind.itemsize
+            if use_map and start % kind.itemsize == 0:
+                if stop > ahead:
+                    ahead = start + 2 * CHUNK
+                    self._advise("MADV_WILLNEED", start, ahead)
+                yield torch.frombuffer(self._mapped(), dtype=kind, count=count, offset=start), parts
+                if not keep:
+                    self._advise("MADV_DONTNEED", start, stop)
+            else:
+                buffer = torch.empty(CHUNK, dtype=torch.uint8) if buffer is None else buffer
+                self._read_at(start, bytes_of(buffer[: stop - start]))
+                yield buffer[: stop - start].view(kind), parts
 
-    def read(self, targets: Mapping[str, Tensor], each: Callable[[Tensor, str], None] | None = None) -> None:
-        """Read and cast tensors into contiguous targets of their shapes on any device, piece by piece, in threads.
+    def read(
+        self,
+        targets: Mapping[str, Tensor],
+        each: Callable[[Tensor, list[Part]], None] | None = None,
+        *,
+        use_map: bool = True,
+    ) -> None:
+        """Read and cast tensors into contiguous targets of their shapes on any device, block by block.
 
-        `each` is called with every finished piece of a target, flat, and the target's name; from any of the threads.
+        `each` is called with every finished piece of a target, flat, and with its part. use_map=False reads without
+        mapping the file.
         """
         flat = {name: target.view(-1) for name, target in targets.items()}
-        runs = list(self._runs(targets))
-        workers = max(1, min(torch.get_num_threads(), MAX_WORKERS, len(runs) // WORTH_A_WORKER))
-        share = -(-len(runs) // workers)
-        if workers == 1:
-            self._fill(runs, flat, each)
-            return
-        from concurrent.futures import ThreadPoolExecutor
-
-        mode = torch.is_inference_mode_enabled()
-        with ThreadPoolExecutor(workers) as pool:
-            shares = [runs[first : first + share] for first in range(0, len(runs), share)]
-            list(pool.map(lambda some: self._fill(some, flat, each, inference=mode), shares))
-
-    def _fill(
-        self,
-        runs: Sequence[tuple[torch.dtype, int, list[Part]]],
-        flat: Mapping[str, Tensor],
-        each: Callable[[Tensor, str], None] | None,
-        *,
-        inference: bool | None = None,
-    ) -> None:
-        """Read runs into flat targets; `inference` is the mode of the thread that made them, where it is another."""
-        buffer = torch.empty(CHUNK, dtype=torch.uint8)
-        with nullcontext() if inference is None else torch.inference_mode(inference):
-            for kind, start, parts in runs:
-                lengths = [part.length for part in parts]
-                size = sum(lengths) * kind.itemsize
-                self._read_at(start, bytes_of(buffer[:size]))
-                for part, values in zip(parts, buffer[:size].view(kind).split(lengths), strict=True):
-                    target = flat[part.name][part.first : part.first + part.length]
-                    for piece, read in zip(target.split(PIECE), values.split(PIECE), strict=True):
-                        piece.copy_(read)
-                        if each is not None:
-                            each(piece, part.name)
+        for block, parts in self.blocks(targets, use_map=use_map):
+            for part, values in zip(parts, block.split([part.length for part in parts]), strict=True):
+                piece = flat[part.name][part.first : part.first + part.length]
+                piece.copy_(values)
+                if each is not None:
+                    each(piece, [part])
 
     def _read_at(self, offset: int, data: memoryview) -> None:
-        """Fill `data` from a position in the file, from any thread."""
+        self._file.seek(offset)
         while data:
-            if hasattr(os, "preadv"):
-                done = os.preadv(self._file.fileno(), [data], offset)
-            else:
-                with self._lock:
-                    self._file.seek(offset)
-                    done = self._file.readinto(data)
+            done = self._file.readinto(data)
             if not done:
                 raise WeightsError(f"{self.path} became shorter while it was read")
-            offset, data = offset + done, data[done:]
+            data = data[done:]
 
     def _advise(self, advice: str, start: int, stop: int) -> None:
         """Tell the system what is planned with the whole pages in part of the mapped file, where it listens."""

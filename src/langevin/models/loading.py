@@ -21,7 +21,7 @@ from ..core.logging import get_logger
 from ..core.report import LoadReport, some
 from ..core.variants import KINDS, PICKLE, SAFETENSORS, advice, is_part, members, pick, weights_in
 from ..core.weights_io import (
-    PIECE,
+    Part,
     TensorFile,
     WeightFiles,
     parse_size,
@@ -208,7 +208,7 @@ def fetch(
             value = source.pop(stored)
             loaded[name] = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
             if check is not None:
-                check(loaded[name], name)
+                check(loaded[name], [Part(name, 0, value.numel())])
             continue
         held = source.entries[stored].dtype
         wanted = dtype if dtype is not None and held.is_floating_point else held
@@ -218,12 +218,11 @@ def fetch(
         (casts if view is None else views).setdefault(source, {})[stored] = name
     for source, present in casts.items():
         targets = {stored: loaded[name] for stored, name in present.items()}
-        source.read(targets, check and check.named(present))
+        source.read(targets, check and check.named(present), use_map=use_map)
     for source, present in views.items() if check is not None else ():
         look = check.named(present)
-        for block, parts in source.blocks(present):
-            for piece in block.split(PIECE):
-                look(piece, *(part.name for part in parts))
+        for block, parts in source.blocks(present, keep=True):
+            look(block, parts)
     return loaded
 
 
@@ -237,20 +236,20 @@ class FiniteCheck:
     def __init__(self) -> None:
         self.doubtful: dict[str, None] = {}
 
-    def __call__(self, values: Tensor, *names: str) -> None:
-        """Take note of the tensors that `values` may belong to, unless all values are finite."""
+    def __call__(self, values: Tensor, parts: Sequence[Part]) -> None:
+        """Take note of the tensors that `parts` of `values` belong to, unless all values are finite."""
         if values.is_floating_point() and values.dtype.itemsize > 1 and not math.isfinite(values.sum().item()):
-            self.doubtful |= dict.fromkeys(names)
+            self.doubtful |= dict.fromkeys(part.name for part in parts)
 
-    def named(self, present: Mapping[str, str]) -> Callable[..., None]:
+    def named(self, present: Mapping[str, str]) -> Callable[[Tensor, Sequence[Part]], None]:
         """Return the check for a file that calls its tensors otherwise: stored name -> present name."""
         if all(stored == name for stored, name in present.items()):
             return self
-        return lambda values, *names: self(values, *(present[name] for name in names))
+        return lambda block, parts: self(block, [part._replace(name=present[part.name]) for part in parts])
 
     def settle(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise WeightsError for the first doubtful tensor that holds NaN or infinity."""
-        for name in (name for name in tensors if name in self.doubtful):
+        for name in self.doubtful:
             least, greatest = (value.item() for value in tensors[name].aminmax())
             if math.isfinite(least) and math.isfinite(greatest):
                 continue

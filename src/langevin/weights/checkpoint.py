@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.errors import WeightsError
 from ..core.report import some
-from ..core.weights_io import Entry, SafetensorsFile
+from ..core.weights_io import Entry, Part, SafetensorsFile
 from ..models.loading import FiniteCheck, fetch
 from .header import Header, Shape
 from .keras import SIGNATURE, KerasFile, refuse_program
@@ -46,12 +46,18 @@ class MemoryFile:
         """Return None: a model gets copies."""
         return None
 
-    def read(self, targets: Mapping[str, Tensor], each: Callable[[Tensor, str], None] | None = None) -> None:
+    def read(
+        self,
+        targets: Mapping[str, Tensor],
+        each: Callable[[Tensor, list[Part]], None] | None = None,
+        *,
+        use_map: bool = True,
+    ) -> None:
         """Copy and cast tensors into targets; `each` is called with every one, flat, and with its part."""
         for name, target in targets.items():
             target.copy_(self.tensors[name])
             if each is not None:
-                each(target.view(-1), name)
+                each(target.view(-1), [Part(name, 0, target.numel())])
 
 
 def open_weights(path: str | os.PathLike) -> Source:
@@ -162,7 +168,7 @@ class Converted:
                     kind = dtype if value.is_floating_point() else None
                     loaded[name] = value.to(device=device, dtype=kind, copy=True).contiguous()
                     if check is not None:
-                        check(loaded[name], name)
+                        check(loaded[name], [Part(name, 0, value.numel())])
         if check is not None:
             check.settle(loaded)
         return {name: loaded[name] for name in wanted}
@@ -171,7 +177,7 @@ class Converted:
         """Return one tensor as the file holds it."""
         entry = self.source.entries[stored]
         value = torch.empty(entry.shape, dtype=entry.dtype)
-        self.source.read({stored: value})
+        self.source.read({stored: value}, use_map=self.use_map)
         return value
 
 
