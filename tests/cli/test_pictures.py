@@ -178,7 +178,9 @@ MISTAKES = [
     (["--prompt-syntax", "a111"], "did you mean 'a1111'"),
     (["--prompt-syntax", "compel", "a cat++ (dog"], "(dog"),
     (["--control", "cat"], "needs a ControlNet made for"),
-    (["--image", "cat", "--lora", "x"], "--lora"),
+    (["--image", "cat", "--loora", "x"], "--loora"),
+    (["--lora", ":0.5"], "write FILE or FILE:SCALE"),
+    (["--image-prompt", "cat"], "--image-prompt needs --ip-adapter"),
 ]
 
 

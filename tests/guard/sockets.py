@@ -9,20 +9,21 @@ from typing import Any
 ALLOWED = "LANGEVIN_TESTS_ALLOW_LOCALHOST"
 """Name of the variable that lets a process that a test starts use this machine's addresses."""
 HERE = ("localhost", "127.0.0.1", "::1")
-_local = [os.environ.get(ALLOWED) == "1"]
-_plain: dict[str, Any] = {}
+_state: dict[str, Any] = vars(socket).setdefault("_guard", {"local": os.environ.get(ALLOWED) == "1", "plain": {}})
+"""One for the process, also where this file was imported under two names: by sitecustomize and by the tests."""
+_plain: dict[str, Any] = _state["plain"]
 
 
 def allow_localhost(allowed: bool) -> None:
     """Let connections within this machine pass from now on, or not."""
-    _local[0] = allowed
+    _state["local"] = allowed
 
 
 def check(host: object) -> None:
     """Raise OSError for an address that may not be reached."""
     if host not in HERE:
         raise OSError(f"A test tried to reach {host}; tests run without a network.")
-    if not _local[0]:
+    if not _state["local"]:
         raise OSError(f"A test tried to reach {host}; only tests marked `hub` may use this machine's addresses.")
 
 
