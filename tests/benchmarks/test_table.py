@@ -56,13 +56,19 @@ def test_arithmetic_is_what_computes() -> None:
     arithmetic.again()
 
 
+ADDITIONS = 40
+"""So many additions of small tensors may take as long as a step takes beyond its arithmetic."""
+
+
 @pytest.mark.parametrize("name", names())
 def test_a_step_costs_little_beyond_its_arithmetic(name: str) -> None:
-    """The limit is 25 us on an idle machine; tests share theirs, so this refuses only what is far beyond it, always."""
+    """The limit of 25 us is an idle machine's. Tests share theirs, which may be slow, so additions measure it here."""
     seen = []
-    while not seen or (seen[-1] >= 60 and len(seen) < 10):
+    x = torch.ones(1, 4, 8, 8)
+    while not seen or (seen[-1] >= ADDITIONS and len(seen) < 10):
         with torch.no_grad():
+            unit = 1e6 * min(clocked(lambda: [x + 1.0 for _ in range(100)], 5) for _ in range(5)) / 100
             whole, beyond = host_times("langevin", name, rounds=20, middle=min).values()
         assert beyond < whole
-        seen.append(beyond)
-    assert seen[-1] < 60, seen
+        seen.append(beyond / unit)
+    assert seen[-1] < ADDITIONS, seen
