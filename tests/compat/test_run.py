@@ -223,27 +223,8 @@ pipeline = StableDiffusionPipeline.from_pretrained("stable-diffusion-v1-5/stable
 image = pipeline("a cat", num_inference_steps=4, callback_on_step_end=StopEarly(cutoff_step_ratio=0.5)).images[0]
 image.save("stopped.png")
 """
-CUSTOM = """
-from diffusers import DiffusionPipeline
-import torch
-
-class UnetSchedulerOneForwardPipeline(DiffusionPipeline):
-    def __init__(self, unet, scheduler):
-        super().__init__()
-
-        self.register_modules(unet=unet, scheduler=scheduler)
-
-    def __call__(self):
-        image = torch.randn(
-            (1, self.unet.config.in_channels, self.unet.config.sample_size, self.unet.config.sample_size),
-        )
-        timestep = 1
-
-        model_output = self.unet(image, timestep).sample
-        scheduler_output = self.scheduler.step(model_output, timestep, image).prev_sample
-
-        return scheduler_output
-
+CUSTOM = (Path(__file__).parent / "files" / "one_step_unet.py").read_text(encoding="utf-8")
+CUSTOM += """
 pipeline = UnetSchedulerOneForwardPipeline.from_pretrained("google/ddpm-cifar10-32", use_safetensors=True)
 output = pipeline()
 torch.save(output, "step.pt")
