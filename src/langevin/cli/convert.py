@@ -12,7 +12,7 @@ from torch import nn
 
 from ..core.errors import InputError, WeightsError
 from ..core.files import read_json
-from ..models.loading import resolve_dtype
+from ..models.placement import resolve_dtype
 from ..pipelines import loading
 from ..pipelines.base import DiffusionPipeline
 from ..pipelines.keras import component_of, from_keras

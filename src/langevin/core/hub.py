@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +20,12 @@ from .report import some
 
 logger = get_logger(__name__)
 HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download", "proxies")
+"""What every loading takes for the hub.
+
+`revision` is a branch, tag or commit, `cache_dir` the folder of the cache. `local_files_only` takes what it holds and
+asks nothing, `force_download` fetches anew what it has. `token` stands in place of that of `hf auth login`.
+`proxies` is refused: the client reads HTTPS_PROXY.
+"""
 TRANSPORTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 """Packages through which versions of the client reach the network; their errors mean that the hub does not answer."""
 
@@ -29,6 +35,11 @@ REFUSALS = {401: "log in with `hf auth login` or pass a valid `token=`", 403: "t
 
 class HubUnreachable(InputError):
     """The hub does not answer, or may not be asked."""
+
+
+def hub_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hub options among the arguments of a call, such as its `locals()`, without those left at None."""
+    return {name: given[name] for name in HUB_OPTIONS if given.get(name) is not None}
 
 
 def _client() -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,12 +15,15 @@ from torch import Tensor, nn
 
 from ..core.config import ConfigMixin
 from ..core.errors import ConfigError, check_known
+from ..core.hub import hub_options
 from ..core.push import PushToHubMixin, check_push
 from ..nn import processors
-from . import loading
 from .adapting import AdapterMixin
 from .hollow import Hollow
+from .loading import LEGACY_ATTENTION, Checkpoint, fill
+from .placement import resolve_device, resolve_dtype
 from .single_file import FromOriginalModelMixin
+from .weight_files import find_weights, save_model
 
 
 class ModelMixin(nn.Module, AdapterMixin, FromOriginalModelMixin, PushToHubMixin, ConfigMixin):
@@ -30,7 +36,7 @@ class ModelMixin(nn.Module, AdapterMixin, FromOriginalModelMixin, PushToHubMixin
     """
 
     config_name = "config.json"
-    renamed_weights: ClassVar[tuple[tuple[str, str], ...]] = loading.LEGACY_ATTENTION
+    renamed_weights: ClassVar[tuple[tuple[str, str], ...]] = LEGACY_ATTENTION
     ignored_weights: ClassVar[tuple[str, ...]] = ()
 
     # -- loading and saving -----------------------------------------------------------------------------------------
@@ -89,44 +95,36 @@ class ModelMixin(nn.Module, AdapterMixin, FromOriginalModelMixin, PushToHubMixin
             ConfigError: an unknown keyword, or a configuration that cannot be read.
             InputError: the folder or repository does not exist.
         """
+        hub = hub_options(locals())
         if overrides:
             check_known(f"{cls.__name__}.from_pretrained", overrides, _keywords(cls))
-        hub = {
-            "revision": revision,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "token": token,
-            "force_download": force_download,
-            "proxies": proxies,
-        }
-        hub = {key: value for key, value in hub.items() if value is not None}
-        target = loading.resolve_dtype(torch_dtype, dtype)
-        device = loading.resolve_device(device_map)
-        place = (config, None) if config is not None else (pretrained_model_name_or_path, subfolder)
-        values = cls.load_config(place[0], subfolder=place[1], **hub)
-        files = loading.find_weights(
+        target, device = resolve_dtype(torch_dtype, dtype), resolve_device(device_map)
+        source, folder = (pretrained_model_name_or_path, subfolder) if config is None else (config, None)
+        values = cls.load_config(source, folder, **hub)
+        files = find_weights(
             pretrained_model_name_or_path,
             subfolder=subfolder,
             variant=variant,
             use_safetensors=use_safetensors,
             **hub,
         )
+        build = partial(cls.from_config, values, **overrides)
         with Hollow():
-            model = cls.from_config(values, **overrides)
-        report = loading.load_into(
-            model,
-            files,
-            what=_title(cls, values, files),
-            rebuild=lambda: cls.from_config(values, **overrides),
-            renames=cls.renamed_weights,
-            ignored=cls.ignored_weights,
-            dtype=target,
-            device=device,
-            strict=strict,
-            ignore_mismatched_sizes=ignore_mismatched_sizes,
-            check_finite=check_finite,
-            use_map=not disable_mmap,
-        )
+            model = build()
+        known, renames = model.state_dict(), cls.renamed_weights
+        with Checkpoint(files, known=known, renames=renames, use_map=not disable_mmap) as checkpoint:
+            report = fill(
+                model,
+                checkpoint,
+                what=_title(cls, values, files.files[0].parent),
+                rebuild=build,
+                ignored=cls.ignored_weights,
+                dtype=target,
+                device=device,
+                strict=strict,
+                ignore_mismatched_sizes=ignore_mismatched_sizes,
+                check_finite=check_finite,
+            )
         model.eval()
         return (model, report.as_dict()) if output_loading_info else model
 
@@ -160,7 +158,7 @@ class ModelMixin(nn.Module, AdapterMixin, FromOriginalModelMixin, PushToHubMixin
         check_push(f"{type(self).__name__}.save_pretrained", hub, _parameters(self.save_pretrained), push_to_hub)
         if not is_main_process:
             return
-        loading.save_model(
+        save_model(
             self.state_dict(),
             save_directory,
             config_name=self.config_name,
@@ -278,8 +276,6 @@ class ModelMixin(nn.Module, AdapterMixin, FromOriginalModelMixin, PushToHubMixin
 
 
 def _parameters(function: Callable) -> list[str]:
-    import inspect
-
     return [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
 
 
@@ -288,8 +284,8 @@ def _keywords(cls: type[ModelMixin]) -> list[str]:
     return [*_parameters(cls.from_pretrained), *_parameters(cls.__init__)[1:], *cls.renamed_options]
 
 
-def _title(cls: type[ModelMixin], values: Mapping[str, Any], files: loading.WeightFiles) -> str:
+def _title(cls: type[ModelMixin], values: Mapping[str, Any], folder: Path) -> str:
     """Return how a load is called in messages; a folder that describes another class says so."""
     written = values.get("_class_name", cls.__name__)
     other = "" if written == cls.__name__ else f" (whose configuration is that of {written})"
-    return f"{cls.__name__} from {files.files[0].parent}{other}"
+    return f"{cls.__name__} from {folder}{other}"

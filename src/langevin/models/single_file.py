@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.hub import hub_options
 from ..core.imports import late
-from . import loading
+from .placement import resolve_device, resolve_dtype
 
 
 class FromOriginalModelMixin:
@@ -64,14 +65,13 @@ class FromOriginalModelMixin:
             InputError: the file does not exist.
             ConfigError: an unknown keyword, or a configuration that can neither be read nor told from shapes.
         """
-        hub = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token, "proxies": proxies}
-        hub |= {"force_download": force_download, "revision": revision}
+        hub = hub_options(locals())
         return late("weights.single_file").load_model(
             cls,
             pretrained_model_link_or_path_or_dict,
-            dtype=loading.resolve_dtype(torch_dtype, dtype),
-            device=loading.resolve_device(device if device is not None else device_map),
-            hub={name: value for name, value in hub.items() if value is not None},
+            dtype=resolve_dtype(torch_dtype, dtype),
+            device=resolve_device(device if device is not None else device_map),
+            hub=hub,
             overrides=overrides,
             config=config,
             subfolder=subfolder,

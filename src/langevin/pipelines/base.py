@@ -13,11 +13,12 @@ from torch import nn
 
 from ..core.config import FORMAT_VERSION, Config, ConfigMixin
 from ..core.errors import ConfigError, check_known
+from ..core.hub import hub_options
 from ..core.images import from_array
 from ..core.progress import progress_bar
 from ..core.push import PushToHubMixin, check_push
 from ..families.common import dtype_of
-from ..models.loading import resolve_device
+from ..models.placement import resolve_device
 from . import loading
 from .runs import InterruptField
 from .sharing import share
@@ -125,7 +126,7 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
             use_safetensors: True refuses pickled weights, False refuses safetensors, None prefers safetensors.
             device_map: one device to move the pipeline to, such as "cuda"; "auto" takes the accelerator if any.
             low_cpu_mem_usage: accepted as documented; loading never holds the weights twice, whatever it says.
-            revision, cache_dir, local_files_only, token, force_download, proxies: passed on to the hub client.
+            revision, cache_dir, local_files_only, token, force_download, proxies: see `core.hub`.
             custom_pipeline: code of the class: a file, a folder or hub repository with `pipeline.py`, or the name of a
                 community pipeline; see `pipelines.custom`. Weights and components are those of the first argument.
             custom_revision: revision of the code, or version of the community pipelines.
@@ -138,8 +139,7 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
             InputError: for a path or repository that does not exist, or a variant nobody has.
             WeightsError: for missing or damaged weights.
         """
-        hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        hub |= {"token": token, "force_download": force_download, "proxies": proxies}
+        hub = hub_options(locals())
         choices = loading.Choices(loading.dtypes(torch_dtype, dtype), variant, use_safetensors)
         device = None if device_map is None else resolve_device(device_map)
         from . import custom

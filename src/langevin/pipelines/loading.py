@@ -26,7 +26,7 @@ from ..core.imports import require
 from ..core.logging import get_logger
 from ..core.report import some
 from ..core.variants import SAFETENSORS, Weights, advice, members, pick, weights_in, weights_of
-from ..models.loading import resolve_dtype
+from ..models.placement import resolve_dtype
 from ..registry import ROWS
 
 if TYPE_CHECKING:

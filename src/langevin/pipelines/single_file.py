@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..models.loading import resolve_device
+from ..core.hub import hub_options
+from ..models.placement import resolve_device
 from . import loading
 
 
@@ -71,8 +72,7 @@ class FromSingleFileMixin:
             InputError: the file does not exist.
             ConfigError: the file is for another pipeline, which is named, or an argument is unknown.
         """
-        hub = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token, "proxies": proxies}
-        hub |= {"force_download": force_download, "revision": revision}
+        hub = hub_options(locals())
         from .assembly import load_single_file
 
         unet = {"in_channels": num_in_channels, "upcast_attention": upcast_attention}
@@ -81,7 +81,7 @@ class FromSingleFileMixin:
             pretrained_model_link_or_path,
             components,
             choices=loading.Choices(loading.dtypes(torch_dtype, dtype)),
-            hub={name: value for name, value in hub.items() if value is not None},
+            hub=hub,
             overrides={name: value for name, value in unet.items() if value is not None},
             scheduler_type=scheduler_type,
             use_map=not disable_mmap,
