@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, InputError
 from ..core.files import atomic_file, is_local, missing, read_json, resolve_file, safe_join
-from ..core.hub import HUB_OPTIONS
 from ..core.report import some
 from ..core.weights_io import write_safetensors
 from ..weights.checkpoint import open_weights
@@ -133,11 +132,6 @@ def listed(where: str | os.PathLike, *, subfolder: str | None, **hub: Any) -> li
     start = f"{subfolder}/" if subfolder else ""
     names = [name.removeprefix(start) for name in found if name.startswith(start)]
     return sorted(name for name in names if "/" not in name)
-
-
-def hub_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of a call's keywords that go to the hub."""
-    return {name: given[name] for name in HUB_OPTIONS if given.get(name) is not None}
 
 
 def write_tensors(

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ..core.errors import InputError, check_known
-from ..core.hub import HUB_OPTIONS
+from ..core.hub import HUB_OPTIONS, hub_options
 from . import custom_diffusion, lora
-from .files import KNOWN, Source, hub_options, open_source, write_tensors
+from .files import KNOWN, Source, open_source, write_tensors
 from .fresh import fresh
 
 OPTIONS = (

@@ -11,12 +11,11 @@ from typing import Any, ClassVar
 
 from ..core.errors import ConfigError, did_you_mean, nearest
 from ..core.files import is_local, read_json, resolve_file, resolve_folder
+from ..core.hub import hub_options
 from ..registry import PIPELINES, Row
 from . import loading
 from .base import DiffusionPipeline
 from .sharing import share
-
-HUB = ("revision", "cache_dir", "local_files_only", "token", "force_download", "proxies")
 
 
 class AutoPipeline:
@@ -39,8 +38,7 @@ class AutoPipeline:
         Raises:
             ConfigError: for a class that is not here, naming the nearest, or a family without this task.
         """
-        hub = {name: kwargs[name] for name in HUB if kwargs.get(name) is not None}
-        row = row_of(class_in(pretrained_model_or_path, **hub))
+        row = row_of(class_in(pretrained_model_or_path, **hub_options(kwargs)))
         target, without = cls._choose(row, kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name not in without}
         return load_class(target).from_pretrained(pretrained_model_or_path, **kwargs)
@@ -140,7 +138,7 @@ def class_in(path: str | os.PathLike, **hub: Any) -> str:
     """Return the class that a pipeline's model_index.json names.
 
     Args:
-        hub: `revision`, `cache_dir`, `local_files_only`, `token`, `force_download`, `proxies`.
+        hub: see `core.hub`.
     """
     if is_local(path):
         index = loading.read_index(DiffusionPipeline, resolve_folder(path))

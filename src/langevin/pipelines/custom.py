@@ -69,7 +69,7 @@ class Code:
     @property
     def place(self) -> dict[str, Any]:
         """The hub options for the code, whose revision is its own."""
-        hub = {name: value for name, value in self.hub.items() if value is not None and name != "revision"}
+        hub = {name: value for name, value in self.hub.items() if name != "revision"}
         return hub if self.revision is None else {**hub, "revision": self.revision}
 
 

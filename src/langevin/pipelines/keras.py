@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..core.errors import InputError, WeightsError
-from ..core.hub import HUB_OPTIONS
+from ..core.hub import hub_options
 from ..weights.layouts.keras import shape_of
 from ..weights.single_file import SingleFile, locate, wishes_of
 from . import loading
@@ -44,7 +44,7 @@ def from_keras(
         raise InputError("from_keras needs a file of KerasCV: pass `unet`, `text_encoder`, or both")
     if words and text_encoder is None:
         raise InputError("`placeholder_token` names words that a text encoder learned; pass `text_encoder`")
-    hub = {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}
+    hub = hub_options(options)
     choices = loading.Choices(loading.dtypes(options.get("torch_dtype"), options.get("dtype")))
     given = {"unet": unet, "text_encoder": text_encoder}
     networks = {name: _network(file, name, base, choices, hub) for name, file in given.items() if file is not None}
