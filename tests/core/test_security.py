@@ -23,7 +23,8 @@ import torch
 from langevin import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from langevin.core.errors import LangevinError, WeightsError
 from langevin.core.pickles import PickleFile, open_plain, read_objects, read_pickle
-from langevin.core.weights_io import SafetensorsFile, WeightFiles
+from langevin.core.weights_io import SafetensorsFile
+from langevin.models.weight_files import WeightFiles
 
 READERS = {"PickleFile": PickleFile, "read_pickle": read_pickle, "read_objects": read_objects, "open": open_plain}
 

@@ -14,7 +14,7 @@ import torch
 
 from langevin import AutoencoderKL
 from langevin.core.errors import ConfigError, InputError
-from langevin.core.weights_io import parse_size, split_into_shards
+from langevin.models.weight_files import parse_size, split_into_shards
 
 STEM = "diffusion_pytorch_model"
 TINY = {"block_out_channels": [32], "norm_num_groups": 8}

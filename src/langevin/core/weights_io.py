@@ -1,4 +1,4 @@
-"""Weight files: safetensors read piecewise and written streaming, pickles read without running code, shards.
+"""Files of tensors, read piecewise: what all of them share, and the safetensors format, which is written streaming.
 
 The safetensors format is eight bytes (length of the header), a JSON header (name -> dtype, shape, byte range) and the
 raw tensors. Files are read here directly, and not through the safetensors package, because a cast then needs no memory
@@ -8,19 +8,17 @@ beyond the result's, and because values can be checked while they are in the pro
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .errors import InputError, WeightsError
-from .files import leads_out, safe_join
+from .errors import WeightsError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -46,7 +44,6 @@ MAX_NUMBER = 1 << 48
 CHUNK = 1 << 23
 """Bytes that are read, cast and checked at a time: few enough for the processor's outer cache, and so many that threads
 of torch seldom wait for each other, which takes long where the processor is shared."""
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a git-LFS pointer and not the weights; run `git lfs pull` in the repository"),
@@ -292,10 +289,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def count_bytes(shape: Iterable[int], dtype: torch.dtype) -> int:
     """Return the size in bytes of a dense tensor."""
-    total = dtype.itemsize
-    for side in shape:
-        total *= side
-    return total
+    return math.prod(shape) * dtype.itemsize
 
 
 def error_line(error: BaseException) -> str:
@@ -327,12 +321,12 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], me
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
     with open(path, "wb", buffering=0) as file:
-        write_all(file, memoryview(len(text).to_bytes(8, "little") + text))
+        _write_all(file, memoryview(len(text).to_bytes(8, "little") + text))
         for name in order:
             if 0 not in kinds[name][1]:
                 # Flattened first: a scalar has no bytes to view.
                 flat = tensors[name].detach().to("cpu").contiguous().view(-1)
-                write_all(file, bytes_of(flat))
+                _write_all(file, bytes_of(flat))
 
 
 def bytes_of(flat: Tensor) -> memoryview:
@@ -340,70 +334,7 @@ def bytes_of(flat: Tensor) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def write_all(file: Any, data: memoryview) -> None:
-    """Write every byte of `data` to an unbuffered file."""
+def _write_all(file: Any, data: memoryview) -> None:
+    """Write every byte to a file that has no buffer."""
     while data:
         data = data[file.write(data) :]
-
-
-def parse_size(size: int | str) -> int:
-    """Return a number of bytes from an integer or a text such as "10GB", "500MB" or "1GiB".
-
-    Raises InputError for another form.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B)\s*", str(size), flags=re.IGNORECASE)
-    value = int(float(found.group(1)) * UNITS[found.group(2).upper()]) if found else size
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise InputError(f"{size!r} is not a size; give a number of bytes or a text such as '10GB' or '500MB'")
-    return value
-
-
-def split_into_shards(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
-    """Return the tensors in order, in groups of at most `limit` bytes; a larger tensor stands alone."""
-    shards: list[dict[str, Tensor]] = [{}]
-    used = 0
-    for name, tensor in tensors.items():
-        size = count_bytes(tensor.shape, tensor.dtype)
-        if shards[-1] and used + size > limit:
-            shards.append({})
-            used = 0
-        shards[-1][name] = tensor
-        used += size
-    return shards
-
-
-@dataclass
-class WeightFiles:
-    """The weights of one model: which file holds which tensor.
-
-    Attributes: files, in order of reading; owner, tensor name -> file, or None for a single file.
-    """
-
-    files: tuple[Path, ...]
-    owner: dict[str, Path] | None = None
-
-    @classmethod
-    def from_index(cls, index: Path) -> WeightFiles:
-        """Read a shard index; names that lead out of the folder are refused, and every missing shard is named."""
-        try:
-            table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            owner = {str(name): safe_join(index.parent, shard) for name, shard in table.items()}
-        except InputError as error:
-            raise WeightsError(f"{index} is refused: {error}") from error
-        except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightsError(f"{index} is not a shard index: it is {describe(index)}") from error
-        files = tuple(sorted(set(owner.values())))
-        abroad = [file.name for file in files if leads_out(file, index.parent)]
-        if abroad:
-            names = ", ".join(abroad)
-            raise WeightsError(f"{index} is refused: shards that are links lead outside the folder: {names}")
-        absent = [file.name for file in files if not file.is_file()]
-        if absent:
-            raise WeightsError(f"{index.name} names shards that {index.parent} does not hold: {', '.join(absent)}")
-        return cls(files, owner)
-
-    def owned(self, file: Path, names: Iterable[str]) -> Iterator[str]:
-        """Yield the names that are to be taken from `file`."""
-        for name in names:
-            if self.owner is None or self.owner.get(name, file) == file:
-                yield name

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError, WeightsError
 from ..core.report import LoadReport, some
-from ..core.weights_io import Part, TensorFile, WeightFiles
+from ..core.weights_io import Part, TensorFile
+from .weight_files import WeightFiles
 
 LEGACY_ATTENTION: tuple[tuple[str, str], ...] = (
     (r"\.query\.", ".to_q."),

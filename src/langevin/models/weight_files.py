@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,53 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError, WeightsError
-from ..core.files import atomic_folder, is_local, resolve_folder, safe_join
+from ..core.files import atomic_folder, is_local, leads_out, resolve_folder, safe_join
 from ..core.hub import fetch_chosen
 from ..core.logging import get_logger
 from ..core.report import some
-from ..core.variants import KINDS, PICKLE, SAFETENSORS, advice, is_part, members, pick, weights_in
-from ..core.weights_io import WeightFiles, parse_size, split_into_shards, write_safetensors
+from ..core.variants import KINDS, PICKLE, SAFETENSORS, advice, is_part, members, pick, weights_in, weights_of
+from ..core.weights_io import count_bytes, describe, write_safetensors
 
 logger = get_logger(__name__)
 STEM = "diffusion_pytorch_model"
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+@dataclass
+class WeightFiles:
+    """The weights of one model: which file holds which tensor.
+
+    Attributes: files, in order of reading; owner, tensor name -> file, or None for a single file.
+    """
+
+    files: tuple[Path, ...]
+    owner: dict[str, Path] | None = None
+
+    @classmethod
+    def from_index(cls, index: Path) -> WeightFiles:
+        """Read a shard index; names that lead out of the folder are refused, and every missing shard is named."""
+        try:
+            table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            owner = {str(name): safe_join(index.parent, shard) for name, shard in table.items()}
+        except InputError as error:
+            raise WeightsError(f"{index} is refused: {error}") from error
+        except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{index} is not a shard index: it is {describe(index)}") from error
+        files = tuple(sorted(set(owner.values())))
+        abroad = [file.name for file in files if leads_out(file, index.parent)]
+        if abroad:
+            names = ", ".join(abroad)
+            raise WeightsError(f"{index} is refused: shards that are links lead outside the folder: {names}")
+        absent = [file.name for file in files if not file.is_file()]
+        if absent:
+            raise WeightsError(f"{index.name} names shards that {index.parent} does not hold: {', '.join(absent)}")
+        return cls(files, owner)
+
+    def owned(self, file: Path, names: Iterable[str]) -> Iterator[str]:
+        """Yield the names that are to be taken from `file`."""
+        for name in names:
+            if self.owner is None or self.owner.get(name, file) == file:
+                yield name
 
 
 def weight_name(kind: str, variant: str | None = None, shard: tuple[int, int] | None = None) -> str:
@@ -37,11 +76,7 @@ def index_name(kind: str, variant: str | None = None) -> str:
 
 def is_weight_name(name: str, kind: str, variant: str | None) -> bool:
     """Tell whether a file name is a weight file, a shard or an index of this kind and variant."""
-    stem = re.escape(f"{STEM}.{variant}" if variant else STEM)
-    suffix = re.escape(f".{variant}") if variant else ""
-    shard = rf"({stem}(-\d{{5}}-of-\d{{5}})?|{re.escape(STEM)}-\d{{5}}-of-\d{{5}}{suffix})\.{kind}"
-    indexes = map(re.escape, {index_name(kind, variant), f"{weight_name(kind, variant)}.index.json"})
-    return re.fullmatch("|".join([shard, *indexes]), name) is not None
+    return name.startswith(STEM) and weights_of(name) == (variant, kind)
 
 
 def find_weights(
@@ -137,6 +172,32 @@ def save_model(
     preferred = weight_name(SAFETENSORS, variant)
     if not safe_serialization and (Path(folder) / preferred).is_file():
         logger.warning("%s also holds %s, which loading prefers: delete it or save safetensors", folder, preferred)
+
+
+def parse_size(size: int | str) -> int:
+    """Return a number of bytes from an integer or a text such as "10GB", "500MB" or "1GiB".
+
+    Raises InputError for another form.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B)\s*", str(size), flags=re.IGNORECASE)
+    value = int(float(found.group(1)) * UNITS[found.group(2).upper()]) if found else size
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise InputError(f"{size!r} is not a size; give a number of bytes or a text such as '10GB' or '500MB'")
+    return value
+
+
+def split_into_shards(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+    """Return the tensors in order, in groups of at most `limit` bytes; a larger tensor stands alone."""
+    shards: list[dict[str, Tensor]] = [{}]
+    used = 0
+    for name, tensor in tensors.items():
+        size = count_bytes(tensor.shape, tensor.dtype)
+        if shards[-1] and used + size > limit:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor
+        used += size
+    return shards
 
 
 def shard_index(files: Mapping[str, Mapping[str, Tensor]]) -> str:

@@ -19,7 +19,8 @@ from ..core.errors import LangevinError, WeightsError
 from ..core.files import missing, read_json
 from ..core.report import some
 from ..core.variants import Weights, is_part, members, pick, weights_in
-from ..core.weights_io import Entry, WeightFiles
+from ..core.weights_io import Entry
+from ..models.weight_files import WeightFiles
 from ..registry import ROWS
 from .contents import SUFFIXES, WEIGHT_SUFFIXES, Contents, amount, look
 from .dialects import custom_diffusion, ip_adapter, textual_inversion
