@@ -95,9 +95,7 @@ def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
     return values.round().astype(np.uint8)
 
 
-def load_image(
-    image: str | os.PathLike | Image, convert_method: Callable[[Image], Image] | None = None
-) -> Image:
+def load_image(image: str | os.PathLike | Image, convert_method: Callable[[Image], Image] | None = None) -> Image:
     """Return a picture from a path, an http(s) URL or a PIL image, upright.
 
     Args:

@@ -253,11 +253,6 @@ class PickleFile(TensorFile):
             what = type(self.extras[""]).__name__ if others == [""] else what
             raise WeightsError(f"{self.path} does not hold a plain dictionary of weights; it holds {what}")
 
-    def tensor(self, name: str) -> Tensor:
-        """Return one tensor: a view of the file where that is possible, else a copy."""
-        view = self.view(name)
-        return self._ordered(self._stored[name]) if view is None else view
-
 
 def overlapping(entries: Mapping[str, Entry]) -> set[str]:
     """Return the names of tensors that share bytes with another, so that a change of one would change the other."""
@@ -332,13 +327,3 @@ def open_plain(path: str | os.PathLike) -> TensorFile:
         file.close()
         raise
     return file
-
-
-def read_pickle(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Read a dictionary of tensors that `torch.save` wrote, running no code from the file.
-
-    The tensors are memory-mapped where the file allows it. Raises WeightsError as open_plain does.
-    """
-    with PickleFile(path) as file:
-        file.check_plain()
-        return {name: file.tensor(name) for name in file.entries}

@@ -11,6 +11,10 @@ from .logging import get_logger
 
 logger = get_logger(__name__)
 LISTED = 12
+"""Names that a message shows of a list."""
+AFRESH = "initialised afresh"
+RESHAPE = "ignore_mismatched_sizes=True initialises weights of another shape afresh"
+LENIENT = "strict=False initialises missing weights afresh and leaves out foreign ones"
 
 
 @dataclass
@@ -41,27 +45,21 @@ class LoadReport:
 
     def check(self, what: str, *, strict: bool, ignore_mismatched_sizes: bool) -> None:
         """Raise WeightsError for what the caller did not allow; log what was allowed."""
-        parts = []
-        if self.mismatched_keys:
-            shapes = [f"{name}: file {a}, model {b}" for name, a, b in self.mismatched_keys]
-            number = counted(shapes, "shape differs", "shapes differ")
-            parts.append((not ignore_mismatched_sizes, f"{number} ({some(shapes, '; ')})"))
-        if self.missing_keys:
-            number = counted(self.missing_keys, "weight is missing", "weights are missing")
-            parts.append((strict, f"{number} ({some(paired(self.missing_keys, self.unexpected_keys))})"))
-        if self.unexpected_keys:
-            number = counted(self.unexpected_keys, "weight is foreign", "weights are foreign")
-            parts.append((strict, f"{number} ({some(paired(self.unexpected_keys, self.missing_keys))})"))
-        refused = [text for fatal, text in parts if fatal]
+        shapes = [f"{name}: file {a}, model {b}" for name, a, b in self.mismatched_keys]
+        missing = paired(self.missing_keys, self.unexpected_keys)
+        foreign = paired(self.unexpected_keys, self.missing_keys)
+        number = counted(shapes, "shape differs", "shapes differ")
+        found = [(f"{number} ({some(shapes, '; ')})", ignore_mismatched_sizes, RESHAPE, AFRESH)] if shapes else []
+        for names, one, many, done in (
+            (missing, "weight is missing", "weights are missing", AFRESH),
+            (foreign, "weight is foreign", "weights are foreign", "left out"),
+        ):
+            found += [(f"{counted(names, one, many)} ({some(names)})", not strict, LENIENT, done)] if names else []
+        refused = {text: cure for text, allowed, cure, _ in found if not allowed}
         if refused:
-            advice = []
-            if any(" differ" in text for text in refused):
-                advice.append("ignore_mismatched_sizes=True initialises weights of another shape afresh")
-            if any(" differ" not in text for text in refused):
-                advice.append("strict=False initialises missing weights afresh and leaves out foreign ones")
-            raise WeightsError(f"{what}: {'; '.join(refused)}. If that is wanted: {'; '.join(advice)}")
-        for _, text in parts:
-            done = "left out" if " foreign" in text else "initialised afresh"
+            cures = "; ".join(dict.fromkeys(refused.values()))
+            raise WeightsError(f"{what}: {'; '.join(refused)}. If that is wanted: {cures}")
+        for text, _, _, done in found:
             logger.warning("%s: %s, %s", what, text, done)
 
 

@@ -119,7 +119,8 @@ def _read(source: str) -> tuple[list[tuple[Sequence[_Item], float]], bool]:
         else:
             stack.pop()
             waiting[here.bracket] -= 1
-            group = _round(source, here) if here.bracket == "(" else _square(source, here)
+            is_round = here.bracket == "("
+            group = _Emphasis(*_weighed(source, here.items, EMPHASIS)) if is_round else _square(source, here)
             changes = changes or not isinstance(group, _Emphasis)
             stack[-1].items.append(group)
     while len(stack) > 1:
@@ -127,7 +128,7 @@ def _read(source: str) -> tuple[list[tuple[Sequence[_Item], float]], bool]:
         factor = EMPHASIS if unclosed.bracket == "(" else 1 / EMPHASIS
         stack[-1].items.append(_Emphasis(unclosed.items, factor))
     members.append(stack[0].items)
-    return [_share(source, items) if len(members) > 1 else (items, 1.0) for items in members], changes
+    return [_weighed(source, items, 1.0) if len(members) > 1 else (items, 1.0) for items in members], changes
 
 
 def _pieces(source: str) -> Iterator[_Piece]:
@@ -155,15 +156,10 @@ def _tail(source: str, items: list[_Item]) -> float | None:
     return explicit_weight(source, items[-1].at, items[-1].text)
 
 
-def _share(source: str, items: list[_Item]) -> tuple[Sequence[_Item], float]:
-    """Return a member of AND and its weight."""
+def _weighed(source: str, items: list[_Item], usual: float) -> tuple[Sequence[_Item], float]:
+    """Return items without the number at their end, and that number, or the usual weight where there is none."""
     weight = _tail(source, items)
-    return (items, 1.0) if weight is None else (items[:-2], weight)
-
-
-def _round(source: str, group: _Open) -> _Emphasis:
-    weight = _tail(source, group.items)
-    return _Emphasis(group.items, EMPHASIS) if weight is None else _Emphasis(group.items[:-2], weight)
+    return (items, usual) if weight is None else (items[:-2], weight)
 
 
 def _square(source: str, group: _Open) -> _Item:

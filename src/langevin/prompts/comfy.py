@@ -30,7 +30,7 @@ def parse(source: str) -> Script:
 
 
 def _chunks(source: str) -> tuple:
-    marks = _marks(source)
+    marks = [(match.start(), match.group()) for match in _TOKENS.finditer(source)]
     factors = _numbers(source, marks)
     writer, weights, start = Writer(source), [1.0], 0
     for position, mark in [*marks, (len(source), "")]:
@@ -45,11 +45,6 @@ def _chunks(source: str) -> tuple:
         else:
             writer.add(mark[1:], weights[-1], at=position)
     return writer.finish()
-
-
-def _marks(source: str) -> list[tuple[int, str]]:
-    """Return brackets and escapes with their positions."""
-    return [(match.start(), match.group()) for match in _TOKENS.finditer(source)]
 
 
 def _numbers(source: str, marks: list[tuple[int, str]]) -> dict[int, tuple[float | None, int]]:

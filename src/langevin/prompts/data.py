@@ -26,11 +26,11 @@ class Passage:
 
     Attributes:
         chunks: at least one; a later one starts where the prompt says so (BREAK).
-        weighting: name of the arithmetic that weights stand for, see `weighting.WEIGHTINGS`.
+        syntax: name of the syntax whose arithmetic the weights stand for; empty for text without weights.
     """
 
     chunks: tuple[Chunk, ...]
-    weighting: str = "none"
+    syntax: str = ""
 
     @property
     def text(self) -> str:
@@ -120,9 +120,7 @@ class Script:
         if not self.changes:
             return Timeline((self.at(),), (0,) * (steps or 1))
         found: dict[Prompt, int] = {}
-        if steps is None or steps < 1:
-            self.at(0, None)
-        index = tuple(found.setdefault(self.at(step, steps), len(found)) for step in range(steps or 0))
+        index = tuple(found.setdefault(self.at(step, steps), len(found)) for step in range(steps or 1))
         return Timeline(tuple(found), index)
 
 

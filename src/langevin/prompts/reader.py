@@ -117,13 +117,13 @@ class Reader:
 
     def _weighed(self, passage: Passage, row: Row, z: Tensor) -> Tensor:
         """Return the hidden states of a row under its weights; without weights they are untouched."""
-        if not row.weighted or passage.weighting == "none":
+        if not row.weighted:
             return z
         precise = torch.promote_types(z.dtype, torch.float32)
         w = torch.tensor(row.weights, dtype=precise, device=z.device)[:, None]
-        if passage.weighting == "a1111":
+        if passage.syntax == "a1111":
             result = scaled(z.to(precise), w)
-        elif passage.weighting == "comfy":
+        elif passage.syntax == "comfy":
             result = from_empty(z.to(precise), w, self.empty().to(precise))
         else:
             lesser = {owner: v for owner, v in zip(row.owners, row.weights, strict=True) if v < 1.0}

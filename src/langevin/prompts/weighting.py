@@ -11,8 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-WEIGHTINGS = ("none", "a1111", "comfy", "compel")
-
 SMALLEST_WEIGHT = 1e-5
 """Below this a fragment of compel is gone: the row without it counts 63,662 times."""
 
