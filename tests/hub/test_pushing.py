@@ -78,6 +78,8 @@ def test_saving_may_push_at_once(hub, sd_folder, tmp_path) -> None:
     vae().save_pretrained(tmp_path / "vae", push_to_hub=True, repo_id="my-org/vae", private=True, token="hf_me")
     DDIMScheduler().save_pretrained(tmp_path / "scheduler", push_to_hub=True, repo_id="me/steps")
     assert "scheduler_config.json" in hub.files("me/steps") and hub.repositories["my-org/vae"].private
+    vae().save_config(tmp_path / "alone", push_to_hub=True)
+    assert set(hub.files("me/alone")) == {".gitattributes", "config.json"}
 
 
 def test_a_subfolder(hub) -> None:
@@ -213,4 +215,12 @@ def test_options_are_checked_before_anything_is_written(hub, sd_folder, tmp_path
         pipe.unet.push_to_hub("me/x", varient="fp16")
     with pytest.raises(InputError, match=r"license='mit'.*a UNet2DConditionModel gets none"):
         pipe.unet.push_to_hub("me/x", license="mit")
+    with pytest.raises(ConfigError, match="save_config does not accept 'push_to_hup'; did you mean 'push_to_hub'"):
+        pipe.scheduler.save_config(tmp_path / "x", push_to_hup=True)
     assert not (tmp_path / "x").exists() and hub.repositories == {}
+    push = {"push_to_hub": True, "repo_id": "me/y", "license": "mit"}
+    with pytest.raises(InputError, match=r"license='mit' is for the model card.*; a configuration file gets none"):
+        pipe.scheduler.save_config(tmp_path / "y", **push)
+    with pytest.raises(InputError, match=r"license='mit' is for the model card.*; a subfolder gets none"):
+        pipe.save_pretrained(tmp_path / "y", subfolder="part", **push)
+    assert hub.repositories == {}

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from .errors import ConfigError, check_known
 from .files import atomic_write, read_json, resolve_file
 from .logging import get_logger
-from .push import check_push
+from .push import check_push, upload
 
 logger = get_logger(__name__)
 FORMAT_VERSION = "0.42.1"
@@ -75,8 +75,8 @@ def to_json(values: Mapping[str, Any]) -> str:
     return json.dumps(_plain(values), indent=2, sort_keys=True)
 
 
-def _options(cls: type[Any]) -> dict[str, inspect.Parameter]:
-    """Return the parameters of the class's `__init__` by name, without self."""
+def options_of(cls: type[Any]) -> dict[str, inspect.Parameter]:
+    """Return the options that a class is built with: the parameters of its `__init__` by name."""
     return _parameters(cls.__init__)
 
 
@@ -93,7 +93,7 @@ def register_to_config(init: Init) -> Init:
     @functools.wraps(init)
     def wrapped(self: ConfigMixin, *args: Any, **kwargs: Any) -> None:
         hidden = kwargs.pop("_hidden", {})
-        check_known(type(self).__name__, kwargs, [*_options(type(self)), *self.renamed_options])
+        check_known(type(self).__name__, kwargs, [*options_of(type(self)), *self.renamed_options])
         kwargs = {self.renamed_options.get(name, name): value for name, value in kwargs.items()}
         bound = signature.bind(self, *args, **kwargs)
         given = set(bound.arguments)
@@ -161,7 +161,7 @@ class ConfigMixin:
                 f"{cls.__name__}.from_config takes a mapping, not {type(config).__name__}; "
                 f"for a file or folder call {cls.__name__}.from_pretrained or load_config."
             )
-        options = _options(cls)
+        options = options_of(cls)
         known = [*options, *cls.renamed_options]
         unused = {k: v for k, v in overrides.items() if k not in known}
         if unused and not return_unused_kwargs:
@@ -216,8 +216,4 @@ class ConfigMixin:
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         atomic_write(Path(save_directory) / self.config_name, self.to_json_string())
         if push_to_hub:
-            from .hub import push_folder
-
-            push_folder(save_directory, **hub)
-        elif hub:
-            check_known(f"{type(self).__name__}.save_config", hub, ["push_to_hub"])
+            upload(save_directory, hub, what="a configuration file")

@@ -44,8 +44,7 @@ class PushToHubMixin:
             InputError: the hub refuses or does not answer, or the repository exists and is not private as asked.
             MissingDependencyError: without the hub client.
         """
-        hub = {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
-        hub |= {"repo_id": repo_id, "subfolder": subfolder, "license": license}
+        hub = {name: value for name, value in locals().items() if name in PUSH_OPTIONS}
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / repo_id.rpartition("/")[2]
             self.save_pretrained(folder, **options)  # type: ignore[attr-defined]
@@ -53,19 +52,34 @@ class PushToHubMixin:
 
     def _upload(self, folder: str | os.PathLike, hub: Mapping[str, Any]) -> str:
         """Upload a folder that `save_pretrained` wrote, with the options of `push_to_hub`; return the address."""
-        from .hub import push_folder
-
-        license = hub.get("license")
-        card = self._card(license)
-        if license is not None and (card is None or hub.get("subfolder")):
-            what = "a subfolder" if card else f"a {type(self).__name__}"
-            raise InputError(f"license={license!r} is for the model card of a pipeline; {what} gets none.")
-        options = {name: value for name, value in hub.items() if name != "license"}
-        return push_folder(folder, card=None if hub.get("subfolder") else card, **options)
+        return upload(folder, hub, what=f"a {type(self).__name__}", card=self._card(hub.get("license")))
 
     def _card(self, license: str | None) -> Callable[[str], str] | None:
         """Return what writes a README.md for a repository without one, given its name; None for no README.md."""
         return None
+
+
+def upload(
+    folder: str | os.PathLike, hub: Mapping[str, Any], *, what: str, card: Callable[[str], str] | None = None
+) -> str:
+    """Upload a folder with the options of `push_to_hub`, and return the address.
+
+    Args:
+        what: what is uploaded, for messages.
+        card: see `hub.push_folder`; a subfolder of a repository gets none.
+
+    Raises:
+        InputError: for a license where no card is written.
+    """
+    from .hub import push_folder
+
+    options = dict(hub)
+    license = options.pop("license", None)
+    if options.get("subfolder"):
+        what, card = "a subfolder", None
+    if license is not None and card is None:
+        raise InputError(f"license={license!r} is for the model card of a pipeline; {what} gets none.")
+    return push_folder(folder, card=card, **options)
 
 
 def check_push(what: str, hub: Mapping[str, Any], known: Iterable[str], push: bool) -> None:

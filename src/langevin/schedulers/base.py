@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cache, partial
+from functools import partial
 from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 
-from ..core.config import register_to_config
+from ..core.config import options_of, register_to_config
 from ..core.errors import ConfigError, InputError, check_choice, check_known
 from ..core.logging import get_logger
 from ..core.outputs import BaseOutput
@@ -191,7 +190,7 @@ class SchedulerMixin(PretrainedConfig):
 
     def _own(self, name: str, default: Any = None) -> Any:
         """Return the option `name` of the configuration if this class has it, else `default`."""
-        return self.config[name] if name in own_options(type(self)) else default
+        return self.config[name] if name in options_of(type(self)) else default
 
     def _setup(self) -> None:
         """Check the configuration and start without a schedule; called by every `__init__`."""
@@ -204,7 +203,7 @@ class SchedulerMixin(PretrainedConfig):
 
     def _check(self) -> None:
         """Check the values of options, and replace the types of related samplers."""
-        options = own_options(type(self))
+        options = options_of(type(self))
         for name, valid in {**CHOICES, **self.choices}.items():
             value = self._own(name)
             if value in RELATED.get(name, ()) and value not in valid:
@@ -438,12 +437,6 @@ class GridNoising(SchedulerMixin):
         steps = self._table().steps
         levels = [steps[self._position(t)].level for t in torch.as_tensor(timesteps).reshape(-1)]
         return noised_each(original_samples, noise, levels)
-
-
-@cache
-def own_options(cls: type) -> Mapping[str, inspect.Parameter]:
-    """Return the options that the class's `__init__` takes, by name."""
-    return inspect.signature(cls.__init__).parameters  # type: ignore[misc]
 
 
 def number(timestep: When) -> float:
