@@ -12,18 +12,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 
-def _modules() -> dict[str, str]:
-    from .registry import ROWS
-
-    return {row.name: row.module for row in ROWS}
-
-
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
-    modules = _modules()
-    if name in modules:
-        home = importlib.import_module(f"{__name__}.{modules[name]}")
+    from .registry import HOMES
+
+    if name in HOMES:
+        home = importlib.import_module(f"{__name__}.{HOMES[name]}")
         value = getattr(home, name) if hasattr(home, name) else importlib.import_module(f"{home.__name__}.{name}")
         globals()[name] = value
         return value
@@ -34,8 +29,10 @@ def __getattr__(name: str) -> Any:
             raise
     from .core.errors import did_you_mean
 
-    raise AttributeError(f"langevin has no {name!r}{did_you_mean(name, modules)}")
+    raise AttributeError(f"langevin has no {name!r}{did_you_mean(name, HOMES)}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_modules()})
+    from .registry import HOMES
+
+    return sorted({*globals(), *HOMES})

@@ -144,3 +144,5 @@ PIPELINE_PARTS = (
 )
 
 ROWS = (*CORE, *MODELS, *SCHEDULERS, *PIPELINES, *PIPELINE_PARTS)
+HOMES = {row.name: row.module for row in ROWS}
+"""Public name -> the module that it is read from."""

@@ -15,12 +15,11 @@ from typing import Any
 
 from ..core.config import FORMAT_VERSION
 from ..core.errors import LangevinError, did_you_mean
-from ..registry import ROWS
+from ..registry import HOMES as REGISTRY
 from .table import HOMES, MODULES, NAMES
 
 ROOT = "diffusers"
 PACKAGE = __name__.partition(".")[0]
-REGISTRY = {row.name: row.module for row in ROWS}
 
 
 class NotThere(LangevinError, ImportError):
@@ -69,8 +68,8 @@ def find(path: str, name: str) -> Any:
     Raises:
         NotThere: naming the nearest name.
     """
-    if f"{path}.{name}".lstrip(".") in MODULES and (path, name) != ("utils", "logging"):
-        return served(f"{path}.{name}".lstrip("."))
+    if (inside := f"{path}.{name}".lstrip(".")) in MODULES:
+        return served(inside)
     if (home := home_of(path, name)) is None:
         raise NotThere(missing(path, name), name=f"{ROOT}.{path}".rstrip("."))
     place, attribute = _ours(home[0]), home[1]
@@ -153,9 +152,9 @@ def lookup(module: str, name: str | None = None) -> Any:
         NotThere: naming the nearest one that there is.
     """
     found = alias(module)
-    if name is None or hasattr(found, name):
-        return found if name is None else getattr(found, name)
-    return find(found._path, name)
+    if name is None:
+        return found
+    return getattr(found, name) if hasattr(found, name) else find(found._path, name)
 
 
 # For a process -------------------------------------------------------------------------------------------------------
