@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from langevin.adapters.deltas import build
+from langevin.adapters.fitting import build
 from langevin.adapters.layers import applied
 from langevin.core.errors import ConfigError
 from langevin.weights.dialects.parts import Parts
@@ -252,6 +252,13 @@ def test_layers_that_cannot_change() -> None:
         build(Parts("lora", tensors("lora", (8, 8))), nn.LayerNorm(8))
     with pytest.raises(ConfigError, match="larger than target_rank=1"):
         build(Parts("lora", tensors("lora", (12, 8))), nn.Linear(8, 12), target_rank=1)
+
+
+@pytest.mark.parametrize("layer", (nn.RMSNorm(8), nn.Embedding(10, 8)), ids=repr)
+def test_layers_without_a_bias_take_none(layer: nn.Module) -> None:
+    held = {"diff": torch.ones_like(layer.weight), "diff_bias": torch.ones(len(layer.weight))}
+    with pytest.raises(ConfigError, match="leave 'diff_bias' out"):
+        build(Parts("full", held), layer)
 
 
 def test_quantised_layers_take_products_only() -> None:

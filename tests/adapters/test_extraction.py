@@ -83,6 +83,20 @@ def test_what_a_lora_cannot_hold_is_reported_or_kept() -> None:
     assert set(report.omitted) == {"conv.weight", "conv.bias", "point.weight"}
 
 
+def test_layers_that_no_adapter_can_change_are_reported() -> None:
+    base, changed = nn.Module(), nn.Module()
+    for model in (base, changed):
+        torch.manual_seed(0)
+        model.grow, model.first = nn.ConvTranspose2d(3, 4, 2), nn.Linear(3, 4)
+    with torch.no_grad():
+        for weight in changed.parameters():
+            weight.add_(1)
+    parts, report = extract(changed, base, rank=1, full=True)
+    assert set(parts) == {"first"} and set(report.omitted) == {"grow.weight", "grow.bias"}
+    Stack(base).add("extracted", parts)
+    assert extract(changed.state_dict(), base.state_dict(), rank=1)[0].keys() == {"first", "grow"}
+
+
 def test_extraction_reads_and_changes_nothing_else() -> None:
     base, changed = net(), tuned()
     before = digest(base), digest(changed), torch.random.get_rng_state()

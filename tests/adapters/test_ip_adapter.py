@@ -12,7 +12,7 @@ from diffusers.image_processor import IPAdapterMaskProcessor as PeerMasks
 
 import langevin
 from langevin.adapters import ip_adapter as adapters
-from langevin.adapters.stack import stack_of
+from langevin.adapters.stack import Stack
 from langevin.core.errors import ConfigError, InputError, WeightsError
 from langevin.core.weights_io import Entry
 from langevin.models.attention_processor import AttnProcessor, AttnProcessor2_0, IPAdapterAttnProcessor
@@ -245,6 +245,8 @@ def test_adapters_of_other_networks(unet) -> None:
     [
         ([1.0, 0.5], InputError, "2 scales"),
         ("strong", InputError, "number"),
+        (float("nan"), InputError, "finite"),
+        ({"up": float("inf")}, InputError, "finite"),
         ({"upp": 1.0}, ConfigError, "did you mean 'up'"),
         ({"up": {"block_0": 1.0}}, ConfigError, "block_1"),
         ({"up": {"block_1": [1.0, 0.5, 0.2]}}, InputError, "3 weights for 2"),
@@ -260,10 +262,10 @@ def test_scales_that_make_no_sense(unet, scale, error, words) -> None:
 def test_lora_layers_come_and_go_with_a_face(unet) -> None:
     hash_before, before = digest(unet), run(unet)
     adapters.attach(unet, [parse(ip.adapter("faceid", unet, lora=3))])
-    assert stack_of(unet).names == ["faceid_0"]
+    assert Stack(unet).names == ["faceid_0"]
     assert not torch.allclose(run(unet), before, atol=1e-4), "the LoRA layers act on the text too"
     adapters.detach(unet)
-    assert digest(unet) == hash_before and torch.equal(run(unet), before) and not stack_of(unet).names
+    assert digest(unet) == hash_before and torch.equal(run(unet), before) and not Stack(unet).names
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 64), (64, 40), (72, 104)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import peft
@@ -10,7 +11,7 @@ import torch
 
 import langevin
 from langevin.adapters.files import SAFE, open_source
-from langevin.adapters.stack import stack_of
+from langevin.adapters.stack import Stack
 from langevin.core.errors import ConfigError, InputError, WeightsError
 from tests.adapters import loras
 from tests.pipelines import tiny
@@ -174,6 +175,16 @@ def test_the_peer_reads_what_a_network_saves(unet, tmp_path) -> None:
     assert torch.equal(call(unet), styled)
 
 
+def test_a_copy_of_a_network_saves_as_the_network_does(unet, tmp_path) -> None:
+    half = {name: t.half() if t.ndim else t for name, t in loras.kohya({"unet": loras.halves(unet)}).items()}
+    unet.load_lora_adapter(half)
+    for name, model in (("one", unet), ("two", copy.deepcopy(unet))):
+        model.save_attn_procs(tmp_path / name)
+    one, two = (open_source(tmp_path / name).state for name in ("one", "two"))
+    assert one.keys() == two.keys() == half.keys()
+    assert all(two[name].dtype == tensor.dtype and torch.equal(two[name], tensor) for name, tensor in half.items())
+
+
 def test_folders_of_peft(unet, tmp_path) -> None:
     import json
 
@@ -185,12 +196,14 @@ def test_folders_of_peft(unet, tmp_path) -> None:
     )
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 3, "lora_alpha": 6, "peft_type": "LORA"}))
     unet.load_lora_adapter(tmp_path)
-    assert {parts.alpha for parts in stack_of(unet).parts("default_0").values()} == {6.0}
+    assert {parts.alpha for parts in Stack(unet).parts("default_0").values()} == {6.0}
 
 
 def test_unknown_options_are_refused(unet) -> None:
     with pytest.raises(ConfigError, match="did you mean 'adapter_name'"):
         unet.load_lora_adapter(file_of(unet), adapter_nam="x")
+    with pytest.raises(ConfigError, match="'names'"):
+        unet.load_attn_procs(file_of(unet), names=())
     with pytest.raises(WeightsError, match="no effect here"):
         unet.load_lora_adapter({})
 
@@ -213,18 +226,18 @@ def test_a_new_adapter_changes_nothing_and_learns(unet) -> None:
         for parameter in trained:
             parameter.sub_(100 * parameter.grad)
     assert not torch.equal(call(unet), plain)
-    assert {parts.alpha for parts in stack_of(unet).parts("mine").values()} == {8.0}
+    assert {parts.alpha for parts in Stack(unet).parts("mine").values()} == {8.0}
 
 
 def test_options_of_a_new_adapter(unet) -> None:
     unet.add_adapter(SimpleNamespace(r=2, target_modules=r".*attn2\.to_[kv]", init_lora_weights=False))
-    parts = stack_of(unet).parts("default")
+    parts = Stack(unet).parts("default")
     assert all("attn2.to_" in path and part.alpha == 2 for path, part in parts.items())
     assert all(part.tensors["up"].abs().max() > 0 for part in parts.values())
     unet.add_adapter(
         {"r": 2, "target_modules": "all-linear", "exclude_modules": ["to_q"], "rank_pattern": {"to_k": 5}}, "b"
     )
-    parts = stack_of(unet).parts("b")
+    parts = Stack(unet).parts("b")
     assert parts[PATH.replace("to_q", "to_k")].tensors["down"].shape[0] == 5 and PATH not in parts
     for config, error, message in (
         ({"target_modules": ["to_q"]}, ConfigError, "needs 'r'"),
@@ -235,7 +248,7 @@ def test_options_of_a_new_adapter(unet) -> None:
     ):
         with pytest.raises(error, match=message):
             unet.add_adapter(config, "c")
-    assert stack_of(unet).names == ["default", "b"]
+    assert Stack(unet).names == ["default", "b"]
 
 
 def test_a_new_dora_begins_at_the_network(unet) -> None:

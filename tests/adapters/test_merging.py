@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from langevin.adapters.deltas import build
+from langevin.adapters.fitting import build
 from langevin.adapters.merging import COMBINATIONS, METHODS, Recipe, dropped, merge
 from langevin.adapters.stack import Stack
 from langevin.core.errors import ConfigError, InputError

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from langevin.adapters.stack import CHILD, STATE, Stack, stack_of
-from langevin.core.errors import ConfigError, NonFiniteError, WeightsError
+from langevin.adapters.attaching import CHILD
+from langevin.adapters.stack import STATE, Stack
+from langevin.core.errors import ConfigError, InputError, NonFiniteError, WeightsError
 from langevin.weights.dialects.parts import Parts
 from tests.adapters.making import Net, Packed, digest, net, sample, style, tensors
 
@@ -149,7 +150,7 @@ def test_weights_by_layer() -> None:
         wanted = by_hand(wanted, {path: part}, len(path))
     assert torch.allclose(model(x), wanted(x), atol=1e-4, rtol=1e-4)
     for wrong in ({"bdoy": 1.0}, {"body": float("nan")}, "1", None, True):
-        with pytest.raises(ConfigError, match="weight of the adapter 'a'"):
+        with pytest.raises((ConfigError, InputError), match="weight of the adapter 'a'"):
             stack.set({"a": wrong})
     assert stack.weights("a")["conv"] == 4
 
@@ -246,6 +247,40 @@ def test_swapping_keeps_name_weights_and_storage() -> None:
     assert torch.allclose(model(x), by_hand(net(), new, 0.5)(x), atol=1e-5)
     with pytest.raises(ConfigError, match="target_rank=4"):
         stack.swap("a", style(model, rank=5))
+    stack.remove("a")
+    assert digest(model) == digest(net()) and traces(model) == []
+
+
+@pytest.mark.parametrize("rank", (None, 4))
+def test_an_exchange_that_cannot_be_fused_changes_nothing(rank: int | None) -> None:
+    model = net()
+    stack = Stack(model)
+    stack.add("other", style(model, seed=40))
+    stack.add("a", style(model), scale={"body": 0.5}, target_rank=rank)
+    stack.fuse(scale=0.7)
+    fused, kept = digest(model), stack.parts("a")["conv"].tensors["up"].clone()
+    damaged = style(model, rank=3, seed=70, alpha=None)
+    damaged["conv"].tensors["up"][0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="'conv'"):
+        stack.swap("a", damaged)
+    assert digest(model) == fused and stack.fused == ["other", "a"]
+    assert torch.equal(stack.parts("a")["conv"].tensors["up"], kept)
+    assert stack.weights("a") == {"conv": 1, "point": 1, "body.first": 0.5, "body.last": 0.5}
+    stack.remove("a")
+    stack.remove("other")
+    assert digest(model) == digest(net()) and traces(model) == []
+
+
+def test_an_exchange_while_disabled_takes_effect_when_enabled() -> None:
+    model, x = net(), sample()
+    y, stack, new = model(x), Stack(model), style(model, seed=70)
+    stack.add("a", style(model))
+    stack.fuse()
+    stack.disable()
+    stack.swap("a", new)
+    assert digest(model) == digest(net()) and torch.equal(model(x), y) and stack.fused == ["a"]
+    stack.enable()
+    assert torch.allclose(model(x), by_hand(net(), new)(x), atol=1e-5) and digest(model) != digest(net())
     stack.remove("a")
     assert digest(model) == digest(net()) and traces(model) == []
 
@@ -464,10 +499,8 @@ def test_a_bias_is_fused_where_there_is_one() -> None:
 
 def test_the_stack_of_a_compiled_network_is_that_of_the_network() -> None:
     model = net()
-    assert stack_of(model, create=False) is None
-    stack_of(torch.compile(model, backend="eager")).add("a", style(model))
-    found = stack_of(model, create=False)
-    assert found is not None and found.names == ["a"]
+    Stack(torch.compile(model, backend="eager")).add("a", style(model))
+    assert Stack(model).names == ["a"]
 
 
 OPERATIONS = ("add", "set", "fuse", "unfuse", "remove", "disable", "enable", "swap", "scaled", "to")

@@ -194,7 +194,7 @@ def test_weights_by_block_are_for_attentions_alone(ours) -> None:
     ends = (*loras.UNET, "conv1", "downsamplers.0.conv")
     ours.load_lora_weights(loras.kohya({"unet": loras.halves(ours.unet, ends)}))
     ours.set_adapters("default_0", {"unet": {"down": 0.1, "mid": 0.2, "up": 0.3}})
-    weights = langevin.adapters.stack.stack_of(ours.unet).weights("default_0")
+    weights = langevin.adapters.stack.Stack(ours.unet).weights("default_0")
     assert {weights[path] for path in weights if "attentions" not in path} == {1.0}
     assert {weights[path] for path in weights if "attentions" in path} == {0.1, 0.2, 0.3}
 
@@ -269,7 +269,7 @@ def test_what_the_peer_saves_is_loaded(both, tmp_path) -> None:
     for pipe in both:
         pipe.load_lora_weights(tmp_path)
     assert differ(both) <= TOLERANCE
-    stack = langevin.adapters.stack.stack_of(ours.unet)
+    stack = langevin.adapters.stack.Stack(ours.unet)
     assert {parts.alpha for parts in stack.parts("default_0").values()} == {1.0}
 
 
@@ -500,6 +500,18 @@ def test_another_adapter_takes_the_place(ours) -> None:
         ours.enable_lora_hotswap()
 
 
+def test_an_exchange_happens_in_every_network_or_in_none(ours) -> None:
+    ours.enable_lora_hotswap(target_rank=3)
+    ours.load_lora_weights(loras.diffusers(adapter(ours)), adapter_name="style")
+    before = draw(ours)
+    large = {**adapter(ours, seed=20), "text_encoder": loras.halves(ours.text_encoder, loras.TEXT, rank=5)}
+    with pytest.raises(ConfigError, match="target_rank=3"):
+        ours.load_lora_weights(loras.diffusers(large), hotswap=True)
+    assert np.array_equal(draw(ours), before)
+    ours.load_lora_weights(in_the_unet(adapter(ours, seed=20)), hotswap=True)
+    assert ours.get_list_adapters() == {"unet": ["style"]} and not np.array_equal(draw(ours), before)
+
+
 def test_adapters_merged_into_one(ours) -> None:
     for name, seed in (("one", 0), ("two", 10)):
         ours.load_lora_weights(loras.diffusers(adapter(ours, seed=seed)), adapter_name=name)
@@ -536,7 +548,7 @@ def test_the_older_adapter_rests_in_every_network(ours) -> None:
     ours.load_lora_weights(state, adapter_name="one")
     ours.load_lora_weights({n: v for n, v in loras.diffusers(adapter(ours, seed=9)).items() if n.startswith("unet.")})
     assert ours.get_active_adapters() == ["default_1"]
-    assert langevin.adapters.stack.stack_of(ours.text_encoder).active == []
+    assert langevin.adapters.stack.Stack(ours.text_encoder).active == []
 
 
 def test_fused_weights_are_saved_before_they_are_unloaded(ours, tmp_path, caplog_ours) -> None:

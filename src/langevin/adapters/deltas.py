@@ -9,28 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, check_choice, check_known
+from ..core.errors import ConfigError
 from ..weights.dialects.parts import ALGORITHMS, Parts
-from .layers import Shape, applied, kind, on_channels, placed, plain_weight, pointwise, ungrouped, weight_shape
+from .guest import Unlisted
+from .layers import Shape, applied, on_channels, pointwise, ungrouped
 
 Shapes = Mapping[str, Shape]
-
-
-class Unlisted(nn.Module):
-    """A module that no state dict mentions: the names and values of its parent's checkpoint stay what they are."""
-
-    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        """Return `destination` as it is."""
-        return {} if destination is None else destination
-
-    def _load_from_state_dict(self, *args) -> None:
-        """Read nothing and miss nothing."""
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -43,7 +33,6 @@ class Delta(Unlisted):
 
     Attributes:
         scale: weight times `unit`, a float32 scalar on the device; a compiled graph reads it anew at every call.
-        unit: alpha / rank, or 1.
         stored: the shapes that the tensors have in a file.
     """
 
@@ -58,7 +47,6 @@ class Delta(Unlisted):
     def __init__(self, tensors: dict[str, Tensor], alpha: float | None, shape: Shape, rank: int, stored: Shapes):
         super().__init__()
         self.alpha, self.shape, self.rank, self.stored = alpha, shape, rank, dict(stored)
-        self.unit = self._unit()
         for name in ALGORITHMS[self.algorithm]:
             tensor = tensors.get(name)
             self.register_parameter(name, None if tensor is None else nn.Parameter(tensor, requires_grad=False))
@@ -66,7 +54,9 @@ class Delta(Unlisted):
         self.register_buffer("scale", torch.tensor(self.unit, dtype=torch.float32, device=device), persistent=False)
         self.weight = 1.0
 
-    def _unit(self) -> float:
+    @property
+    def unit(self) -> float:
+        """The scale at weight 1: alpha / rank, or 1."""
         return 1.0 if self.alpha is None or not self.rank else self.alpha / self.rank
 
     def _apply(self, fn: Callable, recurse: bool = True):
@@ -124,7 +114,7 @@ class Delta(Unlisted):
 
     def _become(self, other: Delta) -> None:
         """Take over what is not a tensor."""
-        self.alpha, self.rank, self.stored, self.unit = other.alpha, other.rank, other.stored, other.unit
+        self.alpha, self.rank, self.stored = other.alpha, other.rank, other.stored
         self.scale.fill_(self.weight * self.unit)
 
     @staticmethod
@@ -333,13 +323,11 @@ class OFT(Delta):
 
     def dense(self, weight: Tensor | None = None) -> Tensor:
         """Return what the rotation changes of the weight."""
-        turn = self.turn()
-        rows = torch.promote_types(wide(needed(weight)).dtype, turn.dtype)
-        weight = needed(weight).to(rows)
-        turned = torch.einsum("knm,kn...->km...", turn.to(rows), weight.unflatten(0, (turn.shape[0], -1))).flatten(0, 1)
-        if self.rescale is None:
-            return turned
-        return self.rescale.to(rows) * (weight + turned) - weight
+        weight, turn = wide(needed(weight)), self.turn()
+        dtype = torch.promote_types(weight.dtype, turn.dtype)
+        weight, turn = weight.to(dtype), turn.to(dtype)
+        turned = torch.einsum("knm,kn...->km...", turn, weight.unflatten(0, (len(turn), -1))).flatten(0, 1)
+        return turned if self.rescale is None else self.rescale.to(dtype) * (weight + turned) - weight
 
     def forward(self, x: Tensor, layer: nn.Module, weight: Tensor | None, output: Tensor | None) -> Tensor:
         """Return the change of the output: the rotation acts on it as on the weight."""
@@ -473,112 +461,3 @@ def tucker(core: Tensor | None, a: Tensor, b: Tensor, shape: Shape) -> Tensor:
     if core is None:
         return (wide(a) @ wide(b)).reshape(shape)
     return torch.einsum("ij...,ip,jq->pq...", wide(core), wide(a), wide(b))
-
-
-CLASSES: dict[str, type[Delta]] = {cls.algorithm: cls for cls in (LoRA, LoHa, LoKr, OFT, Full)}
-PRODUCTS = ("linear", "convolution")
-"""Kinds of layer that algorithms other than `full` fit."""
-
-
-def build(
-    parts: Parts,
-    layer: nn.Module,
-    *,
-    path: str = "",
-    dtype: torch.dtype | None = None,
-    trainable: bool = False,
-    target_rank: int | None = None,
-) -> Delta:
-    """Return the delta of a layer, on its device.
-
-    Args:
-        path: the layer's name, for messages.
-        dtype: of the delta's tensors; None keeps their values exactly: the layer's dtype if it holds them, else theirs.
-        trainable: the tensors are copies and require gradients.
-        target_rank: pads the factors of a LoRA with zeros, so that one of this rank can take their place.
-
-    Raises:
-        ConfigError: the tensors do not fit the layer or each other, or the layer is of a kind that cannot change.
-    """
-    where = f"layer {path!r} ({type(layer).__name__})"
-    check_choice("the algorithm of an adapter", parts.algorithm, CLASSES)
-    cls, layer_kind = CLASSES[parts.algorithm], kind(layer)
-    if layer_kind is None or (cls is not Full and layer_kind not in PRODUCTS):
-        fit = "linear layers and convolutions" if cls is not Full else "linear layers, convolutions, norms, embeddings"
-        raise ConfigError(f"{where}: {parts.algorithm!r} fits {fit}, not this one.")
-    present = {name: tensor for name, tensor in parts.tensors.items() if tensor is not None}
-    check_known(f"{parts.algorithm!r} on {where}", present, ALGORITHMS[parts.algorithm])
-    if not any(set(names) <= set(present) for names in cls.required):
-        sets = " or ".join(", ".join(names) for names in cls.required)
-        raise ConfigError(f"{where}: {parts.algorithm!r} needs {sets}; there is {', '.join(present) or 'nothing'}.")
-    shape, stored = weight_shape(layer), {name: tuple(tensor.shape) for name, tensor in present.items()}
-    canonical, rank = fitted(cls, stored, shape, where)
-    decomposed = "magnitude" in present
-    weight = plain_weight(layer)
-    if weight is None and (decomposed or cls.needs_weight):
-        raise ConfigError(f"{where} is quantised; DoRA and OFT change the layer's own weight: dequantise it first.")
-    device, own = placed(present[next(iter(present))], layer), None if weight is None else weight.dtype
-
-    owned = trainable or target_rank is not None
-
-    def ready(name: str) -> Tensor:
-        tensor = present[name]
-        target = dtype or (tensor.dtype if own is None else exact(tensor.dtype, own))
-        return tensor.detach().to(device=device, dtype=target, copy=owned).reshape(canonical[name])
-
-    tensors = {name: ready(name) for name in present if name != "magnitude"}
-    if target_rank is not None and cls.padded:
-        tensors = padded(cls, tensors, rank, target_rank, where)
-    delta = cls(tensors, parts.alpha, shape, rank, stored)
-    if decomposed:
-        delta = DoRA(delta, ready("magnitude"), stored["magnitude"])
-    return delta.requires_grad_(True) if trainable else delta
-
-
-def exact(tensor: torch.dtype, layer: torch.dtype) -> torch.dtype:
-    """Return the layer's dtype if it holds every value of the tensor's, else the tensor's own."""
-    return layer if tensor.itemsize == 1 or torch.promote_types(tensor, layer) == layer else tensor
-
-
-def fitted(cls: type[Delta], stored: Shapes, shape: Shape, where: str) -> tuple[dict[str, Shape], int]:
-    """Return the shapes of the tensors in the layout of the layer, and the rank; axes of length 1 are not compared."""
-    try:
-        wanted, rank = cls.wanted(stored, shape)
-    except (ConfigError, IndexError) as error:
-        listed = ", ".join(f"{name} {list(size)}" for name, size in stored.items())
-        raise ConfigError(f"{where} with the weight {list(shape)}: the file has {listed}; {error}.") from None
-    if "magnitude" in stored:
-        wanted["magnitude"] = magnitude_shape(stored["magnitude"], shape)
-    for name, size in stored.items():
-        if name not in wanted:
-            raise ConfigError(f"{where}: {name!r} has no meaning without the tensors that it belongs to.")
-        if [n for n in size if n != 1] != [n for n in wanted[name] if n != 1]:
-            raise ConfigError(
-                f"{where} with the weight {list(shape)}: {name!r} has the shape {list(size)} in the file and needs "
-                f"{list(wanted[name])}. The adapter was made for another model."
-            )
-    return {name: wanted[name] for name in stored}, rank
-
-
-def magnitude_shape(stored: Shape, shape: Shape) -> Shape:
-    """Return (out, 1, ...) or (1, in, 1, ...), whichever a magnitude is.
-
-    (out,) and (out, 1, ...) hold one number for each row; (1, in, ...) one for each column, as in LyCORIS and in
-    kohya's scripts; PEFT's (1, out, 1, 1) of a convolution can be told from it by its length alone.
-    """
-    ones = (1,) * (len(shape) - 2)
-    columns = len(stored) > 1 and stored[0] == 1 and stored[1] == shape[1] and (shape[0] != 1 or shape[1] != 1)
-    return (1, shape[1], *ones) if columns else (shape[0], 1, *ones)
-
-
-def padded(cls: type[Delta], tensors: dict[str, Tensor], rank: int, target: int, where: str) -> dict[str, Tensor]:
-    """Return the tensors with zeros up to the rank `target`, in storage of their own."""
-    if rank > target:
-        raise ConfigError(f"{where}: the rank {rank} is larger than target_rank={target}; reserve at least {rank}.")
-    made = {}
-    for name, tensor in tensors.items():
-        axes = cls.padded.get(name, ())
-        size = [target if i in axes else n for i, n in enumerate(tensor.shape)]
-        made[name] = tensor.new_zeros(size)
-        made[name][tuple(slice(n) for n in tensor.shape)] = tensor
-    return made

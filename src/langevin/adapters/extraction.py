@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ..core.report import paired, some
 from ..weights.dialects.parts import Parts
 from .deltas import wide
 from .factoring import Truncation, as_lora, decomposed
-from .layers import kind
+from .layers import PRODUCTS, kind
 
 Weights = nn.Module | Mapping[str, Tensor]
 
@@ -105,9 +105,9 @@ def extract(
         NonFiniteError: a difference is not finite.
     """
     truncation = Truncation(rank, energy, clamp, niter)
-    ours, theirs = values(tuned), values(base)
+    ours, theirs = (weights.state_dict() if isinstance(weights, nn.Module) else weights for weights in (tuned, base))
     same_names(ours, theirs)
-    fits = fitting(tuned if isinstance(tuned, nn.Module) else base)
+    kind_at = kinds(tuned if isinstance(tuned, nn.Module) else base)
     wanted = layers if callable(layers) else re.compile(layers or "").search
     report, parts = ErrorReport(), dict[str, Parts]()
     extras: dict[str, dict[str, Tensor]] = {}
@@ -117,14 +117,15 @@ def extract(
         path, _, what = name.rpartition(".")
         if difference is None or not norm:
             report.unchanged += 1
-        elif wanted(path) and what == "weight" and difference.dim() > 1 and fits(path):
+        elif wanted(path) and what == "weight" and difference.dim() > 1 and kind_at(path) in PRODUCTS:
             matrix = difference.flatten(1)
-            made = cast(as_lora(*decomposed(matrix, truncation), tuple(difference.shape), clamp=clamp), dtype)
+            made = as_lora(*decomposed(matrix, truncation), tuple(difference.shape), clamp=clamp)
+            made = made.map(lambda tensor: tensor.to(dtype or torch.float32))
             up, down = (made.tensors[factor].flatten(1).to(matrix.dtype) for factor in ("up", "down"))
             lost = float(torch.linalg.vector_norm(matrix - up @ down)) / norm
             report.layers.append(LayerError(path, len(down), norm, lost))
             parts[path] = made
-        elif wanted(path) and full and what in ("weight", "bias"):
+        elif wanted(path) and full and what in ("weight", "bias") and kind_at(path):
             extras.setdefault(path, {})["diff" if what == "weight" else "diff_bias"] = difference
         else:
             report.omitted[name] = norm
@@ -141,17 +142,13 @@ def keep(
 ) -> None:
     """Add full differences to the parts: the bias of a LoRA, or a layer of its own."""
     for path, tensors in extras.items():
+        report.layers += [LayerError(path, 0, float(torch.linalg.vector_norm(t)), 0.0) for t in tensors.values()]
+        tensors = {name: tensor.to(dtype or torch.float32) for name, tensor in tensors.items()}
         if path in parts:
             made = parts[path]
-            parts[path] = cast(Parts("lora", {**made.tensors, "bias": tensors["diff_bias"]}, made.alpha), dtype)
+            parts[path] = replace(made, tensors={**made.tensors, "bias": tensors["diff_bias"]})
         else:
-            parts[path] = cast(Parts("full", tensors), dtype)
-        report.layers += [LayerError(path, 0, float(torch.linalg.vector_norm(t)), 0.0) for t in tensors.values()]
-
-
-def values(weights: Weights) -> Mapping[str, Tensor]:
-    """Return a checkpoint as a mapping."""
-    return weights.state_dict() if isinstance(weights, nn.Module) else weights
+            parts[path] = Parts("full", tensors)
 
 
 def same_names(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
@@ -165,12 +162,12 @@ def same_names(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
             )
 
 
-def fitting(model: Weights) -> Callable[[str], bool]:
-    """Return whether a LoRA fits the layer at a path; of a state dict it is not known, and every matrix counts."""
+def kinds(model: Weights) -> Callable[[str], str | None]:
+    """Return what tells the kind of the layer at a path; of a state dict it is not known, and all count as linear."""
     if not isinstance(model, nn.Module):
-        return lambda path: True
+        return lambda path: "linear"
     modules = dict(model.named_modules())
-    return lambda path: kind(modules[path]) in ("linear", "convolution")
+    return lambda path: kind(modules[path])
 
 
 def subtracted(name: str, tuned: Tensor, base: Tensor, device: torch.device | str | None) -> Tensor | None:
@@ -192,8 +189,3 @@ def subtracted(name: str, tuned: Tensor, base: Tensor, device: torch.device | st
             f"The difference of {name!r} is not finite: one of the checkpoints is damaged.", module=name
         )
     return difference
-
-
-def cast(parts: Parts, dtype: torch.dtype | None) -> Parts:
-    """Return the parts with their tensors in a dtype, float32 by default."""
-    return Parts(parts.algorithm, {n: t.to(dtype or torch.float32) for n, t in parts.tensors.items()}, parts.alpha)

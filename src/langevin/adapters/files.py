@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, InputError
+from ..core.errors import ConfigError, InputError, check_known
 from ..core.files import atomic_file, is_local, missing, read_json, resolve_file, safe_join
+from ..core.hub import HUB_OPTIONS, hub_options
 from ..core.report import some
 from ..core.weights_io import write_safetensors
 from ..weights.checkpoint import open_weights
@@ -24,6 +25,11 @@ KNOWN = (SAFE, PICKLED, "adapter_model.safetensors", "adapter_model.bin")
 """Names that are looked for first, in this order."""
 ENDS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 PEFT_CONFIG = "adapter_config.json"
+OPTIONS = (
+    *("adapter_name", "weight_name", "subfolder", "use_safetensors", "metadata", "network_alphas"),
+    *("low_cpu_mem_usage", "_pipeline", *HUB_OPTIONS),
+)
+"""Keywords of loading. `low_cpu_mem_usage` and `_pipeline` are accepted for their callers and have no effect."""
 
 
 @dataclass
@@ -39,6 +45,31 @@ class Source:
     state: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
     what: str = "The state dict"
+
+
+def opened(where: Any, what: str, options: Mapping[str, Any], **more: Any) -> Source:
+    """Return the tensors of an adapter for a documented loading method, its alphas and metadata with them.
+
+    Raises:
+        ConfigError: for an unknown keyword.
+    """
+    check_known(what, options, OPTIONS)
+    places: dict[str, Any] = {name: options.get(name) for name in ("weight_name", "subfolder", "use_safetensors")}
+    source = open_source(where, **places, **hub_options(options), **more)
+    return with_alphas(source, options.get("network_alphas"), options.get("metadata"))
+
+
+def with_alphas(
+    source: Source, alphas: Mapping[str, float] | None = None, metadata: Mapping[str, Any] | None = None
+) -> Source:
+    """Return a source with alphas given by name, and with a configuration as PEFT's metadata have it."""
+    state = dict(source.state)
+    for name, value in (alphas or {}).items():
+        state[name if name.endswith(".alpha") else f"{name}.alpha"] = torch.as_tensor(float(value))
+    kept = dict(source.metadata)
+    if metadata:
+        kept[METADATA] = json.dumps(dict(metadata), default=str)
+    return Source(state, kept, source.what)
 
 
 def open_source(
@@ -58,7 +89,7 @@ def open_source(
         subfolder: folder inside it.
         use_safetensors: True for .safetensors alone, False for pickled files alone.
         names: file names that are taken before others when no `weight_name` is given.
-        hub: see `core.hub`; those at None are left out.
+        hub: see `core.hub`.
 
     Raises:
         InputError: no such file, or several that it could be.
@@ -66,7 +97,6 @@ def open_source(
     """
     if isinstance(where, Mapping):
         return Source(dict(where))
-    hub = {key: value for key, value in hub.items() if value is not None}
     path = Path(where).expanduser()
     if not path.is_file():
         weight_name = weight_name or choose(where, subfolder=subfolder, safe=use_safetensors, names=names, **hub)

@@ -21,10 +21,11 @@ READ = (
     *("init_lora_weights", "use_rslora", "use_dora", "lora_bias"),
 )
 """The options of a configuration that are read."""
-HARMLESS = ("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping")
-"""Options that describe a configuration and change nothing here."""
-INITIAL: Mapping[Any, str] = {True: "kaiming", "kaiming": "kaiming", "gaussian": "gaussian", False: "both"}
-"""`init_lora_weights` -> how the halves begin; "both" leaves neither at zero."""
+HARMLESS = (
+    *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
+    *("megatron_core", "qalora_group_size", "peft_version", "runtime_config"),
+)
+"""Options that describe a configuration or belong to another one that is off, and change nothing here."""
 
 
 def fresh(model: nn.Module, config: Any) -> dict[str, Parts]:
@@ -63,27 +64,15 @@ def read_config(config: Any) -> dict[str, Any]:
         if given.get(name) is None:
             raise ConfigError(f"The configuration of an adapter needs {name!r}.")
     initial = given.get("init_lora_weights", True)
-    if initial not in INITIAL:
-        options = [repr(key) for key in INITIAL]
+    if initial not in START:
+        options = [repr(key) for key in START]
         raise ConfigError(f"init_lora_weights is {initial!r}{did_you_mean(str(initial), options)}")
     defaults = vars(type(config))
     for name, value in given.items():
-        plain = value in (None, False, "none") or value == defaults.get(name) or not _says_something(value)
-        if name not in (*READ, *HARMLESS) and not plain and name not in UNUSED:
+        plain = not value or value in ("none", defaults.get(name))
+        if name not in (*READ, *HARMLESS) and not plain:
             raise ConfigError(f"The option {name}={value!r} of the configuration is not supported; leave it out.")
     return {name: given[name] for name in READ if name in given}
-
-
-UNUSED = ("megatron_core", "qalora_group_size", "peft_version", "runtime_config")
-"""Options that belong to another one that is off."""
-
-
-def _says_something(value: Any) -> bool:
-    """Tell whether a value is not an empty collection or a zero."""
-    try:
-        return bool(value)
-    except (TypeError, ValueError, RuntimeError):
-        return True
 
 
 def targeted(paths: Mapping[str, Shape], targets: str | Iterable[str], *, missing_is_error: bool = True) -> set[str]:
@@ -111,7 +100,7 @@ def begin(layer: nn.Module, path: str, shape: Shape, options: Mapping[str, Any])
     device = weight.device if isinstance(weight, Tensor) else torch.device("cpu")
     down = torch.empty(rank, features, *kernel, device=device)
     up = torch.zeros(out, rank, *(1 for _ in kernel), device=device)
-    START[INITIAL[options.get("init_lora_weights", True)]](down, up, rank)
+    START[options.get("init_lora_weights", True)](down, up, rank)
     tensors = {"down": down, "up": up}
     if options.get("lora_bias"):
         tensors["bias"] = torch.zeros(out, device=device)
@@ -121,21 +110,26 @@ def begin(layer: nn.Module, path: str, shape: Shape, options: Mapping[str, Any])
     return Parts("lora", tensors, alpha_of((path,), rank, {"lora_alpha": rank, **options}))
 
 
-def _kaiming(down: Tensor, up: Tensor, rank: int) -> None:
+def kaiming(down: Tensor, up: Tensor, rank: int) -> None:
+    """Draw `down` as the weights of a linear layer are drawn."""
     nn.init.kaiming_uniform_(down, a=math.sqrt(5))
 
 
-def _gaussian(down: Tensor, up: Tensor, rank: int) -> None:
+def gaussian(down: Tensor, up: Tensor, rank: int) -> None:
+    """Draw `down` from a normal distribution of standard deviation 1 / rank."""
     nn.init.normal_(down, std=1 / rank)
 
 
-def _both(down: Tensor, up: Tensor, rank: int) -> None:
+def both(down: Tensor, up: Tensor, rank: int) -> None:
+    """Draw both halves, so that neither is zero."""
     for half in (down, up):
         nn.init.kaiming_uniform_(half, a=math.sqrt(5))
 
 
-START: Mapping[str, Callable[[Tensor, Tensor, int], None]] = {
-    "kaiming": _kaiming,
-    "gaussian": _gaussian,
-    "both": _both,
+START: Mapping[Any, Callable[[Tensor, Tensor, int], None]] = {
+    True: kaiming,
+    "kaiming": kaiming,
+    "gaussian": gaussian,
+    False: both,
 }
+"""`init_lora_weights` -> how the halves begin."""

@@ -1,10 +1,25 @@
-"""Modules of adapters inside a network: their weights are no weights of the network."""
+"""Modules of adapters inside a network: their weights are no weights of the network.
+
+A class of our own is `Unlisted` and has no state dict at all. A module of any class can be made a guest, which keeps a
+state dict of its own.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import nn
+
+
+class Unlisted(nn.Module):
+    """A module that no state dict mentions: the names and values of its parent's checkpoint stay what they are."""
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """Return `destination` as it is."""
+        return {} if destination is None else destination
+
+    def _load_from_state_dict(self, *args) -> None:
+        """Read nothing and miss nothing."""
 
 
 def make_guest(module: nn.Module) -> None:

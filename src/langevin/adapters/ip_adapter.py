@@ -15,12 +15,13 @@ from ..nn.image_projection import MultiIPAdapterImageProjection
 from ..nn.ip_processors import IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0
 from ..nn.processors import Processor, named_attentions
 from ..weights.dialects.ip_adapter import IPAdapter, Kind
-from .blocks import weight_by_transformer
 from .guest import make_guest
-from .lora import bare, free_name, stack
+from .lora import free_name
+from .stack import Stack, bare
+from .weighing import finite, weight_by_transformer
 
 Weight = float | Sequence[float] | Mapping[str, Any]
-"""Of an adapter: a number, one per picture, or by block; see `blocks.weight_by_transformer`."""
+"""Of an adapter: a number, one per picture, or by block; see `weighing.weight_by_transformer`."""
 ORDER = {"down_blocks": 0, "up_blocks": 1, "mid_block": 2}
 """How files count the attentions of a UNet: the way down, the way up, the middle."""
 
@@ -100,7 +101,7 @@ def attach(unet: Any, adapters: Sequence[IPAdapter]) -> None:
 
 def add_loras(unet: nn.Module, adapters: Sequence[IPAdapter]) -> tuple[str, ...]:
     """Add the LoRA layers of the adapters that have some, beside those that are there, and return their names."""
-    own, names = stack(unet), numbered(unet)
+    own, names = Stack(unet), numbered(unet)
     done: list[str] = []
     try:
         for adapter in adapters:
@@ -199,8 +200,8 @@ def detach(unet: Any) -> bool:
         if isinstance(attn.processor, IPAdapterAttnProcessor):
             switched = processor.backend is not None and attn.processor.backend != processor.backend
             attn.set_processor(default_processor(attn) if switched else processor)
-    for name in set(present.loras).intersection(stack(unet).names):
-        stack(unet).remove(name)
+    for name in set(present.loras).intersection(Stack(unet).names):
+        Stack(unet).remove(name)
     del unet.encoder_hid_proj, unet._ip_adapters
     unet.encoder_hid_proj = None
     return True
@@ -256,6 +257,5 @@ def scale_by_name(names: Iterable[str], scale: Weight) -> dict[str, Any]:
             name: next(value for place, value in by_place.items() if name.startswith(f"{place}.")) for name in names
         }
     for one in scale if isinstance(scale, (list, tuple)) else [scale]:
-        if isinstance(one, bool) or not isinstance(one, (int, float)):
-            raise InputError(f"The scale of an IP-Adapter is {one!r}; it must be a number, or numbers by block.")
+        finite(one, "The scale of an IP-Adapter")
     return dict.fromkeys(names, scale)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -32,6 +31,8 @@ KINDS: dict[type[nn.Module], str] = {
     nn.RMSNorm: "RMS norm",
     nn.Embedding: "embedding",
 }
+PRODUCTS = ("linear", "convolution")
+"""Kinds of layer that algorithms other than `full` fit."""
 REFUSED = (_ConvTransposeNd, NonDynamicallyQuantizableLinear)
 """Looks like one of `KINDS` and is not: another layout, or a layer whose weight is read and that is never called."""
 POINTWISE = (F.conv1d, F.conv2d, F.conv3d)
@@ -75,14 +76,12 @@ def applied(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = N
 
 def on_channels(layer: nn.Module, vector: Tensor, y: Tensor) -> Tensor:
     """Return a vector of one number per output channel so that it broadcasts over an output of the layer."""
-    if kind(layer) in ("convolution", "group norm"):
-        return vector.reshape(-1, *(1 for _ in range(weight_dims(layer, y)))).to(y.dtype)
-    return vector.to(y.dtype)
-
-
-def weight_dims(layer: nn.Module, y: Tensor) -> int:
-    """Return how many axes of an output come after its channels."""
-    return len(layer.kernel_size) if kind(layer) == "convolution" else y.dim() - 2  # type: ignore[arg-type]
+    behind = 0
+    if kind(layer) == "convolution":
+        behind = len(layer.kernel_size)  # type: ignore[arg-type]
+    elif kind(layer) == "group norm":
+        behind = y.dim() - 2
+    return vector.reshape(-1, *(1 for _ in range(behind))).to(y.dtype)
 
 
 def pointwise(x: Tensor, weight: Tensor) -> Tensor:
@@ -93,10 +92,3 @@ def pointwise(x: Tensor, weight: Tensor) -> Tensor:
 def ungrouped(layer: nn.Module) -> bool:
     """Tell whether every output channel of the layer sees every input channel."""
     return getattr(layer, "groups", 1) == 1
-
-
-def placed(tensor: Tensor, layer: nn.Module) -> torch.device:
-    """Return the device on which a tensor that belongs to a layer should lie."""
-    weight = layer.weight
-    here = isinstance(weight, Tensor) and weight.device.type != "meta"
-    return weight.device if here else tensor.device  # type: ignore[return-value]

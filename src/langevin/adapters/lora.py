@@ -7,12 +7,12 @@ The mathematics is in `deltas`, what a network remembers in `stack`, the names i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
@@ -24,16 +24,14 @@ from ..weights.dialects import lora as dialects
 from ..weights.dialects.naming import Names
 from ..weights.dialects.parts import Adapter, Parts
 from .attaching import CHILD
-from .blocks import PLACE, weight_by_transformer
 from .files import Source, write_tensors
 from .layers import kind, weight_shape
-from .stack import Stack, Weight, stack_of
+from .stack import Stack, bare, copied
+from .weighing import Given, weight_in
 
 logger = get_logger(__name__)
 Models = Mapping[str, nn.Module]
 """Component -> network."""
-Given = float | Mapping[str, Any] | None
-"""A weight as callers write it: a number, numbers by component and block, or None for 1."""
 
 
 @dataclass
@@ -51,21 +49,10 @@ class Facts:
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
 
-_facts: WeakKeyDictionary[nn.Module, dict[str, Facts]] = WeakKeyDictionary()
 _reserved: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-_told: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """Return a network without the wrapper that `torch.compile` puts around it."""
-    return getattr(model, "_orig_mod", model)
-
-
-def stack(model: nn.Module) -> Stack:
-    """Return the adapters of a network."""
-    found = stack_of(model)
-    assert found is not None
-    return found
+"""Network -> the rank that adapters loaded from now on make room for."""
+_told: WeakSet[nn.Module] = WeakSet()
+"""Networks of which it was said that they have no adapter to scale."""
 
 
 def names_of(model: nn.Module) -> Names:
@@ -106,15 +93,12 @@ def load(models: Models, source: Source, *, name: str | None = None, hotswap: bo
         number = counted(list(report.ignored), "tensor is", "tensors are")
         logger.warning("%s: %s left out: %s.", source.what, number, reasons)
     name = _name_for(models, name, hotswap=hotswap)
-    if hotswap:
-        _exchange(models, name, reading.adapter)
-    else:
-        _attach(models, name, reading.adapter)
+    _put(models, name, reading.adapter)
+    if not hotswap:
         activate(models, {name: None})
     for component, layers in reading.adapter.items():
         dtypes = {path: next(iter(parts.tensors.values())).dtype for path, parts in layers.items()}
-        facts = Facts(reading.metadata, reading.dialect, dtypes)
-        _facts.setdefault(bare(models[component]), {})[name] = facts
+        Stack(models[component]).record(name).origin = Facts(reading.metadata, reading.dialect, dtypes)
     return report
 
 
@@ -149,28 +133,26 @@ def free_name(present: Iterable[str], stem: str = "default") -> str:
     return next(name for name in (f"{stem}_{k}" for k in numbers) if name not in taken)
 
 
-def _attach(models: Models, name: str, adapter: Adapter) -> None:
-    """Add an adapter to every network that it has layers for, or to none."""
+def _put(models: Models, name: str, adapter: Adapter) -> None:
+    """Attach an adapter to every network that it has layers for, in the place of one of its name, or to none."""
+    before = {component: copied(own.parts(name)) for component, own in stacks(models).items() if name in own.names}
     done: list[str] = []
     try:
         for component, layers in adapter.items():
-            rank = _reserved.get(bare(models[component]))
-            stack(models[component]).add(name, layers, target_rank=rank)
+            own = Stack(models[component])
+            if component in before:
+                own.swap(name, layers)
+            else:
+                own.add(name, layers, target_rank=_reserved.get(own.model))
             done.append(component)
     except BaseException:
         for component in done:
-            stack(models[component]).remove(name)
+            own = Stack(models[component])
+            own.swap(name, before[component]) if component in before else own.remove(name)
         raise
-
-
-def _exchange(models: Models, name: str, adapter: Adapter) -> None:
-    """Put an adapter in the place of the one of the same name in every network."""
-    for component, model in models.items():
-        own, layers = stack(model), adapter.get(component)
-        if name in own.names:
-            own.swap(name, layers) if layers else own.remove(name)
-        elif layers:
-            own.add(name, layers, target_rank=_reserved.get(bare(model)))
+    for component in before:
+        if component not in adapter:
+            Stack(models[component]).remove(name)
 
 
 def reserve(models: Models, rank: int, *, check_compiled: str = "error") -> None:
@@ -198,8 +180,7 @@ def reserve(models: Models, rank: int, *, check_compiled: str = "error") -> None
 
 def stacks(models: Models) -> dict[str, Stack]:
     """Return the adapters of the networks that have any, by component."""
-    found = {component: stack_of(model, create=False) for component, model in models.items()}
-    return {component: own for component, own in found.items() if own is not None and own.names}
+    return {component: own for component, model in models.items() if (own := Stack(model)).names}
 
 
 def all_names(models: Models) -> list[str]:
@@ -235,7 +216,8 @@ def set_adapters(models: Models, names: str | Sequence[str], weights: Given | Se
 
     Args:
         names: one or several.
-        weights: one for all, or one for each: a number, or numbers by component and block (see `weight_in`); None is 1.
+        weights: one for all, or one for each: a number, or numbers by component and block, see `weighing.weight_in`;
+            None is 1.
 
     Raises:
         ConfigError: no such adapter, component or block.
@@ -253,9 +235,7 @@ def activate(models: Models, weights: Mapping[str, Given]) -> None:
     """Make exactly these adapters active in every network, or change nothing."""
     plans = {
         component: {
-            name: weight_in(component, models[component], name, weight)
-            for name, weight in weights.items()
-            if name in own.names
+            name: weight_in(component, own.model, name, weight) for name, weight in weights.items() if name in own.names
         }
         for component, own in stacks(models).items()
     }
@@ -263,45 +243,11 @@ def activate(models: Models, weights: Mapping[str, Given]) -> None:
         if isinstance(weight, Mapping):
             check_known(f"The weight of the adapter {name!r} by component", weight, models)
     for component, plan in plans.items():
-        stack(models[component]).set(plan)
-
-
-def weight_in(component: str, model: nn.Module, name: str, weight: Given) -> Weight:
-    """Return the weight of an adapter in one network.
-
-    Args:
-        weight: a number; `{"unet": ..., "text_encoder": ...}`, where a component that is left out has 1; in a UNet also
-            `{"down": ..., "mid": ..., "up": {"block_0": 0.6, "block_1": [0.4, 0.8, 1.0]}}`, which is for attentions
-            alone: all other layers have 1.
-    """
-    inside = weight.get(component) if isinstance(weight, Mapping) else weight
-    if inside is None:
-        return 1.0
-    if not isinstance(inside, Mapping):
-        if isinstance(inside, bool) or not isinstance(inside, (int, float)):
-            raise InputError(
-                f"The weight of the adapter {name!r} in the {component} is {inside!r}; it must be a number."
-            )
-        return float(inside)
-    if not hasattr(bare(model), "down_blocks"):
-        raise InputError(f"The weight of the adapter {name!r} in the {component} must be a number: it has no blocks.")
-    return by_block(model, inside)
-
-
-def by_block(model: nn.Module, weights: Mapping[str, Any]) -> Callable[[str], float]:
-    """Return the weight of every layer of a UNet from weights by block; layers outside attentions have 1."""
-    names = (path for path, _ in bare(model).named_modules() if CHILD not in path)
-    table = weight_by_transformer(names, weights, default=1.0)
-
-    def weight(path: str) -> float:
-        place = PLACE.match(path)
-        return 1.0 if place is None else table[place[0]]
-
-    return weight
+        Stack(models[component]).set(plan)
 
 
 @contextmanager
-def scaled(models: Models | nn.Module, factor: float | None) -> Iterator[None]:
+def scaled(models: Models, factor: float | None) -> Iterator[None]:
     """Multiply the weights of all active adapters for the duration of a run; None is 1.
 
     A factor without an adapter has no effect, which is said once.
@@ -309,15 +255,12 @@ def scaled(models: Models | nn.Module, factor: float | None) -> Iterator[None]:
     Raises:
         ConfigError: another run with another factor is going on in the same network.
     """
-    single = isinstance(models, nn.Module)
-    networks: Models = {"model": models} if isinstance(models, nn.Module) else models
-    found = stacks(networks)
-    if factor not in (None, 1, 1.0) and not any(own.active or own.fused for own in found.values()):
-        first = bare(next(iter(networks.values()))) if networks else None
-        if not single or (first is not None and not _told.get(first)):
+    found = stacks(models)
+    if factor not in (None, 1) and not any(own.active or own.fused for own in found.values()):
+        networks = {bare(model) for model in models.values()}
+        if not networks <= set(_told):
             logger.warning("The adapters' scale of %s has no effect: no adapter is loaded.", factor)
-            if single and first is not None:
-                _told[first] = True
+        _told.update(networks)
     with ExitStack() as entered:
         for own in found.values():
             entered.enter_context(own.scaled(1.0 if factor is None else factor))
@@ -343,11 +286,10 @@ def delete(models: Models, names: str | Sequence[str]) -> None:
     """Remove adapters; when the only active ones go, the first that is left becomes active."""
     names = checked(models, names)
     was_active = bool(active_names(models))
-    for component, own in stacks(models).items():
+    for own in stacks(models).values():
         for name in names:
             if name in own.names:
                 own.remove(name)
-                _facts.get(bare(models[component]), {}).pop(name, None)
     left = all_names(models)
     if was_active and left and not active_names(models):
         activate(models, {left[0]: None})
@@ -362,10 +304,9 @@ def unload(models: Models) -> None:
             "%s: fused, and taken out of the weights again. To keep the fused weights, save the pipeline before.",
             some(fused),
         )
-    for component, own in stacks(models).items():
+    for own in stacks(models).values():
         for name in own.names:
             own.remove(name)
-        _facts.pop(bare(models[component]), None)
 
 
 def fuse(models: Models, *, scale: float = 1.0, safe: bool = False, names: str | Sequence[str] | None = None) -> None:
@@ -386,11 +327,11 @@ def fuse(models: Models, *, scale: float = 1.0, safe: bool = False, names: str |
     try:
         for component, plan in plans.items():
             if plan:
-                stack(models[component]).fuse(plan, scale=scale, safe=safe)
+                Stack(models[component]).fuse(plan, scale=scale, safe=safe)
                 done.append(component)
     except BaseException:
         for component in done:
-            stack(models[component]).unfuse(plans[component])
+            Stack(models[component]).unfuse(plans[component])
         raise
 
 
@@ -425,8 +366,8 @@ def combine(models: Models, names: Sequence[str], weights: Sequence[float], name
         here = [(own.parts(each), weight) for each, weight in zip(names, weights, strict=True) if each in own.names]
         if here:
             parts, shares = zip(*here, strict=True)
-            merged[component] = merge(bare(models[component]), parts, shares, **options)
-    _attach(models, name, merged)
+            merged[component] = merge(own.model, parts, shares, **options)
+    _put(models, name, merged)
     activate(models, {name: None})
 
 
@@ -460,7 +401,7 @@ def loaded(models: Models, name: str | None = None) -> tuple[Adapter, Facts]:
     facts = Facts()
     for component, own in stacks(models).items():
         if name in own.names:
-            facts = _facts.get(bare(models[component]), {}).get(name, facts)
+            facts = own.record(name).origin or facts
             adapter[component] = {path: as_stored(parts, facts, path) for path, parts in own.parts(name).items()}
     return adapter, facts
 
@@ -470,10 +411,9 @@ def as_stored(parts: Parts, facts: Facts, path: str) -> Parts:
     dtype = facts.dtypes.get(path)
     if dtype is None:
         return parts
-    cast = {name: tensor.to(dtype) for name, tensor in parts.tensors.items()}
-    if not all(torch.equal(cast[name].to(tensor.dtype), tensor) for name, tensor in parts.tensors.items()):
-        return parts
-    return Parts(parts.algorithm, cast, parts.alpha, parts.stored)
+    stored = parts.map(lambda tensor: tensor.to(dtype))
+    exact = all(torch.equal(stored.tensors[n].to(tensor.dtype), tensor) for n, tensor in parts.tensors.items())
+    return stored if exact else parts
 
 
 def cast(adapter: Adapter, dtype: torch.dtype | None) -> Adapter:
@@ -481,10 +421,7 @@ def cast(adapter: Adapter, dtype: torch.dtype | None) -> Adapter:
     if dtype is None:
         return adapter
     return {
-        component: {
-            path: Parts(parts.algorithm, {k: t.to(dtype) for k, t in parts.tensors.items()}, parts.alpha)
-            for path, parts in layers.items()
-        }
+        component: {path: parts.map(lambda tensor: tensor.to(dtype)) for path, parts in layers.items()}
         for component, layers in adapter.items()
     }
 

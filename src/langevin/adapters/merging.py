@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, InputError, check_choice
 from ..core.progress import progress_bar
 from ..weights.dialects.parts import Parts
-from .attaching import found_layers, own_weight
-from .deltas import Delta, build, is_plain, wide
+from .attaching import found_layers
+from .deltas import Delta, is_plain, wide
 from .factoring import Truncation, as_lora, decomposed, decomposed_product
+from .fitting import build
+from .folding import own_weight
 from .layers import weight_shape
 
 Adapter = Mapping[str, Parts]

@@ -9,52 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.errors import InputError, check_known
-from ..core.hub import HUB_OPTIONS, hub_options
+from ..core.errors import InputError
 from . import custom_diffusion, lora
-from .files import KNOWN, Source, open_source, write_tensors
+from .files import KNOWN, opened, write_tensors
 from .fresh import fresh
+from .stack import Stack, bare
 
-OPTIONS = (
-    *("adapter_name", "weight_name", "subfolder", "use_safetensors", "metadata", "network_alphas"),
-    *("low_cpu_mem_usage", "_pipeline", *HUB_OPTIONS),
-)
-"""Keywords of loading. `low_cpu_mem_usage` and `_pipeline` are accepted for their callers and have no effect."""
 CUSTOM = "custom_diffusion"
 
 
 def component_of(model: nn.Module) -> str:
     """Return the component that a network is in the names of files: a UNet, or the transformer in its place."""
-    return "unet" if hasattr(lora.bare(model), "down_blocks") else "transformer"
-
-
-def opened(where: Any, what: str, options: Mapping[str, Any], **more: Any) -> Source:
-    """Return the tensors of an adapter for a documented loading method, its alphas and metadata with them.
-
-    Raises:
-        ConfigError: for an unknown keyword.
-    """
-    check_known(what, options, (*OPTIONS, *more))
-    places: dict[str, Any] = {name: options.get(name) for name in ("weight_name", "subfolder", "use_safetensors")}
-    source = open_source(where, **places, **hub_options(options), **more)
-    return with_alphas(source, options.get("network_alphas"), options.get("metadata"))
-
-
-def with_alphas(
-    source: Source, alphas: Mapping[str, float] | None = None, metadata: Mapping[str, Any] | None = None
-) -> Source:
-    """Return a source with alphas given by name, and with a configuration as PEFT's metadata have it."""
-    import json
-
-    from ..weights.dialects.peft import METADATA
-
-    state = dict(source.state)
-    for name, value in (alphas or {}).items():
-        state[name if name.endswith(".alpha") else f"{name}.alpha"] = torch.as_tensor(float(value))
-    kept = dict(source.metadata)
-    if metadata:
-        kept[METADATA] = json.dumps(dict(metadata), default=str)
-    return Source(state, kept, source.what)
+    return "unet" if hasattr(bare(model), "down_blocks") else "transformer"
 
 
 def load_adapter(
@@ -113,7 +79,7 @@ def add_fresh(model: nn.Module, config: Any, name: str) -> None:
     """Attach a new LoRA for training; see `AdapterMixin.add_adapter`."""
     if name in lora.all_names({"": model}):
         raise InputError(f"The adapter name {name!r} is in use; choose another, or delete that adapter.")
-    lora.stack(model).add(name, fresh(lora.bare(model), config), trainable=True)
+    Stack(model).add(name, fresh(bare(model), config), trainable=True)
     lora.activate({"": model}, {name: None})
 
 

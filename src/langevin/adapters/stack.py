@@ -11,28 +11,23 @@ the original back, which is exact in every dtype and in every order.
 
 from __future__ import annotations
 
-import math
-import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, WeightsError, check_known
-from ..core.report import paired, some
+from ..core.errors import ConfigError, NonFiniteError, WeightsError, check_known
+from ..core.report import some
 from ..weights.dialects.parts import Parts
-from .attaching import CHILD, attach, check_finite, delta_in, detach, folded, found_layers, holder, key_of, summary
-from .deltas import Delta, build
-
-__all__ = ["CHILD", "STATE", "Stack", "Weight", "stack_of"]
-
-Weight = float | Mapping[str, float] | Callable[[str], float]
-"""Of an adapter: one number, or numbers by path (a prefix or a regular expression; the last key that matches a layer
-counts, layers that none matches have 1), or a function of the path."""
+from .attaching import attach, delta_in, detach, found_layers, holder, key_of
+from .deltas import Delta
+from .fitting import build
+from .folding import check_finite, folded, summary
+from .weighing import Weight, finite, weighed
 
 STATE = "_adapter_state"
 """Name in the network's `__dict__` of what the stack remembers."""
@@ -41,15 +36,21 @@ lock = threading.RLock()
 
 @dataclass
 class Record:
-    """What the stack remembers of an adapter: its layers, and how it was made."""
+    """What the stack remembers of an adapter: its layers, and how it was made.
+
+    Attributes:
+        origin: what whoever added it remembers with it.
+        fused: path -> weight with which it is part of the layer's weights.
+        idle: layers of a reserved adapter that the present one does not change.
+    """
 
     layers: dict[str, nn.Module]
     weights: dict[str, float]
     options: dict[str, Any]
     spec: Weight
+    origin: Any = None
     fused: dict[str, float] = field(default_factory=dict)
     idle: set[str] = field(default_factory=set)
-    """Layers of a reserved adapter that the present one does not change."""
 
 
 @dataclass
@@ -63,20 +64,9 @@ class State:
     runs: int = 0
 
 
-@overload
-def stack_of(model: nn.Module, create: Literal[True] = ...) -> Stack:
-    """Return the adapters of a network."""
-
-
-@overload
-def stack_of(model: nn.Module, create: bool) -> Stack | None:
-    """Return the adapters of a network, or None."""
-
-
-def stack_of(model: nn.Module, create: bool = True) -> Stack | None:
-    """Return the adapters of a network; None if it has none and `create` is False."""
-    model = getattr(model, "_orig_mod", model)
-    return Stack(model) if create or STATE in model.__dict__ else None
+def bare(model: nn.Module) -> nn.Module:
+    """Return a network without the wrapper that `torch.compile` puts around it."""
+    return getattr(model, "_orig_mod", model)
 
 
 class Stack:
@@ -86,7 +76,7 @@ class Stack:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.model = bare(model)
 
     # ---- what there is ----------------------------------------------------------------------------------------------
 
@@ -108,7 +98,7 @@ class Stack:
     @property
     def fused(self) -> list[str]:
         """The adapters that are part of the weights, in the order in which they were added."""
-        return [name for name, record in self.state.records.items() if record.fused]
+        return list(self._fused())
 
     @property
     def enabled(self) -> bool:
@@ -117,23 +107,24 @@ class Stack:
 
     def layers(self, name: str) -> list[str]:
         """Return the paths of the layers that an adapter changes."""
-        record = self._record(name)
+        record = self.record(name)
         return [path for path in record.layers if path not in record.idle]
 
     def weights(self, name: str) -> dict[str, float]:
         """Return path -> weight of an adapter."""
-        weights = self._record(name).weights
+        weights = self.record(name).weights
         return {path: weights[path] for path in self.layers(name)}
 
     def delta(self, name: str, path: str) -> Delta:
         """Return the module that an adapter has in a layer."""
-        return delta_in(self._record(name).layers[path], name)
+        return delta_in(self.record(name).layers[path], name)
 
     def parts(self, name: str) -> dict[str, Parts]:
         """Return what a file of an adapter holds: path -> the present tensors, in the shapes in which they came."""
         return {path: self.delta(name, path).parts() for path in self.layers(name)}
 
-    def _record(self, name: str) -> Record:
+    def record(self, name: str) -> Record:
+        """Return what is remembered of an adapter, or raise ConfigError if there is none of that name."""
         check_known(f"the stack of adapters of {type(self.model).__name__}", [name], self.names)
         return self.state.records[name]
 
@@ -155,7 +146,7 @@ class Stack:
             name: by which it is called from now on.
             parts: path of the layer -> the tensors for it.
             scale: its weight, see `Weight`.
-            dtype, trainable, target_rank: see `deltas.build`.
+            dtype, trainable, target_rank: see `fitting.build`.
 
         Raises:
             ConfigError: the name is taken, a path names no layer, or tensors do not fit.
@@ -185,7 +176,7 @@ class Stack:
     def remove(self, name: str) -> None:
         """Take an adapter away, out of the weights too if it is fused. What it leaves is bit-equal to what it found."""
         with lock:
-            record = self._record(name)
+            record = self.record(name)
             if record.fused:
                 self.unfuse([name])
             state = self.state
@@ -202,21 +193,25 @@ class Stack:
         Tensors of the same shapes take the place of the present ones, which compiles nothing anew; `target_rank` of
         `add` makes room for that. Layers that the new adapter does not change then keep an idle delta, and the new
         tensors are converted to the dtype of the present ones.
+
+        Raises:
+            ConfigError: the tensors do not fit.
+            NonFiniteError: the adapter is fused, and a weight would not be finite with the new one.
         """
         with lock:
-            record = self._record(name)
-            reserved, options = record.options["target_rank"] is not None, dict(record.options)
-            layers, deltas = self._built(parts, options)
+            record = self.record(name)
+            reserved = record.options["target_rank"] is not None
+            layers, deltas = self._built(parts, record.options)
             weights = weighed(name, record.spec, {**record.layers, **layers} if reserved else layers)
-            gone = [path for path in record.layers if path not in parts]
-            fused = dict(record.fused)
+            fused, before = record.fused, {}
             if fused:
+                before = copied(self.parts(name))
                 self.unfuse([name])
             for path, delta in deltas.items():
                 old = record.layers.get(path)
                 if old is None or not (reserved and delta_in(old, name).take(delta)):
                     attach(layers[path], name, delta)
-            for path in gone:
+            for path in [path for path in record.layers if path not in parts]:
                 if reserved and delta_in(record.layers[path], name).clear():
                     layers[path] = record.layers[path]
                 else:
@@ -225,7 +220,12 @@ class Stack:
             record.layers, record.weights = layers, weights
             self._tell(name)
             if fused:
-                self._fuse({name: {path: fused.get(path, weights[path]) for path in parts}}, safe=True)
+                try:
+                    self._fuse({name: {path: fused.get(path, weights[path]) for path in parts}}, safe=True)
+                except NonFiniteError:
+                    self.swap(name, before)
+                    self._fuse({name: fused}, safe=False)
+                    raise
 
     # ---- weights ----------------------------------------------------------------------------------------------------
 
@@ -235,13 +235,13 @@ class Stack:
         A fused adapter is part of the layers' weights with the weight that it had, until `unfuse`.
         """
         with lock:
-            made = {name: weighed(name, weight, self._record(name).layers) for name, weight in weights.items()}
+            made = {name: weighed(name, weight, self.record(name).layers) for name, weight in weights.items()}
             for name, paths in made.items():
-                fused = self._record(name).fused
+                fused = self.record(name).fused
                 if any(fused.get(path, paths[path]) != paths[path] for path in paths):
                     raise ConfigError(f"The adapter {name!r} is fused with other weights than these: unfuse it first.")
             for name, paths in made.items():
-                record = self._record(name)
+                record = self.record(name)
                 record.weights, record.spec = paths, weights[name]
             self.state.active = list(made)
             self._tell()
@@ -258,7 +258,7 @@ class Stack:
         with lock:
             state = self.state
             if state.enabled != enabled and state.records:
-                fused = {name: record.fused for name, record in state.records.items() if record.fused}
+                fused = self._fused()
                 self._fold(fused if enabled else {}, self._paths(fused), safe=False)
                 state.enabled = enabled
                 self._tell()
@@ -271,7 +271,7 @@ class Stack:
             ConfigError: another run with another factor is going on, in this thread or another; or every active adapter
                 is fused, where the factor can have no effect.
         """
-        factor = number(factor, "the factor of the adapters' weights")
+        factor = finite(factor, "the factor of the adapters' weights")
         with lock:
             state = self.model.__dict__.setdefault(STATE, State()) if self.names else State()
             if factor != 1 and self.fused and not set(state.active) - set(self.fused):
@@ -327,9 +327,9 @@ class Stack:
             NonFiniteError: a weight would not be finite; the network is as it was.
         """
         with lock:
-            scale = number(scale, "the scale of fused adapters")
+            scale = finite(scale, "the scale of fused adapters")
             chosen = [n for n in self.active if n not in self.fused] if names is None else list(names)
-            again = [name for name in chosen if self._record(name).fused]
+            again = [name for name in chosen if self.record(name).fused]
             if again or not chosen:
                 what = f"{some(again)} already fused" if again else "No active adapter is left"
                 raise ConfigError(f"Nothing to fuse: {what}. Add or activate one, or unfuse first.")
@@ -339,12 +339,16 @@ class Stack:
 
     def _fuse(self, chosen: Mapping[str, Mapping[str, float]], *, safe: bool) -> None:
         """Fuse adapters with these weights beside those that are fused."""
-        state = self.state
-        kept = {name: record.fused for name, record in state.records.items() if record.fused}
-        self._fold({**kept, **chosen}, self._paths(chosen), safe=safe)
+        records = self.state.records
+        if self.enabled:
+            self._fold({**self._fused(), **chosen}, self._paths(chosen), safe=safe)
         for name, weights in chosen.items():
-            state.records[name].fused = dict(weights)
+            records[name].fused = dict(weights)
         self._tell()
+
+    def _fused(self) -> dict[str, dict[str, float]]:
+        """Return the weights with which adapters are fused."""
+        return {name: record.fused for name, record in self.state.records.items() if record.fused}
 
     def unfuse(self, names: Sequence[str] | None = None) -> None:
         """Take adapters out of the layers' weights, all by default; they are active again if they were.
@@ -355,17 +359,16 @@ class Stack:
         """
         with lock:
             chosen = self.fused if names is None else list(names)
-            loose = [name for name in chosen if not self._record(name).fused]
+            loose = [name for name in chosen if not self.record(name).fused]
             if loose or not chosen:
                 raise ConfigError(
                     f"Not fused: {some(loose) or 'any adapter'}. Fused are: {some(self.fused) or 'none'}."
                 )
-            records = self.state.records
-            kept = {name: records[name].fused for name in self.fused if name not in chosen}
+            kept = {name: weights for name, weights in self._fused().items() if name not in chosen}
             if self.enabled:
                 self._fold(kept, self._paths(chosen), safe=False)
             for name in chosen:
-                records[name].fused = {}
+                self.record(name).fused = {}
             self._tell()
 
     def bake(self) -> None:
@@ -376,7 +379,7 @@ class Stack:
             for layer in self._paths(self.fused).values():
                 held = holder(layer)
                 held.base_weight = held.base_bias = None
-                held.put(layer, {}, {})
+                held.put(layer, {})
             for name in self.fused:
                 self.state.records[name].fused = {}
                 self.remove(name)
@@ -390,46 +393,19 @@ class Stack:
                 f"The weights of {some(touched)} were changed while adapters were fused into them. Load the original "
                 "weights again after `bake()`, which keeps the weights that are there and forgets the originals."
             )
-        made = {}
+        made: dict[str, dict[str, Tensor]] = {}
         sums: dict[str, list[Tensor]] = {}
         with torch.no_grad():
             for path, layer in layers.items():
                 here = {name: weights[path] for name, weights in fused.items() if path in weights}
-                made[path] = folded(layer, here, path), here
+                made[path] = folded(layer, here, path)
                 if safe:
-                    sums[path] = [summary(tensor) for tensor in made[path][0].values()]
-        check_finite(sums, {path: tensors for path, (tensors, _) in made.items()})
+                    sums[path] = [summary(tensor) for tensor in made[path].values()]
+        check_finite(sums, made)
         for path, layer in layers.items():
-            holder(layer).put(layer, *made[path])
+            holder(layer).put(layer, made[path])
 
 
-def number(value: Any, what: str) -> float:
-    """Return a finite number as float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"{what} is {value!r}; it has to be a finite number.")
-    return float(value)
-
-
-def weighed(name: str, weight: Weight, layers: Mapping[str, nn.Module]) -> dict[str, float]:
-    """Return path -> weight of an adapter; see `Weight`."""
-    what = f"the weight of the adapter {name!r}"
-    if callable(weight):
-        return {path: number(weight(path), f"{what} in {path!r}") for path in layers}
-    if not isinstance(weight, Mapping):
-        return dict.fromkeys(layers, number(weight, what))
-    found = dict.fromkeys(layers, 1.0)
-    for key, value in weight.items():
-        hits = [p for p in layers if not key or p == key or p.startswith(f"{key}.")]
-        hits = hits or [path for path in layers if searched(key, path)]
-        if not hits:
-            raise ConfigError(f"{what}: no layer of the adapter has the path {some(paired([key], list(layers)))}.")
-        found.update(dict.fromkeys(hits, number(value, f"{what} for {key!r}")))
-    return found
-
-
-def searched(pattern: str, path: str) -> bool:
-    """Tell whether a regular expression is found in a path; what is no regular expression is not."""
-    try:
-        return re.search(pattern, path) is not None
-    except re.error:
-        return False
+def copied(parts: Mapping[str, Parts]) -> dict[str, Parts]:
+    """Return the parts of an adapter in storage of their own."""
+    return {path: one.map(torch.clone) for path, one in parts.items()}

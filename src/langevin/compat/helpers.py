@@ -178,7 +178,7 @@ def scale_lora_layers(model: nn.Module, weight: float | None) -> None:
     """Multiply the weights of a network's adapters until `unscale_lora_layers`."""
     from ..adapters import lora
 
-    entered = lora.scaled(model, weight)
+    entered = lora.scaled({"model": model}, weight)
     entered.__enter__()
     _scaled.setdefault(model, []).append(entered)
 

@@ -170,7 +170,7 @@ def takes_adapter_scale(forward: Callable[..., Any]) -> Callable[..., Any]:
         given = args[position] if len(args) > position else kwargs.get("cross_attention_kwargs")
         if not given or given.get("scale") is None:
             return forward(self, *args, **kwargs)
-        with late("adapters.lora").scaled(self, given["scale"]):
+        with late("adapters.lora").scaled({"model": self}, given["scale"]):
             return forward(self, *args, **kwargs)
 
     return scaled

@@ -45,18 +45,11 @@ def work() -> Any:
     return lora
 
 
-def networks() -> Any:
+def files() -> Any:
     """Return the module that opens what callers give."""
-    from ..adapters import networks
+    from ..adapters import files
 
-    return networks
-
-
-def made(state: Mapping[str, Tensor]) -> Source:
-    """Return a state dict as a source."""
-    from ..adapters.files import Source
-
-    return Source(dict(state))
+    return files
 
 
 class StableDiffusionLoraLoaderMixin:
@@ -105,7 +98,7 @@ class StableDiffusionLoraLoaderMixin:
             InputError: no such file, or several that it could be.
             WeightsError: tensors that find no layer or do not fit; nothing is attached then.
         """
-        source = networks().opened(pretrained_model_name_or_path_or_dict, "load_lora_weights", kwargs)
+        source = files().opened(pretrained_model_name_or_path_or_dict, "load_lora_weights", kwargs)
         work().load(self._adaptable(), source, name=adapter_name, hotswap=hotswap)
 
     @either
@@ -118,7 +111,7 @@ class StableDiffusionLoraLoaderMixin:
         """
         told = kwargs.pop("return_lora_metadata", False)
         kwargs.pop("unet_config", None)
-        source = networks().opened(pretrained_model_name_or_path_or_dict, "lora_state_dict", kwargs)
+        source = files().opened(pretrained_model_name_or_path_or_dict, "lora_state_dict", kwargs)
         alphas = {name: float(value) for name, value in source.state.items() if name.endswith(".alpha")}
         state = {name: value for name, value in source.state.items() if name not in alphas}
         return (state, alphas or None, source.metadata or None) if told else (state, alphas or None)
@@ -142,7 +135,7 @@ class StableDiffusionLoraLoaderMixin:
             adapter_name, hotswap: as for `load_lora_weights`.
             metadata: ranks and alphas as PEFT's configuration has them.
         """
-        source = networks().with_alphas(made(state_dict), network_alphas, metadata)
+        source = files().with_alphas(files().Source(state_dict), network_alphas, metadata)
         work().load({"unet": unet}, part_for("unet", source), name=adapter_name, hotswap=hotswap)
 
     @classmethod
@@ -167,7 +160,7 @@ class StableDiffusionLoraLoaderMixin:
             network_alphas, adapter_name, hotswap, metadata: as for `load_lora_into_unet`.
         """
         component = prefix or "text_encoder"
-        source = networks().with_alphas(made(state_dict), network_alphas, metadata)
+        source = files().with_alphas(files().Source(state_dict), network_alphas, metadata)
         models = {component: text_encoder}
         work().load(models, part_for(component, source), name=adapter_name, hotswap=hotswap)
         if lora_scale != 1.0:
@@ -220,7 +213,7 @@ class StableDiffusionLoraLoaderMixin:
         }
         given = {component: pair for component, pair in layers.items() if pair[0]}
         if given:
-            networks().write_tensors(save_directory, *packed(given), **writing)
+            files().write_tensors(save_directory, *packed(given), **writing)
         elif self is None:
             raise ConfigError("There is nothing to save: give layers, or call this on a pipeline with an adapter.")
         else:
@@ -374,4 +367,4 @@ def packed(
             found = {name: value} if inside is None else {f"{name}.{key}": tensor for key, tensor in inside.items()}
             state |= {f"{component}.{key.removeprefix(f'{component}.')}": tensor for key, tensor in found.items()}
         metadata |= {f"{component}.{key}": value for key, value in (config or {}).items()}
-    return state, dict(networks().with_alphas(made({}), metadata=metadata).metadata)
+    return state, dict(files().with_alphas(files().Source({}), metadata=metadata).metadata)

@@ -5,8 +5,8 @@ A dialect knows names, an algorithm knows mathematics; this is what they tell ea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -42,6 +42,10 @@ class Parts:
     tensors: Mapping[str, Tensor]
     alpha: float | None = None
     stored: tuple[str, ...] = field(default=(), compare=False)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Parts:
+        """Return the parts with every tensor changed."""
+        return replace(self, tensors={name: change(tensor) for name, tensor in self.tensors.items()})
 
 
 Adapter = dict[str, dict[str, Parts]]
