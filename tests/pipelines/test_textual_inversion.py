@@ -179,10 +179,17 @@ def test_tasks_that_share_components_share_words(pipe) -> None:
     assert same(states(pipe), before)
 
 
-def test_the_end_of_a_text_is_found_by_old_configurations_too(xl) -> None:
+def with_old_end(xl):
+    """Return a pipeline with its second text encoder as old configurations have it, and the true end's id."""
     encoder = xl.text_encoder_2
-    real, inner = encoder.config.eos_token_id, encoder.text_model
-    encoder.config.eos_token_id = inner.eos_token_id = 2
+    real = encoder.config.eos_token_id
+    encoder.config.eos_token_id = encoder.text_model.eos_token_id = 2
+    return xl, real
+
+
+def test_the_end_of_a_text_is_found_by_old_configurations_too(xl) -> None:
+    xl, real = with_old_end(xl)
+    inner = xl.text_encoder_2.text_model
     before = states(xl)
     _, _, pooled, _ = xl.encode_prompt("a cat")
     held = {"text_encoders_0": vectors(1), "text_encoders_1": vectors(1, tiny_xl.WIDTH)}
@@ -193,6 +200,22 @@ def test_the_end_of_a_text_is_found_by_old_configurations_too(xl) -> None:
     assert not torch.equal(first, other) and inner.eos_token_id == real
     xl.unload_textual_inversion()
     assert same(states(xl), before) and inner.eos_token_id == 2
+
+
+def test_the_end_of_a_text_is_found_after_loading_a_pipeline_with_words(xl, tmp_path) -> None:
+    xl, real = with_old_end(xl)
+    plain = xl.encode_prompt("a cat")[2]
+    held = {"clip_l": vectors(1), "clip_g": vectors(1, tiny_xl.WIDTH)}
+    xl.load_textual_inversion(held, token="<toy>")
+    xl.save_pretrained(tmp_path / "saved")
+    again = langevin.StableDiffusionXLPipeline.from_pretrained(tmp_path / "saved")
+    encoder = again.text_encoder_2
+    assert (encoder.config.eos_token_id, encoder.text_model.eos_token_id) == (2, real)
+    pooled = [pipe.encode_prompt("<toy> a cat")[2] for pipe in (xl, again)]
+    assert torch.allclose(*pooled, atol=1e-5)
+    again.unload_textual_inversion()
+    assert encoder.text_model.eos_token_id == 2
+    assert torch.allclose(again.encode_prompt("a cat")[2], plain, atol=1e-5)
 
 
 def test_a_pipeline_saved_with_words_knows_them(pipe, tmp_path) -> None:

@@ -137,7 +137,7 @@ class Place:
             self._rename(before)
             self._set(old)
             raise
-        self._mend_end()
+        self.find_end()
 
     def remove(self, words: Iterable[str]) -> None:
         """Remove words; the ids of those that stay close up, and without any all is as it was before the first."""
@@ -150,7 +150,7 @@ class Place:
         kept = weight[torch.tensor(ids, device=weight.device)].clone()
         self._rename(stay)
         self._set(kept)
-        self._mend_end()
+        self.find_end()
 
     def _set(self, weight: Tensor) -> None:
         """Put a matrix in the place of the table's."""
@@ -169,10 +169,13 @@ class Place:
             else:
                 _renumber(self.tokenizer, set(self.tokens()), tokens)
 
-    def _mend_end(self) -> None:
-        """Let the encoder find the end of a text though learned tokens have larger ids, see `OLD_END`."""
+    def find_end(self) -> None:
+        """Let the encoder find the end of a text though learned tokens have larger ids, see `OLD_END`.
+
+        Configurations stay as they were trained with, so an encoder that is loaded with learned words needs this too.
+        """
         inner: Any = getattr(self.encoder, "text_model", self.encoder)
-        configured = getattr(self.encoder.config, "eos_token_id", None)
+        configured = getattr(getattr(self.encoder, "config", None), "eos_token_id", None)
         if hasattr(inner, "eos_token_id") and configured == OLD_END:
             inner.eos_token_id = self.tokenizer.eos_token_id if self.tokens() else OLD_END
 
@@ -223,9 +226,11 @@ def check(places: Mapping[str, Place], plan: Plan) -> None:
         InputError: for a word that is known already.
         WeightsError: for vectors of another width than the encoder's.
     """
-    for name in {name for vectors in plan.values() for name in vectors}:
-        places[name].check()
-        places[name].refuse_known({word: vectors[name] for word, vectors in plan.items() if name in vectors})
+    for name, place in places.items():
+        words = {word: vectors[name] for word, vectors in plan.items() if name in vectors}
+        if words:
+            place.check()
+            place.refuse_known(words)
     for word, vectors in plan.items():
         for name, rows in vectors.items():
             if rows.shape[-1] != places[name].width:

@@ -23,6 +23,14 @@ class TextualInversionLoaderMixin:
     run that uses learned words.
     """
 
+    def register_modules(self, **components: Any) -> None:
+        """Take over components by name, text encoders with the words that they have learned before."""
+        super().register_modules(**components)
+        if any(name.startswith("text_encoder") and part is not None for name, part in components.items()):
+            from . import words
+
+            words.find_ends(self)
+
     def load_textual_inversion(
         self,
         pretrained_model_name_or_path: Source | Sequence[Source],

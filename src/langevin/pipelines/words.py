@@ -110,11 +110,7 @@ def places_of(pipe: Any, tokenizer: Any = None, text_encoder: nn.Module | None =
     Raises:
         ConfigError: when there is no such place.
     """
-    own = {
-        name: Place(name, words, encoder)
-        for name, beside in ENCODERS.items()
-        if (encoder := getattr(pipe, name, None)) is not None and (words := getattr(pipe, beside, None)) is not None
-    }
+    own = own_places(pipe)
     if tokenizer is None and text_encoder is None:
         if not own:
             raise ConfigError(f"This {type(pipe).__name__} has no text encoder with a tokenizer to learn words.")
@@ -125,6 +121,18 @@ def places_of(pipe: Any, tokenizer: Any = None, text_encoder: nn.Module | None =
     if tokenizer is None or text_encoder is None:
         raise ConfigError("This text encoder or tokenizer is none of the pipeline's; pass both of them.")
     return {ANY: Place("text_encoder", tokenizer, text_encoder)}
+
+
+def own_places(pipe: Any) -> dict[str, Place]:
+    """Return the places of a pipeline's own components, by the name of the text encoder."""
+    parts = {name: (getattr(pipe, beside, None), getattr(pipe, name, None)) for name, beside in ENCODERS.items()}
+    return {name: Place(name, *pair) for name, pair in parts.items() if None not in pair}
+
+
+def find_ends(pipe: Any) -> None:
+    """Let text encoders that come with learned words find the end of a text, see `Place.find_end`."""
+    for place in own_places(pipe).values():
+        place.find_end()
 
 
 # Files and names -----------------------------------------------------------------------------------------------------
