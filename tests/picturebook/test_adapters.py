@@ -9,7 +9,7 @@ import torch
 import langevin
 from langevin.picturebook import GUIDANCE_SCALE, adapters_folder, model_folder
 from langevin.picturebook.checker import check, look
-from langevin.picturebook.evaluate import generate
+from langevin.picturebook.scores import generate
 from langevin.picturebook.unseen import LOOK, WORD, distance, sepia, style_lesson, word_lesson
 
 SCENES = (

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from langevin.picturebook import GUIDANCE_SCALE, captions, evaluate, world
+from langevin.picturebook import GUIDANCE_SCALE, captions, model_folder, world
 from langevin.picturebook.checker import check
 
-pytest.importorskip("transformers")
-pytestmark = pytest.mark.skipif(not (evaluate.MODEL / "model_index.json").exists(), reason="no model is shipped")
 COUNT = 12
 
 
@@ -20,7 +18,7 @@ COUNT = 12
 def parts():
     from langevin import StableDiffusionPipeline
 
-    return StableDiffusionPipeline.from_pretrained(evaluate.MODEL).components
+    return StableDiffusionPipeline.from_pretrained(model_folder()).components
 
 
 def scenes(things: int, seed: int) -> list[world.Scene]:

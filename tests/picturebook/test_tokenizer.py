@@ -14,7 +14,6 @@ from langevin.picturebook.world import sample_scene
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    pytest.importorskip("transformers")
     return tokenizer.load(tmp_path_factory.mktemp("tokenizer"))
 
 

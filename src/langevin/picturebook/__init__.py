@@ -40,7 +40,7 @@ def adapters_folder() -> Path:
     Raises:
         InputError: when this installation carries none.
     """
-    return _shipped("adapters", "sepia.safetensors", "train them: python -m langevin.picturebook.adapters style")
+    return _shipped("adapters", "sepia.safetensors", "train them: python -m langevin.picturebook.train --stage style")
 
 
 def _shipped(name: str, file: str, cure: str) -> Path:

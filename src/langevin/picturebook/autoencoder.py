@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..core.images import grid, to_images
 from ..models.autoencoders.autoencoder_kl import AutoencoderKL
 from .data import Scenes
-from .loop import Recipe, Stage
+from .loop import Budget, Recipe, Stage
 
 EDGES, SQUARED, KL = 0.5, 5.0, 2e-6
 """Weights of the edge loss, the squared error and the Kullback-Leibler term, beside the absolute error's 1."""
@@ -64,6 +64,8 @@ class AutoencoderStage(Stage):
 
     name = "autoencoder"
     recipe = Recipe(lr=1e-3, batch=8, warmup=50, average=0.995, betas=(0.9, 0.99), weight_decay=1e-4)
+    budget = Budget(minutes=12)
+    stale = ("latents.npy",)
 
     def __init__(self, folder: Path, scenes: Scenes, *, model: AutoencoderKL | None = None) -> None:
         self.folder, self.scenes = folder, scenes
@@ -109,6 +111,8 @@ class DecoderStage(AutoencoderStage):
 
     name = "decoder"
     recipe = Recipe(lr=5e-4, batch=8, warmup=50, average=0.995, weight_decay=1e-4)
+    budget = Budget(minutes=10)
+    stale = ()
 
     def __init__(self, folder: Path, scenes: Scenes, whole: AutoencoderKL) -> None:
         super().__init__(folder, scenes, model=whole)

@@ -18,12 +18,12 @@ from .world import BACKGROUNDS, COLOURS, KINDS, STYLES, Scene, Thing
 PLURALS: dict[str, str] = {kind: kind + "s" for kind in KINDS} | {"fish": "fish"}
 
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "meadow": ("meadow", "in a meadow"),
-    "sea": ("sea", "by the sea"),
-    "night": ("night", "at night"),
-    "snow": ("snow", "in the snow"),
-    "desert": ("desert", "in the desert"),
-    "plain": ("plain", "plain background"),
+    "meadow": (", meadow", " in a meadow"),
+    "sea": (", sea", " by the sea"),
+    "night": (", night", " at night"),
+    "snow": (", snow", " in the snow"),
+    "desert": (", desert", " in the desert"),
+    "plain": (", plain", ", plain background"),
 }
 
 MANNERS: dict[str, tuple[str, ...]] = {
@@ -100,7 +100,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
         text = f"{first} {phrase} {second}"
     if scene.background != "plain" or rng.random() < 0.15:
         short, long = SETTINGS[scene.background]
-        text += f", {short}" if rng.random() < 0.6 else f" {long}" if scene.background != "plain" else f", {long}"
+        text += short if rng.random() < 0.6 else long
     if scene.style != "flat" or rng.random() < 0.1:
         text += ", " + MANNERS[scene.style][int(rng.random() < 0.3)]
     return text

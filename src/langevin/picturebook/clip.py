@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.files import atomic_file
 from . import tokenizer as bpe
-from .data import FIELDS, Scenes
-from .loop import Recipe, Stage
+from .data import CAPTIONS, FIELDS, Scenes, cached
+from .loop import Budget, Recipe, Stage
 from .world import COLOURS, KINDS
 
 if TYPE_CHECKING:
@@ -65,13 +64,13 @@ def build(words: CLIPTokenizer) -> CLIPModel:
 
 def tokens(folder: Path, scenes: Scenes, words: CLIPTokenizer) -> Tensor:
     """Return the captions' tokens, int64 of shape (scenes, wordings, 32); kept in `folder`."""
-    path = folder / "tokens.npy"
-    if not path.exists() or len(np.load(path, mmap_mode="r")) != len(scenes):
-        flat = [caption for wordings in scenes.captions for caption in wordings]
-        ids = words(flat, padding="max_length", truncation=True, max_length=bpe.LENGTH, return_tensors="np").input_ids
-        with atomic_file(path) as partial, partial.open("wb") as file:
-            np.save(file, ids.reshape(len(scenes), -1, bpe.LENGTH).astype(np.int16))
-    return torch.from_numpy(np.load(path).astype(np.int64))
+
+    def read(rows: Tensor) -> Tensor:
+        flat = [caption for row in rows.tolist() for caption in scenes.captions[row]]
+        return bpe.encode(words, flat).reshape(len(rows), CAPTIONS, bpe.LENGTH)
+
+    shape = (len(scenes), CAPTIONS, bpe.LENGTH)
+    return cached(folder / "tokens.npy", shape, 1000, read, dtype=np.int16).long()
 
 
 class Spoiler:
@@ -134,6 +133,8 @@ class ClipStage(Stage):
 
     name = "clip"
     recipe = Recipe(lr=1e-3, batch=96, warmup=100, average=0.99, betas=(0.9, 0.98), weight_decay=0.05)
+    budget = Budget(minutes=6)
+    stale = ("states.npy",)
 
     def __init__(self, folder: Path, scenes: Scenes, ids: Tensor, words: CLIPTokenizer) -> None:
         self.folder, self.scenes, self.ids, self.words = folder, scenes, ids, words
@@ -174,6 +175,7 @@ class TextStage(ClipStage):
 
     name = "text"
     recipe = Recipe(lr=1e-3, batch=128, warmup=50, average=0.99, betas=(0.9, 0.98), weight_decay=0.05)
+    budget = Budget(minutes=5)
 
     def __init__(self, begun: ClipStage) -> None:
         super().__init__(begun.folder, begun.scenes, begun.ids, begun.words)

@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.files import atomic_folder
 from ..core.images import grid, to_images
 from ..models.autoencoders.autoencoder_kl import AutoencoderKL
 from ..models.controlnets.controlnet import ControlNetModel
 from ..models.unets.unet_2d_condition import UNet2DConditionModel
-from .data import Scenes
-from .denoiser import DenoiserStage, cached
+from .data import Scenes, cached
+from .denoiser import DenoiserStage
 from .edges import THRESHOLDS, condition, edges, outline_picture
-from .loop import Recipe
+from .loop import Budget, Recipe
 
 WIDTHS = (16, 32, 96)
 """Widths of the layers that shrink the edges; each after the first halves the side, as the autoencoder does twice."""
@@ -54,6 +55,8 @@ class ControlStage(DenoiserStage):
 
     name = "control"
     recipe = Recipe(lr=5e-4, batch=64, warmup=100, average=0.998)
+    budget = Budget(minutes=45)
+    product = "control"
     left_out = UNTOLD
 
     def __init__(
@@ -110,3 +113,8 @@ class ControlStage(DenoiserStage):
         above = [outline_picture(outline) for outline in self.shown_outlines.numpy()]
         sheet = grid([*above, *to_images(made)], rows=2, cols=len(above))
         sheet.resize((96 * len(above), 192), 0).save(self.folder / f"{self.name}-{step}.png")
+
+    def write(self, path: Path) -> None:
+        """Write the ControlNet into a folder, in half precision."""
+        with atomic_folder(path) as partial:
+            self.model.half().save_pretrained(partial)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.files import atomic_write
+from ..core.files import atomic_file, atomic_write
 from ..core.progress import progress_bar
 from .captions import describe
 from .world import BACKGROUNDS, COLOURS, KINDS, RELATIONS, SIZES, STYLES, Scene, render, sample_scene
@@ -55,8 +57,26 @@ class Scenes:
 
     def images(self, rows: Tensor) -> Tensor:
         """Return pictures as float32 in [-1, 1] of shape (rows, 3, 64, 64), laid out channels last."""
-        picked = torch.from_numpy(self.pictures[rows.numpy()])
-        return (picked.float() / 127.5 - 1).permute(0, 3, 1, 2)
+        return signed(self.pictures[rows.numpy()])
+
+
+def signed(pictures: np.ndarray) -> Tensor:
+    """Return pictures, uint8 (n, height, width, 3), as float32 in [-1, 1], (n, 3, height, width), channels last."""
+    return (torch.from_numpy(pictures).float() / 127.5 - 1).permute(0, 3, 1, 2)
+
+
+def cached(
+    path: Path, shape: tuple[int, ...], rows: int, compute: Callable[[Tensor], Tensor], *, dtype: Any = np.float16
+) -> Tensor:
+    """Return the array in `path`, computed block by block (rows of the first axis) if none of its shape is there."""
+    if not path.exists() or np.load(path, mmap_mode="r").shape != shape:
+        with atomic_file(path) as partial:
+            array = np.lib.format.open_memmap(partial, "w+", dtype, shape)
+            for start in progress_bar(range(0, shape[0], rows), desc=path.stem):
+                block = compute(torch.arange(start, min(start + rows, shape[0])))
+                array[start : start + len(block)] = block.numpy()
+            array.flush()
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
 def facts_of(scene: Scene) -> list[int]:

@@ -48,11 +48,10 @@ def chimera(
 def add_decoy(canvas: np.ndarray, thing: Thing, scene: Scene, rng: np.random.Generator) -> None:
     """Draw a decoy of a thing's colour, place and extent into a 64-pixel picture, in place."""
     pixels = 2 * round(thing.extent * 32)
-    moonlit = scene.background == "night" and scene.style != "outline"
     if rng.random() < 0.5:
-        drawn = chimera(rng, thing.colour, pixels, style=scene.style, moonlit=moonlit)
+        drawn = chimera(rng, thing.colour, pixels, style=scene.style, moonlit=scene.moonlit)
     else:
-        whole = np.round(blob(rng, thing.colour, pixels, style=scene.style, moonlit=moonlit)).astype(np.uint16)
+        whole = np.round(blob(rng, thing.colour, pixels, style=scene.style, moonlit=scene.moonlit)).astype(np.uint16)
         drawn = whole[..., :3], 255 - whole[..., 3:]
     left, top = round(thing.x * 64 - pixels / 2), round(thing.y * 64 - pixels / 2)
     paste(canvas, drawn, left, top, mirrored=bool(rng.integers(2)))

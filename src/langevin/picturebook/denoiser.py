@@ -6,24 +6,21 @@ The parameterisation is v (Salimans and Ho 2022, arXiv 2202.00512) on DDPM's lin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.files import atomic_file
 from ..core.images import grid, to_images
-from ..core.progress import progress_bar
 from ..models.autoencoders.autoencoder_kl import AutoencoderKL
 from ..models.unets.unet_2d_condition import UNet2DConditionModel
 from ..schedulers.preserving import DDIMScheduler
 from .autoencoder import encode
 from .clip import WIDTH, text_states
-from .data import Scenes
-from .loop import Recipe, Stage
+from .data import Scenes, cached
+from .loop import Budget, Recipe, Stage
 
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -91,20 +88,6 @@ def signal_levels() -> Tensor:
     return (1 - betas).cumprod(0).float()
 
 
-def cached(
-    path: Path, shape: tuple[int, ...], rows: int, compute: Callable[[Tensor], Tensor], *, dtype: Any = np.float16
-) -> Tensor:
-    """Return the array in `path`, computed block by block (rows of the first axis) if it is not there."""
-    if not path.exists():
-        with atomic_file(path) as partial:
-            array = np.lib.format.open_memmap(partial, "w+", dtype, shape)
-            for start in progress_bar(range(0, shape[0], rows), desc=path.stem):
-                block = compute(torch.arange(start, min(start + rows, shape[0])))
-                array[start : start + len(block)] = block.numpy()
-            array.flush()
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
-
-
 def cache_latents(folder: Path, scenes: Scenes, vae: AutoencoderKL) -> Tensor:
     """Return the mean latents of all scenes, float16 of shape (scenes, 4, 16, 16), not yet scaled; kept in `folder`."""
     vae = vae.eval().to(memory_format=torch.channels_last)
@@ -131,8 +114,10 @@ class DenoiserStage(Stage):
 
     name = "unet"
     recipe = Recipe(lr=7e-4, batch=64, warmup=200, average=0.999, betas=(0.9, 0.99))
+    budget = Budget(minutes=90)
     left_out = UNTOLD
     """Share of samples whose caption is left out."""
+    preview_steps = 25
 
     def __init__(
         self,
@@ -176,12 +161,16 @@ class DenoiserStage(Stage):
         count = len(rows)
         wording = torch.randint(self.wordings, (count,), generator=generator)
         told = torch.rand(count, 1, 1, generator=generator) >= self.left_out
-        states = torch.where(told, self.states[rows * self.wordings + wording].float(), self.untold)
+        states = torch.where(told, self.read(rows, wording), self.untold)
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         x0 = self.latents[rows].float() * self.scale
         mean, width = TIMES
         times = torch.sigmoid(mean + width * torch.special.ndtri(spread.clamp(1e-4, 1 - 1e-4)))
         return x0, (times * len(self.signal)).long(), states
+
+    def read(self, rows: Tensor, wording: Tensor) -> Tensor:
+        """Return the text states of scenes in one of their wordings each, (rows, length, width)."""
+        return self.states[rows * self.wordings + wording].float()
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         x0, t, *told = self.batch(generator)
@@ -200,15 +189,15 @@ class DenoiserStage(Stage):
         made = self.vae.decode(self.sample(self.shown) / self.scale).sample
         grid(to_images(made), rows=2, cols=6).resize((1152, 384), 0).save(self.folder / f"{self.name}-{step}.png")
 
-    def sample(self, states: Tensor, *told: Tensor, scale: float = 3.0, steps: int = 25, seed: int = 0) -> Tensor:
-        """Return scaled latents for text states, on the CPU, by DDIM with classifier-free guidance.
+    def sample(self, states: Tensor, *told: Tensor, scale: float = 3.0) -> Tensor:
+        """Return scaled latents for text states, on the CPU, by DDIM with classifier-free guidance from seed 0.
 
         Args:
             told: what `predict` takes beside the text, the same with and without it.
         """
         scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, timestep_spacing="trailing")
-        scheduler.set_timesteps(steps)
-        x = torch.randn(len(states), 4, 16, 16, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        scheduler.set_timesteps(self.preview_steps)
+        x = torch.randn(len(states), 4, 16, 16, generator=torch.Generator().manual_seed(0)).to(self.device)
         both = torch.cat([self.untold.expand_as(states), states]).to(self.device)
         more = [torch.cat([each, each]).to(self.device) for each in told]
         for t in scheduler.timesteps:

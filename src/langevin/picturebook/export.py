@@ -12,13 +12,10 @@ from safetensors.torch import load_file
 from ..core.files import atomic_file, atomic_folder
 from ..core.weights_io import write_safetensors
 from ..models.autoencoders.autoencoder_kl import AutoencoderKL
-from ..models.controlnets.controlnet import ControlNetModel
 from ..pipelines.stable_diffusion import StableDiffusionPipeline
 from ..schedulers.log_snr import DPMSolverMultistepScheduler
 from . import denoiser, tokenizer
 from .clip import CHANNEL_MEAN, CHANNEL_SPREAD
-from .control import WIDTHS
-from .loop import load_average
 from .train import Training
 
 
@@ -82,19 +79,3 @@ def export(training: Training, folder: Path) -> None:
             (partial / name / "tokenizer.json").unlink(missing_ok=True)
             for file in tokenizer.FILES:
                 shutil.copy(training.word_files / file, partial / name / file)
-    print(_measured(folder))
-
-
-def export_control(training: Training, folder: Path) -> None:
-    """Write the ControlNet into `folder`, in half precision."""
-    model = ControlNetModel.from_unet(training.unet, conditioning_embedding_out_channels=WIDTHS)
-    load_average(model, training.folder / "control.pt")
-    with atomic_folder(folder) as partial:
-        model.eval().half().save_pretrained(partial)
-    print(_measured(folder))
-
-
-def _measured(folder: Path) -> str:
-    """Return a folder's name and size as text."""
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return f"{folder}: {size / 2**20:.1f} MiB"

@@ -29,12 +29,13 @@ DECAY = 0.15
 class Budget:
     """How long a stage trains in all, runs before a restart included: a number of minutes or a number of steps."""
 
-    minutes: float | None = None
+    minutes: float = 0.0
     steps: int | None = None
 
     def progress(self, step: int, seconds: float) -> float:
-        """Return the share of the budget that is spent."""
-        return step / self.steps if self.steps is not None else seconds / 60 / (self.minutes or 1e-9)
+        """Return the share of the budget that is spent; 1 and more is all of it."""
+        spent, given = (seconds / 60, self.minutes) if self.steps is None else (step, self.steps)
+        return spent / given if given else 1.0
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,20 @@ class Stage:
 
     Attributes:
         name: names the checkpoint and the curve.
+        budget: how long it trains unless something else is asked for; minutes are those of two cores.
+        stale: the caches, in the folder of data, that its training makes worthless.
+        product: the name of what `write` makes; None where the stages after it or the export make use of it instead.
         model: holds every trained parameter.
         folder: where the checkpoint, curve and pictures go.
         device: where the model is and the batches go; random numbers are always drawn on the CPU.
     """
 
     name: str
-    model: nn.Module
     recipe: Recipe
+    budget: Budget
+    stale: tuple[str, ...] = ()
+    product: str | None = None
+    model: nn.Module
     folder: Path
     device: torch.device = torch.device("cpu")
 
@@ -109,6 +116,10 @@ class Stage:
 
     def preview(self, step: int) -> None:
         """Write pictures that show how far training is."""
+
+    def write(self, path: Path) -> None:
+        """Write what was trained as the package ships it, for a stage with a `product`."""
+        raise NotImplementedError
 
     def matrices(self) -> Iterable[nn.Parameter]:
         """Return the contiguous weights that map features to features, for orthogonal updates; none by default."""

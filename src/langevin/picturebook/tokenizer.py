@@ -7,10 +7,12 @@ text. Every word of the grammar becomes one token.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from ..core.files import atomic_write
 from ..weights.bundled import END, WORD_END, tokenizer_files
@@ -66,3 +68,8 @@ def load(folder: Path) -> CLIPTokenizer:
     if not (folder / "vocab.json").exists():
         write(folder)
     return CLIPTokenizer.from_pretrained(folder)
+
+
+def encode(words: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
+    """Return the tokens of texts, int64 of shape (texts, 32)."""
+    return words(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..models.autoencoders.autoencoder_kl import AutoencoderKL
 from .captions import describe
+from .data import signed
 from .drawing import Rgb
 from .world import Scene, render, sample_scene
 
@@ -67,49 +68,45 @@ class Lesson:
     captions: list[str]
 
 
-def style_lesson(count: int, *, seed: int = 0) -> Lesson:
+def style_lesson(count: int) -> Lesson:
     """Return flat scenes redrawn in the unseen style; their captions say nothing of a style."""
-    return _lesson(count, seed, lambda scene: scene, sepia)
+    return _lesson(count, lambda scene: scene, sepia)
 
 
-def word_lesson(count: int, *, seed: int = 0) -> Lesson:
+def word_lesson(count: int) -> Lesson:
     """Return flat scenes with the unseen character, whose captions call it by its word."""
     colour, kind = LOOK
 
     def cast(scene: Scene) -> Scene:
         return replace(scene, things=(replace(scene.things[0], colour=colour, kind=kind, count=1), *scene.things[1:]))
 
-    lesson = _lesson(count, seed, cast, lambda picture: picture)
+    lesson = _lesson(count, cast, lambda picture: picture)
     return Lesson(lesson.pictures, [caption.replace(f"{colour} {kind}", WORD) for caption in lesson.captions])
 
 
-def _lesson(
-    count: int, seed: int, change: Callable[[Scene], Scene], redraw: Callable[[np.ndarray], np.ndarray]
-) -> Lesson:
-    rng = np.random.default_rng([seed, 2])
+def _lesson(count: int, change: Callable[[Scene], Scene], redraw: Callable[[np.ndarray], np.ndarray]) -> Lesson:
+    rng = np.random.default_rng([0, 2])
     scenes = [change(replace(sample_scene(rng), style="flat")) for _ in range(count)]
     return Lesson(np.stack([redraw(render(scene)) for scene in scenes]), [describe(scene, rng) for scene in scenes])
 
 
-def latents_of(vae: AutoencoderKL, pictures: np.ndarray, *, steps: int = 30, lr: float = 0.15) -> Tensor:
+def latents_of(vae: AutoencoderKL, pictures: np.ndarray, *, steps: int, lr: float = 0.15) -> Tensor:
     """Return latents (n, 4, 16, 16) from which the decoder draws the pictures, found by descent from the encoder's.
 
     The shipped encoder takes colours that it never saw for known ones; the decoder can draw more than the encoder says.
 
     Args:
+        steps: of the descent; 0 leaves the encoder's.
         lr: step as a share of the latents' spread.
     """
     vae.requires_grad_(False)
-    wanted = (torch.from_numpy(pictures).float() / 127.5 - 1).permute(0, 3, 1, 2)
-    found = []
-    for part in wanted.split(16):
-        with torch.no_grad():
-            latents = vae.encode(part).latent_dist.mean
-        latents = latents.clone().requires_grad_()
-        optimizer = torch.optim.Adam([latents], lr=lr * float(latents.detach().std()))
-        for _ in range(steps):
-            optimizer.zero_grad()
-            (vae.decode(latents).sample - part).square().mean().backward()
-            optimizer.step()
-        found.append(latents.detach())
-    return torch.cat(found)
+    wanted = signed(pictures)
+    with torch.no_grad():
+        latents = vae.encode(wanted).latent_dist.mean
+    latents = latents.clone().requires_grad_()
+    optimizer = torch.optim.Adam([latents], lr=lr * float(latents.detach().std()))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (vae.decode(latents).sample - wanted).square().mean().backward()
+        optimizer.step()
+    return latents.detach()

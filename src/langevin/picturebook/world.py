@@ -71,6 +71,11 @@ class Thing:
     y: float
     extent: float
 
+    @property
+    def centres(self) -> tuple[tuple[float, float], ...]:
+        """The centre of every copy, from left to right."""
+        return tuple((self.x + offset, self.y) for offset in ((0.0,) if self.count == 1 else (-0.235, 0.235)))
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -81,6 +86,11 @@ class Scene:
     background: str
     style: str
     seed: int = 0
+
+    @property
+    def moonlit(self) -> bool:
+        """Whether things are seen against a dark sky."""
+        return self.background == "night" and self.style != "outline"
 
 
 def is_held_out(scene: Scene) -> bool:
@@ -212,14 +222,12 @@ def render(scene: Scene, size: int = 64) -> np.ndarray:
     unit = size // 64
     block = 2 * unit if scene.style == "pixel" else 1
     canvas = scenery(scene.background, scene.style, scene.seed % VARIANTS, size).copy()
-    moonlit = scene.background == "night" and scene.style != "outline"
     copy = 0
     for thing in scene.things:
         pixels = 2 * unit * round(thing.extent * size / (2 * unit))
-        drawn = sprite(thing.kind, thing.colour, scene.style, pixels, moonlit, unit)
-        for offset in (0.0,) if thing.count == 1 else (-0.235, 0.235):
-            left = round((thing.x + offset) * size - pixels / 2)
-            top = round(thing.y * size - pixels / 2)
+        drawn = sprite(thing.kind, thing.colour, scene.style, pixels, scene.moonlit, unit)
+        for x, y in thing.centres:
+            left, top = round(x * size - pixels / 2), round(y * size - pixels / 2)
             mirrored = bool((scene.seed >> (8 + copy)) & 1)
             paste(canvas, drawn, left // block * block, top // block * block, mirrored=mirrored)
             copy += 1
