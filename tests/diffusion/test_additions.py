@@ -13,8 +13,9 @@ import torch
 import langevin
 from langevin.core.errors import ConfigError, InputError
 from langevin.diffusion import Plan, Prediction, sample
-from langevin.diffusion.grid import ALIGNED, align_your_steps, between, exponential, flow_grid
-from langevin.diffusion.process import Level, preserving
+from langevin.diffusion.grid import ALIGNED, align_your_steps, exponential
+from langevin.diffusion.levels import at_flow, interpolated
+from langevin.diffusion.process import Level, flow, preserving
 from langevin.diffusion.solvers import (
     Churn,
     Churned,
@@ -87,14 +88,14 @@ def test_aligned_levels_serve_every_sampler() -> None:
 
 def test_levels_between_those_of_a_grid() -> None:
     for kind in ("exploding", "preserving"):
-        made = between(levels(7, kind), 0.77)
+        made = interpolated(levels(7, kind), 0.77)
         assert math.isclose(made.ratio, 0.77) and math.isclose(made.t, 0.25 * math.log(0.77), rel_tol=1e-6)
-    straight = between(flow_grid(7, 1000), 0.5)
+    straight = interpolated(at_flow(np.linspace(0.999, 0, 8)[:-1], 1000, flow(0, 0.0)), 0.5)
     assert math.isclose(straight.sigma, 1 / 3) and abs(straight.t - 1000 / 3) < 1
     whole = langevin.DDIMScheduler(**STABLE).plan(10).grid
-    assert isinstance(between(whole, 1.0).t, int)
+    assert isinstance(interpolated(whole, 1.0).t, int)
     with pytest.raises(ConfigError, match="no known process"):
-        between((Level(2, 0.5, 3.0), Level(1, 0.5, 1.0)), 1.0)
+        interpolated((Level(2, 0.5, 3.0), Level(1, 0.5, 1.0)), 1.0)
 
 
 # ---- restart ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ import torch
 
 from langevin.core.errors import InputError
 from langevin.diffusion import grid as grids
-from langevin.diffusion.process import BETAS, Level, TableProcess, betas, flow, preserving, rescale_zero_terminal_snr
+from langevin.diffusion.betas import BETAS, betas, rescale_zero_terminal_snr
+from langevin.diffusion.levels import at_flow
+from langevin.diffusion.process import Level, TableProcess, flow, preserving
 
 
 def table(schedule: str = "scaled_linear") -> TableProcess:
@@ -90,8 +92,9 @@ def test_karras_levels_of_the_paper() -> None:
     assert np.allclose(levels, [80.0, middle, 0.002])
 
 
-def test_flow_grid() -> None:
-    plain, moved = grids.flow_grid(4, 1000), grids.flow_grid(4, 1000, shift=3.0)
+def test_levels_on_straight_paths() -> None:
+    even, end = np.linspace(0.999, 0, 5)[:-1], flow(0, 0.0)
+    plain, moved = at_flow(even, 1000, end), at_flow(grids.shifted(even, 3.0), 1000, end)
     assert [round(v.sigma, 6) for v in plain] == [0.999, 0.74925, 0.4995, 0.24975, 0.0]
     assert all(math.isclose(v.alpha + v.sigma, 1.0) for v in moved)
     assert math.isclose(moved[1].sigma, 3 * 0.74925 / (1 + 2 * 0.74925)) and moved[1].t == 899

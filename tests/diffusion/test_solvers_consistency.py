@@ -13,11 +13,12 @@ import torch
 import langevin
 from langevin.core.errors import ConfigError, InputError
 from langevin.diffusion import Plan, Prediction, sample
-from langevin.diffusion.grid import upwards
+from langevin.diffusion.betas import betas
 from langevin.diffusion.known import keep_known
+from langevin.diffusion.levels import upwards
 from langevin.diffusion.parallel import step_each
 from langevin.diffusion.prediction import Boundary
-from langevin.diffusion.process import TableProcess, betas, preserving
+from langevin.diffusion.process import TableProcess, preserving
 from langevin.diffusion.solvers import FirstOrder, Renoising, Resampling, Trajectory, climb, climbing, jumps, rise
 from tests.schedulers.oracle import first_noise, network, protocol, seeded
 

@@ -14,8 +14,9 @@ from langevin.core.errors import ConfigError, InputError
 from langevin.diffusion import Plan, Prediction, sample
 from langevin.diffusion.discrete import MaskAndReplace, gumbel_argmax, index_to_log_onehot
 from langevin.diffusion.process import Level, preserving
-from langevin.diffusion.score_sde import ExplodingSDE, PreservingSDE, langevin_step_size
-from langevin.diffusion.score_sde import langevin as langevin_step
+from langevin.diffusion.rows import langevin as langevin_step
+from langevin.diffusion.rows import langevin_step_size
+from langevin.diffusion.score_sde import ExplodingSDE, PreservingSDE
 from langevin.diffusion.solvers import FirstOrder, ReverseDiffusion
 from tests.schedulers.oracle import seeded
 

@@ -15,7 +15,8 @@ import langevin
 from .. import registry
 from ..core.errors import InputError, LangevinError, check_choice, check_known
 from ..diffusion.prediction import KINDS
-from ..diffusion.table import Plan, Row
+from ..diffusion.rows import Row
+from ..diffusion.table import Plan
 from ..evaluation.driving import Bench
 from ..evaluation.samplers import check
 from ..schedulers.base import SchedulerMixin

@@ -9,9 +9,10 @@ from __future__ import annotations
 from .grid import Ask, Grid
 from .guidance import CFG, Branch, Guidance, guided
 from .prediction import Prediction
-from .process import Level, TableProcess, Time
+from .process import Level, TableProcess, Time, noised
+from .rows import Row, Run
 from .sampling import Stop, sample
-from .table import Plan, Row, Run, Solver, Step, noised
+from .table import Plan, Solver, Step
 from .weighting import min_snr_weight, signal_to_noise
 
 __all__ = [

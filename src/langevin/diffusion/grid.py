@@ -1,7 +1,7 @@
-"""Which noise levels a run visits: a grid is a tuple of levels, noisiest first, whose last entry is the end of the run.
+"""What a run is asked to visit, and the numbers that answer it: timesteps or noise levels, noisiest first.
 
-Two questions are kept apart. *Spacings* choose timesteps of the training table (Lin et al. 2305.08891, table 2); *sigma
-schedules* choose noise levels between two ends and ask the process which timestep belongs to each.
+*Spacings* choose timesteps of the training table (Lin et al. 2305.08891, table 2), and *sigma schedules* choose noise
+levels between two ends. `levels.py` makes levels of either.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import ConfigError, InputError, check_choice
+from ..core.errors import InputError, check_choice
 from ..core.imports import require
-from .process import Level, TableProcess, Time, flow, flow_sigma, preserving
+from .process import Level, Time
 
 Grid = tuple[Level, ...]
+"""The levels of a run, noisiest first; the last entry is its end."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,42 @@ def trailing(count: int, steps: int, last: int | None = None) -> np.ndarray:
     return (np.round(times) if stride >= 1 else times) - 1
 
 
+def spaced(spacing: str, count: int, steps: int, *, offset: int = 0) -> np.ndarray:
+    """Return `count` times of a table of `steps` by the named spacing: linspace, leading or trailing."""
+    check_choice("timestep_spacing", spacing, ("linspace", "leading", "trailing"))
+    if spacing == "linspace":
+        return linspace(count, steps - 1)
+    return leading(count, steps, offset) if spacing == "leading" else trailing(count, steps)
+
+
+def spaced_open(spacing: str, count: int, steps: int, *, last: int, offset: int = 0) -> np.ndarray:
+    """Return `count` times below `last` by the named spacing; linspace and leading stay one stride above 0."""
+    if spacing == "linspace":
+        return linspace(count + 1, last - 1)[:-1]
+    return leading_open(count, last, offset) if spacing == "leading" else trailing(count, steps, last)
+
+
+def distillation(count: int, steps: int, strength: float = 1.0) -> np.ndarray:
+    """Return the ascending times of a distillation of `count` steps, of the least noisy part `strength` of the table.
+
+    Times stand at the upper ends of equal parts of the table: Luo et al. 2023 (2310.04378), section 4.3.
+    """
+    check_count(count, steps)
+    return np.arange(1, int(count * strength) + 1) * (steps // count) - 1
+
+
+def distilled(count: int, origin: np.ndarray) -> np.ndarray:
+    """Return `count` of the ascending times `origin` of a distillation, evenly from the noisiest down.
+
+    Raises:
+        InputError: when there are fewer than `count`.
+    """
+    check_count(count)
+    if count > len(origin):
+        raise InputError(f"num_inference_steps is {count}, but there are only {len(origin)} times to choose from.")
+    return origin[::-1][np.floor(np.linspace(0, len(origin), count, endpoint=False)).astype(int)]
+
+
 def check_count(count: int, steps: int | None = None) -> None:
     """Raise InputError unless `count` is a whole number of steps, at least 1 and at most `steps`."""
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
@@ -136,6 +173,12 @@ def downwards(name: str, values: Sequence[float] | None) -> list[float] | None:
     return None if values is None else [*values][::-1]
 
 
+def check_strength(strength: float) -> None:
+    """Raise InputError unless `strength` is in (0, 1]."""
+    if not 0.0 < strength <= 1.0:
+        raise InputError(f"strength is {strength}; it must be above 0 and at most 1.")
+
+
 def floor(times: np.ndarray) -> np.ndarray:
     """Round down; times that miss a whole one by rounding errors count as whole."""
     return np.floor(times + 1e-3)
@@ -175,6 +218,16 @@ def shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
+def stretched(sigmas: np.ndarray, last: float) -> np.ndarray:
+    """Stretch flow noise levels linearly from their distance to 1 so that the last of them is `last`.
+
+    A single level of 1 stays where it is.
+    """
+    if sigmas[-1] == 1:
+        return sigmas
+    return 1 - (1 - sigmas) * (1 - last) / (1 - sigmas[-1])
+
+
 ALIGNED = {
     "stable-diffusion-1.5": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
     "stable-diffusion-xl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
@@ -212,17 +265,6 @@ def sines(quarter_turns: Sequence[float]) -> list[float]:
     return [math.sin(t * math.pi / 2) for t in quarter_turns]
 
 
-def between_logs(process: TableProcess, times: np.ndarray) -> np.ndarray:
-    """Return the ratios at fractional times of a table, interpolated linearly in log(sigma / alpha).
-
-    At evenly spaced times these are k-diffusion's levels for models that were trained on a table
-    (`DiscreteSchedule.get_sigmas`), the sampling code that came with Karras et al. 2022 (2206.00364).
-    """
-    with np.errstate(divide="ignore"):
-        logs = np.log(process.ratios)
-    return np.exp(np.interp(times, np.arange(len(process)), logs))
-
-
 def dynamic_shift(mu: float, kind: str = "exponential") -> float:
     """Return the shift that `mu`, which grows with the size of the picture, stands for: exp(mu), or mu ("linear")."""
     return math.exp(mu) if kind == "exponential" else mu
@@ -236,76 +278,6 @@ SCHEDULES: dict[str, Callable[[int, float, float], np.ndarray]] = {
 }
 
 
-# ---- grids ----------------------------------------------------------------------------------------------------------
-
-
-def at_times(process: TableProcess, times: Sequence[Time], end: Level) -> Grid:
-    """Return the grid of a table process at the given times, followed by `end`."""
-    return (*(process.level(t) for t in times), end)
-
-
-def at_ratios(
-    process: TableProcess,
-    ratios: Sequence[float] | np.ndarray,
-    end: Level,
-    *,
-    label: Callable[[np.ndarray], Sequence[Time]] = lambda times: times.tolist(),
-) -> Grid:
-    """Return the grid whose levels have sigma / alpha equal to `ratios`, followed by `end`.
-
-    Args:
-        label: turns the process's own times of these levels into the timesteps that the network is told.
-    """
-    times = label(np.array([process.time(r) for r in ratios]))
-    return (*(preserving(t, float(r)) for t, r in zip(times, ratios, strict=True)), end)
-
-
-def at_flow(sigmas: np.ndarray, steps: int, end: Level) -> Grid:
-    """Return the grid on straight paths at `sigmas`, followed by `end`; timesteps are steps * sigma, rounded down."""
-    times = whole(sigmas * steps, np.floor)
-    return (*(flow(t, float(s)) for t, s in zip(times, sigmas, strict=True)), end)
-
-
-def flow_grid(count: int, steps: int, *, shift: float = 1.0, end: Level | None = None) -> Grid:
-    """Return a grid on straight paths: sigma evenly down, then shifted."""
-    return at_flow(shifted(np.linspace(1 - 1 / steps, 0, count + 1)[:-1], shift), steps, end or flow(0, 0.0))
-
-
-def stretched(sigmas: np.ndarray, last: float) -> np.ndarray:
-    """Stretch flow noise levels linearly from their distance to 1 so that the last of them is `last`.
-
-    A single level of 1 stays where it is.
-    """
-    if sigmas[-1] == 1:
-        return sigmas
-    return 1 - (1 - sigmas) * (1 - last) / (1 - sigmas[-1])
-
-
-def between(grid: Grid, ratio: float) -> Level:
-    """Return a level of the same process as `grid` at sigma / alpha = `ratio`, its timestep interpolated in the grid.
-
-    Timesteps are taken to be linear in sigma on straight paths, elsewhere in log sigma.
-
-    Raises:
-        ConfigError: when the levels of the grid are of no known process.
-    """
-    noisy = [level for level in reversed(grid) if level.sigma > 0 and (level.alpha > 0 or level.sigma == 1)]
-    inner = [level for level in noisy if level.alpha > 0]
-    if all(level.alpha == 1 for level in inner):
-        made = Level(0, 1.0, ratio)
-    elif all(math.isclose(level.alpha**2 + level.sigma**2, 1) for level in inner):
-        made = preserving(0, ratio)
-    elif all(math.isclose(level.alpha + level.sigma, 1) for level in inner):
-        made, inner = flow(0, flow_sigma(ratio)), noisy
-    else:
-        raise ConfigError("The levels of this grid belong to no known process; name one between them by `place`.")
-    straight = made.alpha < 1 and not math.isclose(made.alpha**2 + made.sigma**2, 1)
-    places = [level.sigma if straight else math.log(level.ratio) for level in inner]
-    t = float(np.interp(made.sigma if straight else math.log(ratio), places, [level.t for level in inner]))
-    whole_times = all(isinstance(level.t, int) for level in inner)
-    return Level(round(t) if whole_times else t, made.alpha, made.sigma)
-
-
 def reshaped(
     sigmas: np.ndarray, shift: float, *, terminal: float | None = None, schedule: str | None = None
 ) -> np.ndarray:
@@ -314,56 +286,3 @@ def reshaped(
     if terminal:
         sigmas = stretched(sigmas, terminal)
     return SCHEDULES[schedule](len(sigmas), float(sigmas[0]), float(sigmas[-1])) if schedule else sigmas
-
-
-def exploding(grid: Grid) -> Grid:
-    """Return the same grid in the space where samples are divided by alpha."""
-    return tuple(level.exploding() for level in grid)
-
-
-def spaced(spacing: str, count: int, steps: int, *, offset: int = 0) -> np.ndarray:
-    """Return `count` times of a table of `steps` by the named spacing: linspace, leading or trailing."""
-    check_choice("timestep_spacing", spacing, ("linspace", "leading", "trailing"))
-    if spacing == "linspace":
-        return linspace(count, steps - 1)
-    return leading(count, steps, offset) if spacing == "leading" else trailing(count, steps)
-
-
-def spaced_open(spacing: str, count: int, steps: int, *, last: int, offset: int = 0) -> np.ndarray:
-    """Return `count` times below `last` by the named spacing; linspace and leading stay one stride above 0."""
-    if spacing == "linspace":
-        return linspace(count + 1, last - 1)[:-1]
-    return leading_open(count, last, offset) if spacing == "leading" else trailing(count, steps, last)
-
-
-def check_strength(strength: float) -> None:
-    """Raise InputError unless `strength` is in (0, 1]."""
-    if not 0.0 < strength <= 1.0:
-        raise InputError(f"strength is {strength}; it must be above 0 and at most 1.")
-
-
-def distillation(count: int, steps: int, strength: float = 1.0) -> np.ndarray:
-    """Return the ascending times of a distillation of `count` steps, of the least noisy part `strength` of the table.
-
-    Times stand at the upper ends of equal parts of the table: Luo et al. 2023 (2310.04378), section 4.3.
-    """
-    check_count(count, steps)
-    return np.arange(1, int(count * strength) + 1) * (steps // count) - 1
-
-
-def distilled(count: int, origin: np.ndarray) -> np.ndarray:
-    """Return `count` of the ascending times `origin` of a distillation, evenly from the noisiest down.
-
-    Raises:
-        InputError: when there are fewer than `count`.
-    """
-    check_count(count)
-    if count > len(origin):
-        raise InputError(f"num_inference_steps is {count}, but there are only {len(origin)} times to choose from.")
-    return origin[::-1][np.floor(np.linspace(0, len(origin), count, endpoint=False)).astype(int)]
-
-
-def upwards(grid: Grid) -> Grid:
-    """Return the grid in reverse, for runs from data to noise; the network is told the time at the end of each step."""
-    up = grid[::-1]
-    return (*(Level(after.t, a.alpha, a.sigma) for a, after in pairwise(up)), up[-1])

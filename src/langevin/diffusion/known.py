@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from .process import noised
+from .rows import Noise
 from .sampling import Edit
-from .table import Noise, Step, noised
+from .table import Step
 
 
 def blend(x: torch.Tensor, known: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

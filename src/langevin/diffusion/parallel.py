@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .table import Plan, widen
+from .rows import widen
+from .table import Plan
 
 
 def step_each(plan: Plan, positions: Sequence[int], x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 
 from ..core.errors import NonFiniteError
-from .table import Noise, Plan, Step
+from .rows import Noise
+from .table import Plan, Step
 
 Denoise = Callable[[torch.Tensor, Step], torch.Tensor]
 Edit = Callable[[torch.Tensor, Step], torch.Tensor]

@@ -1,4 +1,4 @@
-"""Score-based models in continuous time: Song et al. 2021 (2011.13456), their two processes and their corrector.
+"""Score-based models in continuous time: Song et al. 2021 (2011.13456), their two processes.
 
 Times run from 1 (noise) to almost 0 (data). Networks of this family predict the score, the gradient of the log density,
 which is -eps / sigma.
@@ -80,22 +80,3 @@ def along(x: torch.Tensor, a: float, b: float, *slopes: torch.Tensor) -> torch.T
         slopes: d x / d sigma, which is eps: that at a for Euler's step, those at a and b for Heun's.
     """
     return torch.add(x, torch.stack(slopes).mean(0), alpha=b - a)
-
-
-def langevin_step_size(score: torch.Tensor, noise: torch.Tensor, snr: float) -> torch.Tensor:
-    """Return the step size 2 * (snr * |noise| / |score|)^2 of algorithm 4 for each image, shape (batch, 1, ...)."""
-    length, wanted = (v.flatten(1).norm(dim=1) for v in (score, noise))
-    size = 2.0 * (snr * wanted / length) ** 2
-    return size.reshape(-1, *(1 for _ in score.shape[1:]))
-
-
-def langevin(x: torch.Tensor, score: torch.Tensor, noise: torch.Tensor, snr: float) -> torch.Tensor:
-    """Return x after one step of Langevin dynamics at its noise level: algorithm 4, the corrector.
-
-    Args:
-        score: gradient of the log density at x, of the same shape.
-        noise: standard normal.
-        snr: wanted ratio of the norms of the step along the score and of the noise.
-    """
-    size = langevin_step_size(score, noise, snr)
-    return x + size * score + (2.0 * size).sqrt() * noise

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.guidance import Branches
-from ..diffusion.table import Step, noised
+from ..diffusion.process import noised
+from ..diffusion.table import Step
 from ..nn.attention import Attention
 from ..nn.processors import named_attentions
 from .common import dtype_of

@@ -19,7 +19,8 @@ from ..core.errors import ConfigError
 from ..core.rng import Generators
 from ..diffusion.grid import check_strength
 from ..diffusion.process import Level
-from ..diffusion.table import Noise, Step, fractions
+from ..diffusion.rows import Noise
+from ..diffusion.table import Step, fractions
 
 
 @dataclass(frozen=True)

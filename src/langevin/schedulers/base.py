@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,9 @@ from ..core.outputs import BaseOutput
 from ..core.pretrained import PretrainedConfig
 from ..core.rng import Generators, normal
 from ..diffusion import Ask, Grid, Level, Plan, Prediction, Run, Solver, Time
-from ..diffusion.table import Move, Noise, cast, noised_each, same
+from ..diffusion.process import noised_each
+from ..diffusion.rows import Move, Noise, cast
+from ..diffusion.table import same
 
 logger = get_logger(__name__)
 SCHEDULER_CONFIG_NAME = "scheduler_config.json"
@@ -84,7 +87,7 @@ def changed(scheduler: Any, *, solver: Any = None, grid: Callable[[Grid], Grid] 
         grid: gets the levels that the configuration means, the end included, and returns those to visit.
     """
     made = copy.copy(scheduler)
-    made._used = {**scheduler._used, **{k: v for k, v in (("solver", solver), ("grid", grid)) if v is not None}}
+    made._used = (*scheduler._used, {"solver": solver, "grid": grid})
     if solver is not None:
         if getattr(solver, "place", made) is None:
             solver = replace(solver, place=partial(placed, scheduler))
@@ -134,7 +137,7 @@ class SchedulerMixin(PretrainedConfig):
         solver: what writes the rows, if it depends on no option.
         predicts: the kind of prediction where the configuration has no `prediction_type`.
         choices: the valid values of options, beside `CHOICES`.
-        step_options: keyword options of `step` that change the rows, with their defaults.
+        step_options: keyword options of `step` that change the rows, with their defaults: those of `_solver`.
         grid_options: keyword options of `set_timesteps` beyond the common ones.
         scales_input: standard deviation of the data, if samples live at alpha = 1 and are scaled to unit variance on
             their way into the network.
@@ -157,14 +160,16 @@ class SchedulerMixin(PretrainedConfig):
     tuple_holds_data: ClassVar[bool] = False
     output_class: ClassVar[type] = SchedulerOutput
     _compatibles: ClassVar[tuple[str, ...]] = ()
-    _used: Mapping[str, Any] = {}
+    _used: tuple[Mapping[str, Any], ...] = ()
 
     num_inference_steps: int | None
     _levels: Grid | None
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Register the parameters of the class's `__init__` as its configuration."""
+        """Register the parameters of the class's `__init__` as its configuration, those of `_solver` as options."""
         super().__init_subclass__(**options)
+        shape = inspect.signature(cls._solver).parameters.values()
+        cls.step_options = {given.name: given.default for given in shape if given.default is not given.empty}
         if "__init__" in vars(cls) and not hasattr(cls.__init__, "__wrapped__"):
             cls.__init__ = register_to_config(cls.__init__)  # type: ignore[method-assign]
 
@@ -196,7 +201,7 @@ class SchedulerMixin(PretrainedConfig):
         """Check the configuration and start without a schedule; called by every `__init__`."""
         self._check()
         self._prediction()
-        self._solver(**self.step_options)
+        self._solver()
         self.num_inference_steps = None
         self._device: torch.device | None = None
         self._forget(None)
@@ -240,17 +245,18 @@ class SchedulerMixin(PretrainedConfig):
         return self._plan(grid, options).ready()
 
     def _plan(self, grid: Grid, options: Mapping[str, Any]) -> Plan:
-        solver = self._solver(**{**self.step_options, **options})
         shape = {"scale_input": self.scales_input, "train_steps": len(self), "noise_dtype": self.noise_dtype}
         shape["place"] = getattr(getattr(self, "process", None), "level", None)
-        return Plan(grid, solver, self._prediction(), init_noise_sigma=self._init_sigma(grid), **shape)
+        return Plan(grid, self._solver(**options), self._prediction(), init_noise_sigma=self._init_sigma(grid), **shape)
 
     using = changed
 
     def turned_into(self, cls: type[Any], **changes: Any) -> Any:
         """Return a scheduler of `cls` with this one's configuration, changed so, and what `using` gave this one."""
         made = cls.from_config(self.config, **changes)
-        return made.using(**self._used) if self._used else made
+        for used in self._used:
+            made = made.using(**used)
+        return made
 
     def _current(self) -> Grid:
         """Return the grid that is set, or the training table."""
@@ -382,8 +388,8 @@ class SchedulerMixin(PretrainedConfig):
             self._first, self._chosen = position, options
             run = self._run = self._table(position, options).begin()
         elif options != self._chosen:
-            run.plan, self._chosen = self._table(self._first, options), options
-        move = run.plan.moves[position - self._first]
+            run.moves, self._chosen = self._table(self._first, options).moves, options
+        move = run.moves[position - self._first]
         drawing = self._drawing(model_output, sample, generator, noise) if move.draws else None
         result = self._follow(move, run, model_output, sample, drawing, return_dict=return_dict)
         self._next = position + 1

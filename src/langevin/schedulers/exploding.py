@@ -16,7 +16,7 @@ from ..core.rng import Generators
 from ..diffusion import Ask, Grid, Level, Plan, Prediction, Time, solvers
 from ..diffusion import grid as grids
 from ..diffusion.labels import LABELS, labelled
-from ..diffusion.levels import between_ends
+from ..diffusion.levels import between_ends, exploding
 from ..diffusion.prediction import Preconditioning, mix
 from .base import Device, DrawingScheduler, GridNoising, Numbers, SchedulerMixin, Stepped, When
 from .log_snr import DPMSolverMultistepScheduler
@@ -40,7 +40,7 @@ class ExplodingScheduler(GridNoising, TrainedScheduler):
         return first if high is None else high, last if low is None else low
 
     def _grid(self, ask: Ask) -> Grid:
-        return grids.exploding(super()._grid(ask))
+        return exploding(super()._grid(ask))
 
     def _init_sigma(self, grid: Grid) -> float:
         """From the end of the table a run starts with noise alone, elsewhere with data of unit variance and noise."""
@@ -55,10 +55,10 @@ class ChurningScheduler(SchedulerMixin):
         reads_raised: whether the output is read at the raised level instead of the one that the network was told.
     """
 
-    step_options = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
     reads_raised: bool = True
 
-    def _solver(self, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> solvers.FirstOrder:
+    def _solver(self, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf,
+                s_noise: float = 1.0) -> solvers.FirstOrder:  # fmt: skip
         churn = solvers.Churn(s_churn, s_tmin, s_tmax, s_noise, read_raised=self.reads_raised)
         return solvers.FirstOrder(churn=churn if s_churn else None)
 
@@ -112,14 +112,12 @@ class EulerAncestralDiscreteScheduler(DrawingScheduler, ExplodingScheduler):
 class LMSDiscreteScheduler(ExplodingScheduler):
     """Adams-Bashforth for the unequal steps in sigma."""
 
-    step_options = {"order": 4}
-
     def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
                  beta_schedule: str = "linear", trained_betas: Numbers = None, use_karras_sigmas: bool = False,
                  use_exponential_sigmas: bool = False, use_beta_sigmas: bool = False, prediction_type: str = "epsilon",
                  timestep_spacing: str = "linspace", steps_offset: int = 0) -> None: ...  # fmt: skip
 
-    def _solver(self, order: int) -> solvers.LinearMultistep:
+    def _solver(self, order: int = 4) -> solvers.LinearMultistep:
         return solvers.LinearMultistep(order)
 
     def step(self, model_output: Tensor, timestep: When, sample: Tensor, order: int = 4,
@@ -174,15 +172,13 @@ class DPMSolverSDEScheduler(TwoStageScheduler):
     With `noise_sampler_seed` every run draws its noise from that seed instead, whatever the generator.
     """
 
-    step_options = {"s_noise": 1.0}
-
     def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012,
                  beta_schedule: str = "linear", trained_betas: Numbers = None, prediction_type: str = "epsilon",
                  use_karras_sigmas: bool = False, use_exponential_sigmas: bool = False, use_beta_sigmas: bool = False,
                  noise_sampler_seed: int | None = None, timestep_spacing: str = "linspace",
                  steps_offset: int = 0) -> None: ...  # fmt: skip
 
-    def _solver(self, s_noise: float) -> solvers.BrownianMidpoint:
+    def _solver(self, s_noise: float = 1.0) -> solvers.BrownianMidpoint:
         return solvers.BrownianMidpoint(self._at, strength=s_noise)
 
     def _plan(self, grid: Grid, options: Mapping[str, Any]) -> Plan:

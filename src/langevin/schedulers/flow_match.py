@@ -42,27 +42,31 @@ class FlowMatchScheduler(SchedulerMixin):
         self.shift = float(shift)
 
     def _prediction(self) -> Prediction:
-        return replace(super()._prediction(), scaling=reversed_flow if self._own("invert_sigmas") else None)
+        return replace(super()._prediction(), scaling=reversed_flow if self._inverted else None)
 
-    def _level(self, sigma: float) -> Level:
-        return flow(len(self) * (1 - sigma if self._own("invert_sigmas") else sigma), sigma)
+    @property
+    def _inverted(self) -> bool:
+        """Whether the network is told 1 - sigma, which `sigmas` holds too."""
+        return bool(self._own("invert_sigmas"))
 
     def _sigma(self, level: Level) -> float:
-        return level.alpha if self._own("invert_sigmas") else level.sigma
+        return level.alpha if self._inverted else level.sigma
 
     def _grid(self, ask: Ask) -> Grid:
-        steps, dynamic, mu = len(self), bool(self._own("use_dynamic_shifting")), ask.options.get("mu")
+        steps, inverted, mu = len(self), self._inverted, ask.options.get("mu")
+        dynamic = bool(self._own("use_dynamic_shifting"))
         if (mu is not None) != (dynamic and (ask.count is not None or ask.sigmas is not None)):
             raise InputError(
                 "`mu`, the shift for the size of the picture, belongs to use_dynamic_shifting=True with a number of "
                 "steps or sigmas: it is needed there and has no effect elsewhere."
             )
         shift = self.shift if mu is None else grids.dynamic_shift(mu, self.config.time_shift_type)
-        if ask.timesteps is not None and self._own("invert_sigmas"):
+        if ask.timesteps is not None and inverted:
             ask = replace(ask, timesteps=[steps - t for t in ask.timesteps])
         low = float(grids.shifted(np.array(1 / steps), 1.0 if dynamic else self.config.shift))
         shape = {"terminal": self._own("shift_terminal"), "schedule": self._sigma_schedule()}
-        return (*map(self._level, on_paths(ask, steps, shift, low=low, **shape)), flow(-1, 0.0))
+        sigmas = on_paths(ask, steps, shift, low=low, **shape)
+        return (*(flow(steps * (1 - sigma if inverted else sigma), sigma) for sigma in sigmas), flow(-1, 0.0))
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None, sigmas: Numbers = None,
                       mu: float | None = None, timesteps: Numbers = None) -> None:  # fmt: skip

@@ -12,6 +12,7 @@ from ..core.errors import ConfigError, InputError
 from ..core.rng import Generators
 from ..diffusion import Ask, Grid, Level, Time
 from ..diffusion import grid as grids
+from ..diffusion.levels import at_flow
 from ..diffusion.process import flow, flow_sigma, preserving
 from ..diffusion.solvers import ALGORITHMS, DPMMultistep, DPMSinglestep, SASolver, UniPC
 from ..diffusion.solvers.sa import middle_noise
@@ -84,7 +85,7 @@ class LogSNRScheduler(GridNoising, TrainedScheduler):
             return super()._grid(ask)
         if ask.timesteps is not None or ask.sigmas is not None:
             raise InputError("Flow sigmas follow from num_inference_steps; custom timesteps or sigmas cannot be given.")
-        return grids.at_flow(self._flow_sigmas(ask.count or len(self), shift), len(self), self._end())
+        return at_flow(self._flow_sigmas(ask.count or len(self), shift), len(self), self._end())
 
     def _sigma(self, level: Level) -> float:
         return level.sigma if self.config.use_flow_sigmas else level.ratio
@@ -242,7 +243,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         self.solver_p = solver_p
 
     def _solver(self) -> UniPC:
-        predictor = None if self.solver_p is None else self.solver_p._solver(**self.solver_p.step_options)
+        predictor = None if self.solver_p is None else self.solver_p._solver()
         wants, uncorrected = "x0" if self.config.predict_x0 else "eps", tuple(self.config.disable_corrector)
         shape = {"variant": self.config.solver_type, "lower_order_final": self.config.lower_order_final}
         return UniPC(self.config.solver_order, wants, **shape, uncorrected=uncorrected, predictor=predictor)
@@ -267,7 +268,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         if self._sigma_schedule():
             raise InputError(f"Custom sigmas contradict the configuration's {self._sigma_schedule()} sigmas.")
         levels = grids.check_descending("sigmas", ask.sigmas, low=1e-6, high=1.0)
-        return grids.at_flow(self._flow_sigmas(len(levels), self._shift(ask), levels), len(self), self._end())
+        return at_flow(self._flow_sigmas(len(levels), self._shift(ask), levels), len(self), self._end())
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None, sigmas: Numbers = None,
                       mu: float | None = None, timesteps: Numbers = None) -> None:  # fmt: skip

@@ -16,10 +16,10 @@ from ..core.rng import Generators
 from ..diffusion import Ask, Grid, Level, Prediction, noised, solvers
 from ..diffusion import grid as grids
 from ..diffusion.known import blend
-from ..diffusion.levels import on_angles
+from ..diffusion.levels import at_times, on_angles, upwards
 from ..diffusion.parallel import step_each
 from ..diffusion.prediction import Boundary
-from ..diffusion.table import cast
+from ..diffusion.rows import cast
 from .base import Device, DrawingScheduler, GridNoising, Numbers, SchedulerOutput, Stepped, When, number
 from .trained import TrainedScheduler
 
@@ -92,8 +92,6 @@ class UnCLIPScheduler(TrainedScheduler):
 class DDIMScheduler(TrainedScheduler):
     """The first-order deterministic sampler, with `eta` between it and ancestral sampling."""
 
-    step_options = {"eta": 0.0, "use_clipped_model_output": False}
-
     def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
                  beta_schedule: str = "linear", trained_betas: Numbers = None, clip_sample: bool = True,
                  set_alpha_to_one: bool = True, steps_offset: int = 0, prediction_type: str = "epsilon",
@@ -101,7 +99,7 @@ class DDIMScheduler(TrainedScheduler):
                  sample_max_value: float = 1.0, timestep_spacing: str = "leading",
                  rescale_betas_zero_snr: bool = False) -> None: ...  # fmt: skip
 
-    def _solver(self, eta: float, use_clipped_model_output: bool) -> solvers.FirstOrder:
+    def _solver(self, eta: float = 0.0, use_clipped_model_output: bool = False) -> solvers.FirstOrder:
         return solvers.FirstOrder(eta=eta, split=not use_clipped_model_output)
 
     def step(self, model_output: Tensor, timestep: When, sample: Tensor, eta: float = 0.0,
@@ -148,7 +146,7 @@ class DDIMInverseScheduler(TrainedScheduler):
 
     def _grid(self, ask: Ask) -> Grid:
         times, sigmas = grids.downwards("timesteps", ask.timesteps), grids.downwards("sigmas", ask.sigmas)
-        return grids.upwards(super()._grid(replace(ask, timesteps=times, sigmas=sigmas)))
+        return upwards(super()._grid(replace(ask, timesteps=times, sigmas=sigmas)))
 
 
 class RePaintScheduler(TrainedScheduler):
@@ -161,13 +159,12 @@ class RePaintScheduler(TrainedScheduler):
 
     _compatibles = ()
     grid_options = ("jump_length", "jump_n_sample")
-    step_options = {"resample": True}
 
     def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
                  beta_schedule: str = "linear", eta: float = 0.0, trained_betas: Numbers = None,
                  clip_sample: bool = True) -> None: ...  # fmt: skip
 
-    def _solver(self, resample: bool) -> solvers.Resampling:
+    def _solver(self, resample: bool = True) -> solvers.Resampling:
         return solvers.Resampling(solvers.FirstOrder(eta=self.config.eta, split=True), resample=resample)
 
     def _grid(self, ask: Ask) -> Grid:
@@ -288,7 +285,7 @@ class LCMScheduler(DrawingScheduler, TrainedScheduler):
         grids.check_strength(strength)
         if ask.count is not None:
             times = grids.distilled(ask.count, self._origin(original, strength))
-            return grids.at_times(self.process, times.tolist(), self._end())
+            return at_times(self.process, times.tolist(), self._end())
         grid = super()._grid(ask)
         if ask.timesteps is not None and (foreign := {*ask.timesteps} - {*self._origin(original, 1.0)}):
             logger.warning("Timesteps %s are not among those of the distillation.", sorted(foreign, reverse=True))
@@ -308,11 +305,10 @@ class TCDScheduler(LCMScheduler):
     `eta` is the paper's gamma. With `original_inference_steps` given to `set_timesteps`, any timestep may be chosen.
     """
 
-    step_options = {"eta": 0.3}
     output_class = TCDSchedulerOutput
     tuple_holds_data = False
 
-    def _solver(self, eta: float) -> solvers.Trajectory:
+    def _solver(self, eta: float = 0.3) -> solvers.Trajectory:
         return solvers.Trajectory(self.process.level, eta)
 
     def _prediction(self) -> Prediction:
@@ -328,6 +324,6 @@ class TCDScheduler(LCMScheduler):
              return_dict: bool = True) -> TCDSchedulerOutput | tuple[Tensor, ...]:  # fmt: skip
         """Return the sample one step less noisy; `eta` = 0 draws nothing."""
         previous = self._step(model_output, timestep, sample, return_dict=False, generator=generator, eta=eta)[0]
-        row, run = self._run.plan.rows[self._next - 1 - self._first], self._run  # type: ignore[union-attr]
+        row, run = self._run.moves[self._next - 1 - self._first].row, self._run  # type: ignore[union-attr]
         below = cast(run.mean / solvers.kept(row), sample.dtype)  # type: ignore[union-attr, operator]
         return TCDSchedulerOutput(previous, below) if return_dict else (previous, below)

@@ -15,9 +15,10 @@ from ..core.rng import Generators
 from ..diffusion import Ask, Grid, Level, Plan
 from ..diffusion import grid as grids
 from ..diffusion.levels import between_ends
-from ..diffusion.score_sde import CLEAN, ExplodingSDE, PreservingSDE, along, langevin
+from ..diffusion.process import noised_at
+from ..diffusion.rows import langevin, widen
+from ..diffusion.score_sde import CLEAN, ExplodingSDE, PreservingSDE, along
 from ..diffusion.solvers import Churn, Churned, EulerMaruyama, Heun, ReverseDiffusion, rise
-from ..diffusion.table import noised_at, widen
 from .base import Device, DrawingScheduler, SchedulerOutput, Stepped, When
 
 
@@ -82,7 +83,6 @@ class ScoreSdeVeScheduler(ScoreScheduler):
     The networks of this family are told `sigmas`. A plan holds the corrections, `timesteps` the predictions only.
     """
 
-    step_options = {"correct_steps": 0}
     grid_options = ("sampling_eps", "sigma_min", "sigma_max")
     predicts = "score"
 
@@ -93,7 +93,7 @@ class ScoreSdeVeScheduler(ScoreScheduler):
     def _process(self, sigma_min: float | None = None, sigma_max: float | None = None) -> ExplodingSDE:
         return ExplodingSDE(sigma_min or self.config.sigma_min, sigma_max or self.config.sigma_max)
 
-    def _solver(self, correct_steps: int) -> ReverseDiffusion:
+    def _solver(self, correct_steps: int = 0) -> ReverseDiffusion:
         return ReverseDiffusion(correct_steps, self.config.snr)
 
     def _init_sigma(self, grid: Grid) -> float:

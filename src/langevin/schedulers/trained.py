@@ -13,9 +13,9 @@ from torch import Tensor
 from ..core.errors import InputError, check_choice
 from ..diffusion import Ask, Grid, Level, Time
 from ..diffusion import grid as grids
+from ..diffusion.betas import BETAS, betas
 from ..diffusion.levels import on_table
-from ..diffusion.process import BETAS, TableProcess, betas, preserving
-from ..diffusion.table import noised_at, velocity_at
+from ..diffusion.process import TableProcess, noised_at, preserving, velocity_at
 from .base import KarrasDiffusionSchedulers, SchedulerMixin
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from ..grid import Grid
 from ..process import Level
-from ..table import Row
+from ..rows import Row
 
 # Adams-Bashforth weights of the present and the past predictions, newest first (eq. 12 and its lower orders).
 WEIGHTS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))

@@ -11,7 +11,7 @@ from typing import Literal
 from ...core.errors import InputError
 from ..grid import Grid
 from ..process import Level
-from ..table import Row
+from ..rows import Row
 from .first_order import FirstOrder
 
 

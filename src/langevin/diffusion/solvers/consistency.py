@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from ...core.errors import InputError
 from ..grid import Grid
 from ..process import Level, Time
-from ..table import Row
+from ..rows import Row
 from .climb import climb
 from .first_order import FirstOrder
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..grid import Grid
-from ..table import Row
+from ..rows import Row
 from .exponential import Rule, exact, exponential, midpoint
 
 Algorithm = Literal["dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"]

@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Literal
 
 from ..grid import Grid
-from ..table import Row
+from ..rows import Row
 from .dpm_multistep import Algorithm
 from .exponential import exact, exponential, midpoint
 

@@ -16,8 +16,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import numpy as np
-
 from ..process import Level
 
 Rule = Callable[[list[float], float], list[float]]
@@ -25,25 +23,41 @@ Rule = Callable[[list[float], float], list[float]]
 
 
 def moments(count: int, z: float) -> list[float]:
-    """Return J_0(z) ... J_{count - 1}(z); small z by the series, for which the recursion cancels."""
+    """Return J_0(z) ... J_{count - 1}(z).
+
+    For small z the recursion cancels on its way up and not on its way down, which begins with the last one's series.
+    """
     if math.isinf(z):
         return [1.0 if z > 0 else -math.inf] * count
-    if abs(z) < 1.0:
-        return [
-            sum((-1) ** n * z ** (n + 1) * math.factorial(k) / math.factorial(k + n + 1) for n in range(20))
-            for k in range(count)
-        ]
-    values = [-math.expm1(-z)]
-    for k in range(1, count):
-        values.append(1.0 - k * values[-1] / z)
-    return values
+    if abs(z) >= 1.0:
+        values = [-math.expm1(-z)]
+        for k in range(1, count):
+            values.append(1.0 - k * values[-1] / z)
+        return values
+    term, last = z / count, 0.0
+    for n in range(count + 1, count + 21):
+        last, term = last + term, -term * z / n
+    values = [last]
+    for k in range(count - 1, 0, -1):
+        values.append(z * (1.0 - values[-1]) / k)
+    return values[::-1]
 
 
 def weights(places: Sequence[float], values: Sequence[float]) -> tuple[float, ...]:
-    """Return the weights of predictions at `places` (parts of the step) that give the monomials the moments."""
-    if len(places) == 1:
-        return (float(values[0]),)
-    return tuple(np.linalg.solve(np.vander(places, increasing=True).T, np.array(values)).tolist())
+    """Return the weights w of predictions at `places` that give the monomials the moments: sum_j w_j p_j^k = values[k].
+
+    Divided differences solve this (Bjorck & Pereyra 1970, the dual system).
+    """
+    found, count = list(values), len(places)
+    for k in range(count - 1):
+        for j in range(count - 1, k, -1):
+            found[j] -= places[k] * found[j - 1]
+    for k in range(count - 2, -1, -1):
+        for j in range(k + 1, count):
+            found[j] /= places[j] - places[j - k - 1]
+        for j in range(k, count - 1):
+            found[j] -= found[j + 1]
+    return tuple(found)
 
 
 def exact(values: list[float], z: float) -> list[float]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..grid import Grid
 from ..process import Level
-from ..table import Row
+from ..rows import Row
 from .strength import Strength, strength
 
 

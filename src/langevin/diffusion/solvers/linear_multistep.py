@@ -11,28 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from ...core.errors import InputError
 from ..grid import Grid
-from ..table import Row
+from ..rows import Row
+from .exponential import weights
 
 
 def interpolation_weights(points: Sequence[float], end: float) -> tuple[float, ...]:
     """Return the integrals of the Lagrange polynomials of `points` from the first point to `end`.
 
-    The polynomials are integrated exactly, in the unit of the interval.
+    They give the monomials their moments, 1 / (k + 1) in the unit of the interval.
     """
     length = end - points[0]
     if length == 0:
         return tuple(0.0 for _ in points)
     nodes = [(p - points[0]) / length for p in points]
-    weights = []
-    for k, node in enumerate(nodes):
-        others = nodes[:k] + nodes[k + 1 :]
-        basis = np.poly1d(others, r=True) / np.prod([node - other for other in others])
-        weights.append(length * float(basis.integ()(1.0)))
-    return tuple(weights)
+    return tuple(length * w for w in weights(nodes, [1 / (k + 1) for k in range(len(nodes))]))
 
 
 @dataclass(frozen=True)
@@ -52,6 +46,6 @@ class LinearMultistep:
     def row(self, grid: Grid, k: int, count: int) -> Row:
         """Return the row of step k from the predictions at the last `count` levels."""
         a, b = grid[k], grid[k + 1]
-        weights = interpolation_weights([grid[j].ratio for j in range(k, k - count, -1)], b.ratio)
-        outputs = tuple(b.alpha * w for w in weights)
+        integrals = interpolation_weights([grid[j].ratio for j in range(k, k - count, -1)], b.ratio)
+        outputs = tuple(b.alpha * w for w in integrals)
         return Row(a, b, sample=b.alpha / a.alpha, outputs=outputs, keep=tuple(range(min(count, self.order - 1))))

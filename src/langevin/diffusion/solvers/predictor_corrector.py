@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..grid import Grid
-from ..table import Row
+from ..rows import Row
 
 
 def added(long: tuple[float, ...], short: tuple[float, ...], factor: float = 1.0) -> tuple[float, ...]:

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ...core.errors import ConfigError, InputError
-from ..grid import Grid, between, karras
+from ..grid import Grid, karras
+from ..levels import interpolated
 from ..process import Level
-from ..table import Row, Solver
+from ..rows import Row
+from ..table import Solver
 from .climb import climb, rise
 from .first_order import Churn
 
@@ -96,7 +98,7 @@ class Restart:
                     f"it would jump from {stop.ratio:g}, and the run starts at {grid[0].ratio:g}. "
                     "Take more steps or another interval."
                 )
-            ladder = [between(grid, float(ratio)) for ratio in karras(steps + 1, high, stop.ratio)[:-1]]
+            ladder = [interpolated(grid, float(ratio)) for ratio in karras(steps + 1, high, stop.ratio)[:-1]]
             ladder = list(map(self.place, ladder)) if self.place else ladder
             for _ in range(times):
                 legs.append((path, stop, ladder[0]))
@@ -138,7 +140,7 @@ class Churned:
         for k in range(1, count):
             if not (gamma := self.churn.gamma(grid[k].exploding(), count, k)):
                 continue
-            high = between(grid, grid[k].ratio * (1 + gamma))
+            high = interpolated(grid, grid[k].ratio * (1 + gamma))
             high = self.place(high) if self.place else high
             legs.append(((start, *grid[first + 1 : k + 2]), grid[k], high))
             start, first = high, k

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..grid import Grid
 from ..process import Time
-from ..table import Row
+from ..rows import Row
 from .exponential import exact, exponential, trapezoid
 from .predictor_corrector import corrected
 

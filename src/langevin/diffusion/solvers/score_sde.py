@@ -11,8 +11,8 @@ from typing import Literal
 
 from ..grid import Grid
 from ..process import Level
+from ..rows import Row
 from ..score_sde import PreservingSDE
-from ..table import Row
 
 
 @dataclass(frozen=True)

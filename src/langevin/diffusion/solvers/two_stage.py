@@ -15,7 +15,7 @@ from typing import Literal
 
 from ..grid import Grid
 from ..process import Level
-from ..table import Row
+from ..rows import Row
 from .first_order import euler, posterior_deviation
 
 AtRatio = Callable[[float], Level]

@@ -8,7 +8,8 @@ from typing import Literal
 
 from ...core.errors import ConfigError
 from ..grid import Grid
-from ..table import Row, Solver
+from ..rows import Row
+from ..table import Solver
 from .exponential import exponential, midpoint, trapezoid
 from .predictor_corrector import corrected
 
