@@ -190,6 +190,8 @@ WRONG = {
     "useless density": ({"combination_type": "svd", "density": 0.5}, "other methods take none"),
     "generator": ({"combination_type": "dare_linear", "density": 0.5}, "generator="),
     "rank": ({"svd_rank": 0}, "rank"),
+    "useless rank": ({"combination_type": "cat", "svd_rank": 4}, "leave svd_rank and svd_clamp out"),
+    "useless clamp": ({"combination_type": "cat", "svd_clamp": 0.9}, "leave svd_rank and svd_clamp out"),
     "ranks": ({"combination_type": "linear"}, "one rank, not"),
 }
 

@@ -446,12 +446,32 @@ def save(
         writing: see `files.write_tensors`.
     """
     adapter, facts = loaded(models, name)
-    adapter, dialect = cast(adapter, dtype), dialect or expressible(adapter, facts.dialect)
     spelt = None
     if original:
         tables = {c: original_names(bare(models[c]), layers) for c, layers in adapter.items()}
         spelt = {c: {path: written for written, path in table.items()} for c, table in tables.items()}
-    state, metadata = dialects.write(adapter, dialect, metadata=facts.metadata, names=spelt)
+    write(cast(adapter, dtype), folder, facts, dialect=dialect, names=spelt, **writing)
+
+
+def write(
+    adapter: Adapter,
+    folder: str | os.PathLike,
+    facts: Facts | None = None,
+    *,
+    dialect: str | None = None,
+    names: Mapping[str, Mapping[str, str]] | None = None,
+    **writing: Any,
+) -> None:
+    """Write an adapter into a folder.
+
+    Args:
+        facts: what its file said.
+        dialect, writing: as for `save`.
+        names: see `dialects.lora.write`.
+    """
+    facts = facts or Facts()
+    dialect = dialect or expressible(adapter, facts.dialect)
+    state, metadata = dialects.write(adapter, dialect, metadata=facts.metadata, names=names)
     metadata.pop("format", None)
     write_tensors(folder, state, metadata, **writing)
 

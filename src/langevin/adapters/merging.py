@@ -132,6 +132,8 @@ def merge(
         raise InputError(f"There are {len(adapters)} adapters and {len(weights)} weights; give one weight for each.")
     if (method in SPARSE) != (density is not None) or not 0 < (1.0 if density is None else density) <= 1:
         raise InputError(f"density is {density}; {' and '.join(SPARSE)} need one in (0, 1], other methods take none.")
+    if (svd_rank, svd_clamp) != (None, None) and not combination_type.endswith("svd"):
+        raise InputError(f"{combination_type!r} decomposes nothing: leave svd_rank and svd_clamp out, or take 'svd'.")
     if generator is None and method.startswith("dare"):
         raise InputError("DARE drops entries at random: give generator=torch.Generator().manual_seed(...).")
     recipe = Recipe(1.0 if density is None else density, majority_sign_method, generator)
