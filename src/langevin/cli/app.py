@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .lora import group as loras
 from .schedulers import group
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(group, name="schedulers")
+app.add_typer(loras, name="lora")
 
 Prompt = Annotated[str | None, typer.Argument(help="What the picture shows. Left out for unconditional models.")]
 Model = Annotated[
