@@ -125,6 +125,15 @@ def test_the_dense_difference_is_that_of_the_papers(name: str, form: str) -> Non
         agrees(Parts(form.split()[0], tensors(form, layer.weight.shape), alpha), layer, x)
 
 
+@pytest.mark.parametrize("form", ("oft", "oft shared"))
+def test_a_constraint_bounds_the_rotation(form: str) -> None:
+    layer, x = made("linear")
+    held = tensors(form, layer.weight.shape)
+    agrees(Parts("oft", held, 0.01), layer, x)
+    bound, free = (build(Parts("oft", held, alpha), layer).turn().norm() for alpha in (0.01, None))
+    assert bound < free / 2
+
+
 @pytest.mark.parametrize("axis", (0, 1))
 @pytest.mark.parametrize("form", ("lora", "lora mid", "loha", "lokr both"))
 @pytest.mark.parametrize("name", LAYERS)

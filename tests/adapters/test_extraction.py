@@ -128,7 +128,8 @@ def test_checkpoints_that_do_not_belong_together() -> None:
     )
     with pytest.raises(ConfigError, match="whole numbers"):
         extract(*numbers, rank=1)
-    for wrong in ({}, {"rank": 0}, {"energy": 1.5}, {"energy": 0.5, "niter": 2}, {"rank": 1, "clamp": 0.5}):
+    both = ({"energy": 0.5, "niter": 2}, {"rank": 1, "clamp": 0.5}, {"rank": 1, "niter": -1})
+    for wrong in ({}, {"rank": 0}, {"energy": 1.5}, *both):
         with pytest.raises(InputError):
             extract(tuned(), base, **wrong)
 
@@ -136,7 +137,8 @@ def test_checkpoints_that_do_not_belong_together() -> None:
 def test_decompositions_agree() -> None:
     draw = drawn(3)
     up, down = draw(40, 5), draw(5, 60)
-    for truncation in (Truncation(3), Truncation(3, niter=3), Truncation(8), Truncation(energy=0.9)):
+    rank_three = (Truncation(3), Truncation(3, niter=3), Truncation(3, niter=0))
+    for truncation in (*rank_three, Truncation(8), Truncation(energy=0.9)):
         u, s, vh = decomposed(up @ down, truncation)
         left, singular, right = decomposed_product(up, down, truncation)
         assert torch.allclose(s, singular, rtol=1e-4) and torch.allclose(

@@ -193,6 +193,10 @@ def test_a_run_with_a_factor() -> None:
     stack = Stack(model)
     stack.add("a", style(model), scale=0.8)
     y = model(x)
+    for factor in (2.0, 0.5):
+        with stack.scaled(factor):
+            assert not torch.allclose(model(x), y, atol=1e-3)
+        assert torch.equal(model(x), y)
     with stack.scaled(0.5):
         assert torch.allclose(model(x), by_hand(net(), style(net()), 0.4)(x), atol=1e-5)
         with stack.scaled(0.5):
