@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from langevin.core.errors import ConfigError, InputError
-from langevin.models.controlnets.controlnet import ControlNetModel
+from langevin.models.controlnets.controlnet import ControlNetModel, ControlPicture
 from langevin.models.unets.unet_2d_condition import UNet2DConditionModel
 from tests.models.pairs import difference, pair, shake
 
@@ -254,6 +254,24 @@ def test_compiles_as_one_graph(family: str) -> None:
         for guess in (False, True):
             expected, found = flat(model(**given, guess_mode=guess)), flat(compiled(**given, guess_mode=guess))
             assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_a_picture_that_stays_is_read_once(order: str) -> None:
+    model = live(ControlNetModel(**{**TINY, "controlnet_conditioning_channel_order": order})).eval()
+    given, read = inputs(TINY, {}), []
+    model.controlnet_cond_embedding.register_forward_hook(lambda *call: read.append(call))
+    picture = ControlPicture(given["controlnet_cond"])
+    shown = {**given, "controlnet_cond": picture}
+    flat(model(**shown))
+    assert picture.features is None, "a graph of gradients must not outlive its step"
+    with torch.no_grad():
+        expected = flat(model(**given))
+        for _ in range(2):
+            assert all(torch.equal(a, b) for a, b in zip(expected, flat(model(**shown)), strict=True))
+        assert len(read) == 3
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        assert all(torch.equal(a, b) for a, b in zip(expected, flat(compiled(**shown)), strict=True))
 
 
 def test_new_scale_does_not_recompile_each_time() -> None:

@@ -21,7 +21,7 @@ def test_layers_see_over_the_border(height: int, rows: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 4, height, 6)
     layers = [(nn.Conv2d(4, 3, 3, padding=1), 1, 1), (nn.Conv2d(4, 3, 5, padding=2), 2, 1), (torch.sin, 0, 1)]
-    layers += [(Upsample(4, 5, use_conv=True), 1, 2)]
+    layers += [(Upsample(4, use_conv=True), 1, 2)]
     if height > 1:  # of one row the layer itself makes nothing but an error
         layers += [(Downsample(4, use_conv=True, padding=0), 2, Fraction(1, 2))]
     for layer, reach, scale in layers:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.config import ConfigMixin
-from ..core.errors import ConfigError, check_known
+from ..core.errors import ConfigError, InputError, check_known
 from ..core.hub import hub_options
 from ..core.push import PushToHubMixin, check_push
 from ..nn import processors
@@ -273,6 +273,15 @@ class ModelMixin(nn.Module, AdapterMixin, FromOriginalModelMixin, PushToHubMixin
     def disable_xformers_memory_efficient_attention(self) -> None:
         """Compute attention with the library's default backend again."""
         self.reset_attention_backend()
+
+
+def check_maps(name: str, maps: Tensor, option: str, channels: int) -> None:
+    """Raise InputError unless `maps` is (batch, channels, height, width); `option` is what names the channels."""
+    if maps.dim() != 4 or maps.shape[1] != channels:
+        raise InputError(
+            f"{name} has shape {tuple(maps.shape)}, but this model's {option} asks for "
+            f"(batch, {channels}, height, width)"
+        )
 
 
 def _parameters(function: Callable) -> list[str]:

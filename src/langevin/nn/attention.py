@@ -13,18 +13,17 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, InputError, did_you_mean
 from .backends import attend, attention_weights
 
-__all__ = ["Attention", "attend"]
-
 CROSS_NORMS = ("layer_norm", "group_norm")
+CONTEXT_GROUPS = 32
 
 
 class Attention(nn.Module):
     """Multi-head self- or cross-attention over tokens (B, L, C) or feature maps (B, C, H, W).
 
-    Parameters are named `to_q`, `to_k`, `to_v`, `to_out.0`, and where asked for `group_norm` (before the queries),
-    `norm_cross` (on the context), `add_k_proj`, `add_v_proj` (a context whose keys and values are put in front of
-    those of the tokens themselves; `added_kv_proj_dim` is its width). `only_cross_attention` then leaves out the
-    tokens' own keys and values.
+    Parameters are named `to_q`, `to_k`, `to_v`, `to_out.0` (`to_out.1` is a dropout of 0), and where asked for
+    `group_norm` (before the queries), `norm_cross` (on the context), `add_k_proj`, `add_v_proj` (a context whose keys
+    and values are put in front of those of the tokens themselves; `added_kv_proj_dim` is its width).
+    `only_cross_attention` then leaves out the tokens' own keys and values.
 
     The computation is handed to `self.processor`, which may be replaced by any callable of the documented form
     `processor(attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **kwargs)`.
@@ -37,21 +36,17 @@ class Attention(nn.Module):
         *,
         heads: int = 8,
         dim_head: int = 64,
-        dropout: float = 0.0,
         bias: bool = False,
         out_bias: bool = True,
         upcast_attention: bool = False,
         upcast_softmax: bool = False,
         cross_attention_norm: str | None = None,
-        cross_attention_norm_num_groups: int = 32,
         added_kv_proj_dim: int | None = None,
         norm_num_groups: int | None = None,
         eps: float = 1e-5,
-        scale_qk: bool = True,
         only_cross_attention: bool = False,
         rescale_output_factor: float = 1.0,
         residual_connection: bool = False,
-        processor: Any = None,
     ) -> None:
         super().__init__()
         if only_cross_attention and added_kv_proj_dim is None:
@@ -62,19 +57,18 @@ class Attention(nn.Module):
         self.heads = self.sliceable_head_dim = heads
         self.dim_head = dim_head
         self.inner_dim = self.inner_kv_dim = heads * dim_head
-        self.scale = dim_head**-0.5 if scale_qk else 1.0
+        self.scale = dim_head**-0.5
         self.upcast_attention, self.upcast_softmax = upcast_attention, upcast_softmax
         self.added_kv_proj_dim = added_kv_proj_dim
         self.only_cross_attention = only_cross_attention
         self.rescale_output_factor = rescale_output_factor
         self.residual_connection = residual_connection
-        self.use_bias, self.dropout = bias, dropout
         self.backend: str | None = None
         self.slice_size: int | None = None
 
         self.group_norm = None if norm_num_groups is None else nn.GroupNorm(norm_num_groups, query_dim, eps=eps)
         self.spatial_norm = self.norm_q = self.norm_k = None
-        self.norm_cross = self._context_norm(cross_attention_norm, cross_attention_norm_num_groups)
+        self.norm_cross = self._context_norm(cross_attention_norm)
         self.to_q = nn.Linear(query_dim, self.inner_dim, bias=bias)
         self.to_k = self.to_v = self.add_k_proj = self.add_v_proj = None
         if not only_cross_attention:
@@ -83,17 +77,17 @@ class Attention(nn.Module):
         if added_kv_proj_dim is not None:
             self.add_k_proj = nn.Linear(added_kv_proj_dim, self.inner_dim)
             self.add_v_proj = nn.Linear(added_kv_proj_dim, self.inner_dim)
-        self.to_out = nn.ModuleList([nn.Linear(self.inner_dim, query_dim, bias=out_bias), nn.Dropout(dropout)])
-        self.set_processor(default_processor(self) if processor is None else processor)
+        self.to_out = nn.ModuleList([nn.Linear(self.inner_dim, query_dim, bias=out_bias), nn.Dropout(0.0)])
+        self.set_processor(default_processor(self))
 
-    def _context_norm(self, kind: str | None, groups: int) -> nn.Module | None:
+    def _context_norm(self, kind: str | None) -> nn.Module | None:
         if kind is None:
             return None
         width = self.added_kv_proj_dim or self.cross_attention_dim
         if kind == "layer_norm":
             return nn.LayerNorm(width)
         if kind == "group_norm":
-            return nn.GroupNorm(groups, width, eps=1e-5)
+            return nn.GroupNorm(CONTEXT_GROUPS, width, eps=1e-5)
         raise ConfigError(f"cross_attention_norm is {kind!r}{did_you_mean(kind, CROSS_NORMS)}")
 
     # -- the computation ------------------------------------------------------------------------------------------

@@ -86,11 +86,6 @@ def resolve_backend(name: str) -> str:
     return name
 
 
-def register_backend(name: str, kernel: Kernel) -> None:
-    """Make `kernel` available as the attention backend `name`."""
-    BACKENDS[name] = kernel
-
-
 def get_attention_backend() -> str:
     """Return the backend used where neither the call nor the model names one."""
     return _default

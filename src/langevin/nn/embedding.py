@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from ..core.errors import InputError
 from .activation import activation
-from .attention import attend
+from .backends import attend
 
 HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256)
 HINT_CHANNELS = 4
+MAX_PERIOD = 10000.0
 
 
 def sinusoidal(
@@ -22,7 +23,6 @@ def sinusoidal(
     flip_sin_to_cos: bool = False,
     downscale_freq_shift: float = 1.0,
     scale: float = 1.0,
-    max_period: float = 10000.0,
 ) -> Tensor:
     """Return sines and cosines of positions (B,) at geometrically spaced frequencies, (B, channels) in fp32.
 
@@ -30,7 +30,7 @@ def sinusoidal(
     """
     half = channels // 2
     index = torch.arange(half, dtype=torch.float32, device=positions.device)
-    frequencies = torch.exp(index * -math.log(max_period) / (half - downscale_freq_shift))
+    frequencies = torch.exp(index * -math.log(MAX_PERIOD) / (half - downscale_freq_shift))
     angles = positions[:, None].float() * frequencies * scale
     parts = [angles.cos(), angles.sin()] if flip_sin_to_cos else [angles.sin(), angles.cos()]
     if channels % 2:
@@ -55,16 +55,14 @@ def batch_timesteps(timestep: Tensor | float, batch: int, device: torch.device) 
 class Timesteps(nn.Module):
     """Sinusoidal embedding of timesteps: (B,) -> (B, num_channels) in fp32."""
 
-    def __init__(
-        self, num_channels: int, flip_sin_to_cos: bool, downscale_freq_shift: float, scale: float = 1.0
-    ) -> None:
+    def __init__(self, num_channels: int, flip_sin_to_cos: bool, downscale_freq_shift: float) -> None:
         super().__init__()
-        self.num_channels, self.scale = num_channels, scale
+        self.num_channels = num_channels
         self.flip_sin_to_cos, self.downscale_freq_shift = flip_sin_to_cos, downscale_freq_shift
 
     def forward(self, timesteps: Tensor) -> Tensor:
         order = {"flip_sin_to_cos": self.flip_sin_to_cos, "downscale_freq_shift": self.downscale_freq_shift}
-        return sinusoidal(timesteps, self.num_channels, scale=self.scale, **order)
+        return sinusoidal(timesteps, self.num_channels, **order)
 
 
 class GaussianFourierProjection(nn.Module):
@@ -88,7 +86,7 @@ class GaussianFourierProjection(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Two-layer perceptron on an embedded timestep: (B, in_channels) -> (B, out_dim or time_embed_dim).
+    """Two-layer perceptron on an embedded timestep: (B, in_channels) -> (B, time_embed_dim).
 
     `condition` (B, cond_proj_dim) is projected without bias and added first (guidance-scale embedding,
     Meng et al. 2023).
@@ -100,7 +98,6 @@ class TimestepEmbedding(nn.Module):
         time_embed_dim: int,
         *,
         act_fn: str = "silu",
-        out_dim: int | None = None,
         post_act_fn: str | None = None,
         cond_proj_dim: int | None = None,
     ) -> None:
@@ -108,7 +105,7 @@ class TimestepEmbedding(nn.Module):
         self.linear_1 = nn.Linear(in_channels, time_embed_dim)
         self.cond_proj = nn.Linear(cond_proj_dim, in_channels, bias=False) if cond_proj_dim else None
         self.act = activation(act_fn)
-        self.linear_2 = nn.Linear(time_embed_dim, out_dim or time_embed_dim)
+        self.linear_2 = nn.Linear(time_embed_dim, time_embed_dim)
         self.post_act = activation(post_act_fn) if post_act_fn else None
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:

@@ -52,8 +52,7 @@ class IPAdapterPlusImageProjectionBlock(nn.Module):
         self.ln0 = nn.LayerNorm(embed_dims)
         self.ln1 = nn.LayerNorm(embed_dims)
         self.attn = Attention(embed_dims, embed_dims, heads=heads, dim_head=dim_head, out_bias=False)
-        inner = int(embed_dims * ffn_ratio)
-        feed = FeedForward(embed_dims, activation_fn="gelu", inner_dim=inner, bias=False)
+        feed = FeedForward(embed_dims, activation_fn="gelu", mult=ffn_ratio, bias=False)
         self.ff = nn.Sequential(nn.LayerNorm(embed_dims), feed)
 
     def forward(self, x: Tensor, latents: Tensor, residual: Tensor) -> Tensor:

@@ -244,25 +244,3 @@ def set_slices(model: nn.Module, slice_size: str | int | list[int] | None = "aut
         raise InputError(f"slice_size lists {len(sizes)} numbers, but the model has {len(attentions)} attentions")
     for attn, size in zip(attentions, sizes, strict=True):
         attn.set_attention_slice(size)
-
-
-__all__ = [
-    "AttnAddedKVProcessor",
-    "AttnAddedKVProcessor2_0",
-    "AttnProcessor",
-    "AttnProcessor2_0",
-    "CustomDiffusionAttnProcessor",
-    "CustomDiffusionAttnProcessor2_0",
-    "CustomDiffusionXFormersAttnProcessor",
-    "Processor",
-    "SlicedAttnAddedKVProcessor",
-    "SlicedAttnProcessor",
-    "XFormersAttnAddedKVProcessor",
-    "XFormersAttnProcessor",
-    "get_processors",
-    "named_attentions",
-    "set_backend",
-    "set_processors",
-    "set_slices",
-    "set_vanilla_processors",
-]

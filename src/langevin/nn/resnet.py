@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, InputError, check_choice
+from ..core.errors import InputError, check_choice
 from .activation import activation
 from .norm import AdaGroupNorm, scale_shift
 
@@ -14,41 +14,19 @@ FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
 
 
 class Upsample(nn.Module):
-    """Double the height and width, by default with nearest neighbours, then optionally convolve.
+    """Double the height and width with nearest neighbours, then optionally convolve with a 3x3 kernel called `conv`.
 
-    forward: x (B, C, H, W) to (B, out_channels, 2H, 2W), or to `output_size` (height, width) where that is given.
-    The convolution, 3x3 unless `kernel_size` says otherwise, is called `conv`. With `use_conv_transpose` a strided
-    transposed 4x4 convolution takes the place of both. Raises InputError when x has other than `channels` channels.
+    forward: x (B, C, H, W) to (B, C, 2H, 2W), or to `output_size` (height, width) where that is given.
+    Raises InputError when x has other than `channels` channels.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        out_channels: int | None = None,
-        *,
-        use_conv: bool = False,
-        use_conv_transpose: bool = False,
-        kernel_size: int | None = None,
-        padding: int = 1,
-        bias: bool = True,
-    ) -> None:
+    def __init__(self, channels: int, *, use_conv: bool = False) -> None:
         super().__init__()
         self.channels = channels
-        self.out_channels = out_channels or channels
-        self.transposed = use_conv_transpose
-        self.conv: nn.Module | None = None
-        if use_conv_transpose:
-            self.conv = nn.ConvTranspose2d(
-                channels, self.out_channels, kernel_size or 4, stride=2, padding=padding, bias=bias
-            )
-        elif use_conv:
-            self.conv = nn.Conv2d(channels, self.out_channels, kernel_size or 3, padding=padding, bias=bias)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else None
 
     def forward(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         check_channels(self, x)
-        if self.transposed:
-            assert self.conv is not None
-            return self.conv(x)
         if output_size is None:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         else:
@@ -57,32 +35,17 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the height and width with a strided convolution called `conv`, or with 2x2 averages.
+    """Halve the height and width with a strided 3x3 convolution called `conv`, or with 2x2 averages.
 
-    forward: x (B, C, H, W) to (B, out_channels, H/2, W/2). With `padding=0` the convolution pads the right and the
-    bottom edge only, as autoencoders of latent diffusion do. Raises InputError when x has other than `channels`
-    channels, ConfigError when averages are to change the number of channels.
+    forward: x (B, C, H, W) to (B, C, H/2, W/2). With `padding=0` the convolution pads the right and the bottom edge
+    only, as autoencoders of latent diffusion do. Raises InputError when x has other than `channels` channels.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        out_channels: int | None = None,
-        *,
-        use_conv: bool = False,
-        kernel_size: int = 3,
-        padding: int = 1,
-        bias: bool = True,
-    ) -> None:
+    def __init__(self, channels: int, *, use_conv: bool = False, padding: int = 1) -> None:
         super().__init__()
         self.channels = channels
-        self.out_channels = out_channels or channels
-        self.asymmetric = use_conv and padding == 0
-        self.conv: nn.Module | None = None
-        if use_conv:
-            self.conv = nn.Conv2d(channels, self.out_channels, kernel_size, stride=2, padding=padding, bias=bias)
-        elif self.out_channels != channels:
-            raise ConfigError(f"averaging keeps {channels} channels; use_conv=True is needed for {self.out_channels}")
+        self.asymmetric = padding == 0
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding) if use_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
         check_channels(self, x)
@@ -123,9 +86,8 @@ class ResnetBlock(nn.Module):
     forward: x (B, in_channels, H, W) and, where `time_channels` is set, time_embedding (B, time_channels) to
     (B, out_channels, H', W'); H' and W' are doubled with `up` and halved with `down`. `time_embedding_norm` decides
     whether the projected embedding is added before the second norm ("default") or scales and shifts after it
-    ("scale_shift"). `kernel` selects the filter of `up` and `down`: None and "sde_vp" mean nearest neighbours and
-    averages, "fir" the filter of FirResample. `conv_shortcut=None` means a 1x1 convolution on the residual path where
-    the numbers of channels differ. `last_channels` is the width after the second convolution.
+    ("scale_shift"). `up` and `down` mean nearest neighbours and averages, with `fir` the filter of FirResample.
+    `conv_shortcut=None` means a 1x1 convolution on the residual path where the numbers of channels differ.
     Source: Ho et al. 2020; scale and shift from Dhariwal & Nichol 2021.
     Raises InputError when a time embedding is needed and not given.
     """
@@ -147,17 +109,13 @@ class ResnetBlock(nn.Module):
         skip_time_act: bool = False,
         act: str = "silu",
         conv_shortcut: bool | None = None,
-        shortcut_bias: bool = True,
-        last_channels: int | None = None,
-        kernel: str | None = None,
+        fir: bool = False,
     ) -> None:
         super().__init__()
         check_choice("time_embedding_norm", time_embedding_norm, ("default", "scale_shift"))
-        check_choice("kernel", kernel, (None, "fir", "sde_vp"))
         out_channels = out_channels or in_channels
-        last_channels = last_channels or out_channels
         self.in_channels = in_channels
-        self.out_channels = last_channels
+        self.out_channels = out_channels
         self.time_embedding_norm = time_embedding_norm
         self.output_scale_factor = output_scale_factor
         self.skip_time_act = skip_time_act
@@ -168,16 +126,16 @@ class ResnetBlock(nn.Module):
         self.time_emb_proj = nn.Linear(time_channels, width) if time_channels else None
         self.norm2 = nn.GroupNorm(groups_out or groups, out_channels, eps=eps)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, last_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nonlinearity = activation(act)
         self.upsampler = self.downsampler = None
         if up:
-            self.upsampler = FirResample(up=True) if kernel == "fir" else Upsample(in_channels)
+            self.upsampler = FirResample(up=True) if fir else Upsample(in_channels)
         elif down:
-            self.downsampler = FirResample(up=False) if kernel == "fir" else Downsample(in_channels)
+            self.downsampler = FirResample(up=False) if fir else Downsample(in_channels)
         if conv_shortcut is None:
-            conv_shortcut = in_channels != last_channels
-        self.conv_shortcut = nn.Conv2d(in_channels, last_channels, 1, bias=shortcut_bias) if conv_shortcut else None
+            conv_shortcut = in_channels != out_channels
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if conv_shortcut else None
 
     def forward(self, x: Tensor, time_embedding: Tensor | None = None) -> Tensor:
         hidden = self.nonlinearity(self.norm1(x))
@@ -207,7 +165,7 @@ class AdaResnetBlock(nn.Module):
     """Two 3x3 convolutions around a residual path, each after a norm that the time embedding steers (Crowson 2022).
 
     forward: x (B, in_channels, H, W) and time_embedding (B, time_channels) to (B, last_channels, H, W).
-    `last_channels`, by default `out_channels`, is the width after the second convolution.
+    `last_channels` is the width after the second convolution.
     """
 
     def __init__(
@@ -216,18 +174,17 @@ class AdaResnetBlock(nn.Module):
         out_channels: int,
         *,
         time_channels: int,
-        last_channels: int | None = None,
-        groups: int = 32,
-        groups_out: int | None = None,
-        eps: float = 1e-5,
-        dropout: float = 0.0,
-        act: str = "silu",
+        last_channels: int,
+        groups: int,
+        groups_out: int,
+        eps: float,
+        dropout: float,
+        act: str,
     ) -> None:
         super().__init__()
-        last_channels = last_channels or out_channels
         self.norm1 = AdaGroupNorm(time_channels, in_channels, groups, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = AdaGroupNorm(time_channels, out_channels, groups_out or groups, eps)
+        self.norm2 = AdaGroupNorm(time_channels, out_channels, groups_out, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, last_channels, 3, padding=1)
         self.nonlinearity = activation(act)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,16 +19,9 @@ def gated_gelu(x: Tensor) -> Tensor:
     return F.gelu(x[..., half:]) * x[..., :half]
 
 
-def sigmoid_gelu(x: Tensor) -> Tensor:
-    """Return x * sigmoid(1.702 x), the cheaper approximation of Hendrycks & Gimpel 2016."""
-    return torch.sigmoid(1.702 * x) * x
-
-
 FEED_FORWARDS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "geglu": (gated_gelu, 2),
     "gelu": (F.gelu, 1),
-    "gelu-approximate": (partial(F.gelu, approximate="tanh"), 1),
-    "geglu-approximate": (sigmoid_gelu, 1),
 }
 """Documented name -> activation, and how many channels it takes for one that it returns."""
 
@@ -50,23 +41,21 @@ class Expansion(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Position-wise network (B, L, dim) -> (B, L, dim_out): `net.0.proj`, activation, dropout, `net.2`."""
+    """Position-wise network (B, L, dim) -> (B, L, dim_out): `net.0.proj`, activation, a dropout of 0, `net.2`."""
 
     def __init__(
         self,
         dim: int,
         dim_out: int | None = None,
         *,
-        mult: int = 4,
-        dropout: float = 0.0,
+        mult: float = 4,
         activation_fn: str = "geglu",
-        inner_dim: int | None = None,
         bias: bool = True,
     ) -> None:
         super().__init__()
-        inner = inner_dim or dim * mult
+        inner = int(dim * mult)
         first = Expansion(dim, inner, activation_fn=activation_fn, bias=bias)
-        self.net = nn.ModuleList([first, nn.Dropout(dropout), nn.Linear(inner, dim_out or dim, bias=bias)])
+        self.net = nn.ModuleList([first, nn.Dropout(0.0), nn.Linear(inner, dim_out or dim, bias=bias)])
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         hidden_states = self.net[0](hidden_states)
@@ -78,8 +67,8 @@ class FeedForward(nn.Module):
 class BasicTransformerBlock(nn.Module):
     """Self-attention, cross-attention and feed-forward, each after a layer norm and with a residual.
 
-    With `only_cross_attention` the first attention also reads the context, with `double_self_attention` the second
-    reads the tokens. Without `cross_attention_dim` (and not double) there is no second attention.
+    With `only_cross_attention` the first attention also reads the context. Without `cross_attention_dim` there is no
+    second attention.
     """
 
     def __init__(
@@ -88,35 +77,25 @@ class BasicTransformerBlock(nn.Module):
         num_attention_heads: int,
         attention_head_dim: int,
         *,
-        dropout: float = 0.0,
         cross_attention_dim: int | None = None,
-        activation_fn: str = "geglu",
-        attention_bias: bool = False,
         only_cross_attention: bool = False,
-        double_self_attention: bool = False,
         upcast_attention: bool = False,
-        norm_elementwise_affine: bool = True,
-        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.only_cross_attention = only_cross_attention
-        self.double_self_attention = double_self_attention
         common: dict[str, Any] = {
             "heads": num_attention_heads,
             "dim_head": attention_head_dim,
-            "dropout": dropout,
-            "bias": attention_bias,
             "upcast_attention": upcast_attention,
         }
-        norm: dict[str, Any] = {"eps": norm_eps, "elementwise_affine": norm_elementwise_affine}
-        self.norm1 = nn.LayerNorm(dim, **norm)
+        self.norm1 = nn.LayerNorm(dim)
         self.attn1 = Attention(dim, cross_attention_dim if only_cross_attention else None, **common)
         self.norm2 = self.attn2 = None
-        if cross_attention_dim is not None or double_self_attention:
-            self.norm2 = nn.LayerNorm(dim, **norm)
-            self.attn2 = Attention(dim, None if double_self_attention else cross_attention_dim, **common)
-        self.norm3 = nn.LayerNorm(dim, **norm)
-        self.ff = FeedForward(dim, dropout=dropout, activation_fn=activation_fn)
+        if cross_attention_dim is not None:
+            self.norm2 = nn.LayerNorm(dim)
+            self.attn2 = Attention(dim, cross_attention_dim, **common)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
 
     def forward(
         self,
@@ -130,9 +109,8 @@ class BasicTransformerBlock(nn.Module):
         context = encoder_hidden_states if self.only_cross_attention else None
         hidden_states = hidden_states + self.attn1(self.norm1(hidden_states), context, attention_mask, **kwargs)
         if self.attn2 is not None:
-            context = None if self.double_self_attention else encoder_hidden_states
             tokens = self.norm2(hidden_states)
-            hidden_states = hidden_states + self.attn2(tokens, context, encoder_attention_mask, **kwargs)
+            hidden_states = hidden_states + self.attn2(tokens, encoder_hidden_states, encoder_attention_mask, **kwargs)
         return hidden_states + self.ff(self.norm3(hidden_states))
 
 
@@ -152,11 +130,11 @@ class Transformer2D(nn.Module):
         in_channels: int,
         *,
         num_layers: int = 1,
-        dropout: float = 0.0,
         norm_num_groups: int = 32,
         cross_attention_dim: int | None = None,
         use_linear_projection: bool = False,
-        **block_options: Any,
+        only_cross_attention: bool = False,
+        upcast_attention: bool = False,
     ) -> None:
         super().__init__()
         inner = num_attention_heads * attention_head_dim
@@ -169,9 +147,9 @@ class Transformer2D(nn.Module):
                 inner,
                 num_attention_heads,
                 attention_head_dim,
-                dropout=dropout,
                 cross_attention_dim=cross_attention_dim,
-                **block_options,
+                only_cross_attention=only_cross_attention,
+                upcast_attention=upcast_attention,
             )
             for _ in range(num_layers)
         )

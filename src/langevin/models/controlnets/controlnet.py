@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,13 +15,28 @@ from ...core.config import register_to_config
 from ...core.errors import ConfigError, InputError, did_you_mean
 from ...core.outputs import BaseOutput
 from ..adapting import takes_adapter_scale
-from ..base import ModelMixin
-from ..unets.conditioning import USUAL
+from ..base import ModelMixin, check_maps
 from ..unets.encoder import EncoderMixin
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 EMBEDDING_WIDTHS = (16, 32, 96, 256)
 GUESS_FIRST = 0.1
+USUAL: dict[str, Any] = {
+    "conv_in_kernel": 3,
+    "dropout": 0.0,
+    "mid_block_only_cross_attention": False,
+    "cross_attention_norm": None,
+    "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1.0,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "time_embedding_act_fn": None,
+    "timestep_post_act": None,
+    "time_cond_proj_dim": None,
+    "class_embeddings_concat": False,
+    "center_input_sample": False,
+}
+"""Options of a conditional UNet that a ControlNet does not have, and what their absence means."""
 
 
 @dataclass
@@ -63,6 +79,21 @@ class ControlNetConditioningEmbedding(nn.Module):
         return self.conv_out(x)
 
 
+class ControlPicture:
+    """A control picture that a network is shown again and again, and what the network made of it.
+
+    For the steps of one run, during which the network's weights stay. Nothing is kept while gradients are recorded.
+
+    Attributes:
+        pixels: (B or 1, channels, H, W).
+        features: of the network that saw it first, None before.
+    """
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+        self.features: Tensor | None = None
+
+
 class ControlNetModel(EncoderMixin, ModelMixin):
     """Turns a noisy sample and a control picture into residuals for a `UNet2DConditionModel`.
 
@@ -75,6 +106,7 @@ class ControlNetModel(EncoderMixin, ModelMixin):
     """
 
     _supports_gradient_checkpointing = True
+    fixed = {**USUAL, "up_block_types": None, "reverse_transformer_layers_per_block": None}
 
     @register_to_config
     def __init__(
@@ -190,7 +222,7 @@ class ControlNetModel(EncoderMixin, ModelMixin):
         sample: Tensor,
         timestep: Tensor | float,
         encoder_hidden_states: Tensor | None,
-        controlnet_cond: Tensor,
+        controlnet_cond: Tensor | ControlPicture,
         conditioning_scale: float = 1.0,
         class_labels: Tensor | None = None,
         timestep_cond: Tensor | None = None,
@@ -205,7 +237,8 @@ class ControlNetModel(EncoderMixin, ModelMixin):
         Args:
             timestep, encoder_hidden_states, class_labels, timestep_cond, attention_mask, added_cond_kwargs,
                 cross_attention_kwargs: as for `UNet2DConditionModel`.
-            controlnet_cond: control picture (B or 1, conditioning_channels, 8H, 8W), RGB in [0, 1].
+            controlnet_cond: control picture (B or 1, conditioning_channels, 8H, 8W), RGB in [0, 1]; a `ControlPicture`
+                is read once.
             conditioning_scale: factor for all residuals.
             guess_mode: weaken the residuals of early layers, from 0.1 for the first to 1 for the middle in equal
                 ratios, so that the picture alone can guide. Has no effect with `global_pool_conditions`.
@@ -213,7 +246,8 @@ class ControlNetModel(EncoderMixin, ModelMixin):
         Raises:
             InputError: a shape does not fit the configuration or the sample, or a needed input is missing.
         """
-        self._check_condition(sample, controlnet_cond)
+        picture = controlnet_cond if isinstance(controlnet_cond, ControlPicture) else ControlPicture(controlnet_cond)
+        self._check_condition(sample, picture.pixels)
         sample, given = self.prepare(
             sample,
             timestep,
@@ -225,9 +259,7 @@ class ControlNetModel(EncoderMixin, ModelMixin):
             cross_attention_kwargs=cross_attention_kwargs,
             added_cond_kwargs=added_cond_kwargs,
         )
-        if self.config.controlnet_conditioning_channel_order == "bgr":
-            controlnet_cond = controlnet_cond.flip(1)
-        x, kept = self.go_down(self.conv_in(sample) + self._embed_condition(controlnet_cond, sample), given)
+        x, kept = self.go_down(self.conv_in(sample) + self._features(picture, sample), given)
         x = self.middle(x, given)
         maps = [layer(value) for layer, value in zip(self.controlnet_down_blocks, kept, strict=True)]
         maps.append(self.controlnet_mid_block(x))
@@ -240,18 +272,18 @@ class ControlNetModel(EncoderMixin, ModelMixin):
         return ControlNetOutput(down_block_res_samples=down, mid_block_res_sample=mid) if return_dict else (down, mid)
 
     def _check_condition(self, sample: Tensor, condition: Tensor) -> None:
-        channels = self.config.conditioning_channels
-        if condition.dim() != 4 or condition.shape[1] != channels:
-            raise InputError(
-                f"controlnet_cond has shape {tuple(condition.shape)}, but this model's conditioning_channels asks for "
-                f"(batch, {channels}, height, width)"
-            )
+        check_maps("controlnet_cond", condition, "conditioning_channels", self.config.conditioning_channels)
         if condition.shape[0] not in (1, sample.shape[0]):
             raise InputError(f"controlnet_cond has {condition.shape[0]} pictures for a batch of {sample.shape[0]}")
 
-    def _embed_condition(self, condition: Tensor, sample: Tensor) -> Tensor:
+    def _features(self, picture: ControlPicture, sample: Tensor) -> Tensor:
         """Return the control picture as features of the sample's height and width."""
-        features = self.controlnet_cond_embedding(condition)
+        features, condition = picture.features, picture.pixels
+        if features is None:
+            bgr = self.config.controlnet_conditioning_channel_order == "bgr"
+            features = self.controlnet_cond_embedding(condition.flip(1) if bgr else condition)
+            if not torch.is_grad_enabled():
+                picture.features = features
         if features.shape[-2:] != sample.shape[-2:]:
             factor = 2 ** (len(self.config.conditioning_embedding_out_channels) - 1)
             raise InputError(

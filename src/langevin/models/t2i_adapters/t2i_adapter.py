@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...core.config import register_to_config
 from ...core.errors import ConfigError, InputError, did_you_mean
 from ...nn.checkpointing import run_block
-from ..base import ModelMixin
+from ..base import ModelMixin, check_maps
 from ..several import SeveralFolders, check_parts, one_each
 
 BOTTLENECK = 4
@@ -150,13 +150,8 @@ class T2IAdapter(ModelMixin):
         Raises:
             InputError: another number of channels, or a height or width that `downscale_factor` does not divide.
         """
-        channels, factor = self.config.in_channels, self.downscale_factor
-        if x.dim() != 4 or x.shape[1] != channels:
-            raise InputError(
-                f"the control picture has shape {tuple(x.shape)}, but this adapter's in_channels asks for "
-                f"(batch, {channels}, height, width)"
-            )
-        height, width = x.shape[-2:]
+        check_maps("the control picture", x, "in_channels", self.config.in_channels)
+        factor, (height, width) = self.downscale_factor, x.shape[-2:]
         if height % factor or width % factor:
             fitting = tuple(max(1, round(size / factor)) * factor for size in (height, width))
             raise InputError(

@@ -67,18 +67,21 @@ MID_KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Common:
-    """Options that all blocks of one UNet share; the names are those of the configuration where it has them."""
+    """Options that all blocks of one UNet share, named as in its configuration.
+
+    time_channels: width of the time embedding. attn_groups: norm groups of attention of kind "tokens", None for none.
+    """
 
     time_channels: int
-    groups: int | None = 32
-    attn_groups: int | None = None
-    eps: float = 1e-5
+    attn_groups: int | None
+    norm_num_groups: int | None = 32
+    norm_eps: float = 1e-5
     dropout: float = 0.0
-    act: str = "silu"
-    time_scale_shift: str = "default"
-    skip_time_act: bool = False
-    out_scale_factor: float = 1.0
-    mid_scale_factor: float = 1.0
+    act_fn: str = "silu"
+    resnet_time_scale_shift: str = "default"
+    resnet_skip_time_act: bool = False
+    resnet_out_scale_factor: float = 1.0
+    mid_block_scale_factor: float = 1.0
     downsample_padding: int = 1
     downsample_type: str | None = "conv"
     upsample_type: str | None = "conv"
@@ -90,11 +93,11 @@ class Common:
         """Build a residual block of this UNet."""
         options: dict[str, Any] = {
             "time_channels": self.time_channels,
-            "groups": self.groups,
-            "eps": self.eps,
+            "groups": self.norm_num_groups,
+            "eps": self.norm_eps,
             "dropout": self.dropout,
-            "act": self.act,
-            "time_embedding_norm": self.time_scale_shift,
+            "act": self.act_fn,
+            "time_embedding_norm": self.resnet_time_scale_shift,
         }
         return ResnetBlock(channels_in, channels_out, **{**options, **overrides})
 
@@ -102,14 +105,14 @@ class Common:
         """Return the options of residual blocks that only kinds which resample by residual blocks honour."""
         if kind.resample != "resnet":
             return {}
-        return {"output_scale_factor": self.out_scale_factor, "skip_time_act": self.skip_time_act}
+        return {"output_scale_factor": self.resnet_out_scale_factor, "skip_time_act": self.resnet_skip_time_act}
 
 
 @dataclass(frozen=True)
 class Level:
     """What differs from block to block: widths, depth and attention."""
 
-    name: str
+    kind: Kind
     channels_in: int
     channels_out: int
     layers: int
@@ -122,24 +125,16 @@ class Level:
     only_cross_attention: bool = False
     deepest: bool = False
 
-    @property
-    def adaptive(self) -> bool:
-        """Whether the block's norms are steered by time."""
-        kind = DOWN_KINDS.get(self.name) or UP_KINDS.get(self.name)
-        return kind is not None and kind.adaptive
-
-    def attention(self, kind: str | None, layer: int, common: Common, *, scale: float = 1.0) -> nn.Module | None:
+    def attention(self, layer: int, common: Common, *, scale: float = 1.0) -> nn.Module:
         """Build the attention that follows residual block `layer`; `scale` divides the output of kind "tokens"."""
         width = self.channels_out
-        if kind is None:
-            return None
-        if kind == "transformer":
+        if self.kind.attention == "transformer":
             return Transformer2D(
                 self.heads,
                 width // self.heads,
                 width,
                 num_layers=self.transformer_layers[layer],
-                norm_num_groups=common.groups,
+                norm_num_groups=common.norm_num_groups,
                 cross_attention_dim=self.context_channels,
                 use_linear_projection=common.use_linear_projection,
                 only_cross_attention=self.only_cross_attention,
@@ -153,22 +148,22 @@ class Level:
             "upcast_softmax": True,
             "residual_connection": True,
         }
-        if kind == "tokens":
+        if self.kind.attention == "tokens":
             return Attention(
-                width, norm_num_groups=common.attn_groups, eps=common.eps, rescale_output_factor=scale, **shared
+                width, norm_num_groups=common.attn_groups, eps=common.norm_eps, rescale_output_factor=scale, **shared
             )
         return Attention(
             width,
             width,
             added_kv_proj_dim=self.context_channels,
-            norm_num_groups=common.groups,
+            norm_num_groups=common.norm_num_groups,
             only_cross_attention=self.only_cross_attention,
             cross_attention_norm=common.cross_attention_norm,
             **shared,
         )
 
 
-class Conditions(NamedTuple):
+class Given(NamedTuple):
     """What every block of one forward pass receives beside the features."""
 
     time: Tensor | None
@@ -178,7 +173,7 @@ class Conditions(NamedTuple):
     kwargs: dict[str, Any] | None = None
 
 
-def apply_attention(kind: str, attention: nn.Module, x: Tensor, given: Conditions) -> Tensor:
+def apply_attention(kind: str, attention: nn.Module, x: Tensor, given: Given) -> Tensor:
     """Call an attention of the given kind on features (B, C, H, W)."""
     if kind == "transformer":
         return attention(x, given.context, given.mask, given.context_mask, given.kwargs)
@@ -201,11 +196,11 @@ class Block(nn.Module):
         """Whether a map of an adapter is added before the block changes the resolution."""
         return self.attention in ("transformer", "added")
 
-    def resnet(self, layer: int, x: Tensor, given: Conditions) -> Tensor:
+    def resnet(self, layer: int, x: Tensor, given: Given) -> Tensor:
         """Apply residual block `layer`."""
         return run_block(self, self.resnets[layer], x, given.time)
 
-    def attend(self, layer: int, x: Tensor, given: Conditions) -> Tensor:
+    def attend(self, layer: int, x: Tensor, given: Given) -> Tensor:
         """Apply attention `layer`, if the block has any."""
         if self.attention is None:
             return x
@@ -221,15 +216,14 @@ class DownBlock(Block):
 
     def __init__(self, level: Level, common: Common) -> None:
         super().__init__()
-        kind = DOWN_KINDS[level.name]
+        kind, width = level.kind, level.channels_out
         self.attention = kind.attention
         options = common.extras(kind)
-        width = level.channels_out
         self.resnets = nn.ModuleList(
             common.resnet(width if i else level.channels_in, width, **options) for i in range(level.layers)
         )
         if kind.attention is not None:
-            self.attentions = nn.ModuleList(level.attention(kind.attention, i, common) for i in range(level.layers))
+            self.attentions = nn.ModuleList(level.attention(i, common) for i in range(level.layers))
         how = kind.resampling(common.downsample_type)
         self.downsamplers = None
         if level.resample and how == "resnet":
@@ -239,7 +233,7 @@ class DownBlock(Block):
         self.kept_channels = (width,) * (level.layers + (self.downsamplers is not None))
 
     def forward(
-        self, x: Tensor, given: Conditions, extra_residual: Tensor | None = None
+        self, x: Tensor, given: Given, extra_residual: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         kept: list[Tensor] = []
         last = len(self.resnets) - 1
@@ -260,19 +254,16 @@ class MidBlock(Block):
 
     def __init__(self, level: Level, common: Common, *, attention: bool = True) -> None:
         super().__init__()
-        kind = MID_KINDS[level.name]
+        kind, width, scale = level.kind, level.channels_out, common.mid_block_scale_factor
         self.attention = kind.attention if attention else None
-        width, scale = level.channels_out, common.mid_scale_factor
         options: dict[str, Any] = {"output_scale_factor": scale}
         if kind.attention == "added":
-            options["skip_time_act"] = common.skip_time_act
+            options["skip_time_act"] = common.resnet_skip_time_act
         self.resnets = nn.ModuleList(common.resnet(width, width, **options) for _ in range(level.layers + 1))
         if self.attention is not None:
-            self.attentions = nn.ModuleList(
-                level.attention(kind.attention, i, common, scale=scale) for i in range(level.layers)
-            )
+            self.attentions = nn.ModuleList(level.attention(i, common, scale=scale) for i in range(level.layers))
 
-    def forward(self, x: Tensor, given: Conditions) -> Tensor:
+    def forward(self, x: Tensor, given: Given) -> Tensor:
         x = self.resnet(0, x, given)
         for i in range(len(self.resnets) - 1):
             x = self.resnet(i + 1, self.attend(i, x, given), given)
@@ -288,16 +279,15 @@ class UpBlock(Block):
 
     def __init__(self, level: Level, common: Common) -> None:
         super().__init__()
-        kind = UP_KINDS[level.name]
+        kind, width, last = level.kind, level.channels_out, level.layers - 1
         self.attention = kind.attention
         options = common.extras(kind)
-        width, last = level.channels_out, level.layers - 1
         self.resnets = nn.ModuleList()
         for i in range(level.layers):
             own, skip = width if i else level.channels_in, width if i < last else level.channels_skip
             self.resnets.append(common.resnet(own + skip, width, **options))
         if kind.attention is not None:
-            self.attentions = nn.ModuleList(level.attention(kind.attention, i, common) for i in range(level.layers))
+            self.attentions = nn.ModuleList(level.attention(i, common) for i in range(level.layers))
         how = kind.resampling(common.upsample_type)
         self.upsamplers = None
         if level.resample and how == "resnet":
@@ -306,7 +296,7 @@ class UpBlock(Block):
             self.upsamplers = nn.ModuleList([Upsample(width, use_conv=True)])
 
     def forward(
-        self, x: Tensor, kept: Sequence[Tensor], given: Conditions, output_size: tuple[int, int] | None = None
+        self, x: Tensor, kept: Sequence[Tensor], given: Given, output_size: tuple[int, int] | None = None
     ) -> Tensor:
         for i in range(len(self.resnets)):
             x = self.attend(i, self.resnet(i, torch.cat([x, kept[-1 - i]], dim=1), given), given)

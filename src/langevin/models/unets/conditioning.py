@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,22 +30,6 @@ ENCODER_PROJECTIONS = ("text_proj", "text_image_proj", "image_proj", "ip_image_p
 PICTURES = "ip_image_proj"
 """What some configurations call the projection of an IP-Adapter, which is attached later; the network has none."""
 TIME_EMBEDDINGS = ("positional", "fourier")
-USUAL: dict[str, Any] = {
-    "conv_in_kernel": 3,
-    "dropout": 0.0,
-    "mid_block_only_cross_attention": False,
-    "cross_attention_norm": None,
-    "resnet_skip_time_act": False,
-    "resnet_out_scale_factor": 1.0,
-    "time_embedding_type": "positional",
-    "time_embedding_dim": None,
-    "time_embedding_act_fn": None,
-    "timestep_post_act": None,
-    "time_cond_proj_dim": None,
-    "class_embeddings_concat": False,
-    "center_input_sample": False,
-}
-"""Options of a conditional UNet that not every network with its first half has, and what their absence means."""
 
 
 def need(config: Config, option: str, because: str) -> Any:
@@ -127,16 +111,43 @@ def addition_embedding(config: Config, width: int) -> nn.Module | None:
     raise ConfigError(f"addition_embed_type is {kind!r}{did_you_mean(str(kind), ADDITION_EMBEDDINGS)}")
 
 
-class ConditioningMixin:
-    """Builds and applies the embeddings of a conditional UNet; its modules sit on the model under published names."""
+class LabelsMixin:
+    """Applies the class embedding of a UNet."""
 
     config: Config
+    time_proj: nn.Module
+    class_embedding: nn.Module | None
+
+    def get_class_embed(self, dtype: torch.dtype, class_labels: Tensor | None) -> Tensor | None:
+        """Embed class labels: integers, levels or vectors, as `class_embed_type` says.
+
+        Raises:
+            InputError: labels are missing, or given to a model that has no use for them.
+        """
+        if self.class_embedding is None:
+            if class_labels is not None:
+                raise InputError("class_labels were given, but this model has no class embedding")
+            return None
+        if class_labels is None:
+            raise InputError("this model has a class embedding and needs class_labels")
+        if self.config.class_embed_type == "timestep":
+            class_labels = self.time_proj(class_labels).to(dtype)
+        return self.class_embedding(class_labels).to(dtype)
+
+
+class ConditioningMixin(LabelsMixin):
+    """Builds and applies the embeddings of a conditional UNet; its modules sit on the model under published names.
+
+    Attributes:
+        fixed: options of a conditional UNet that this class does not have, and what they are in it.
+    """
+
+    fixed: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def options(self) -> Config:
-        """The configuration, with the usual value of every option that this class does not have."""
-        known = inspect.signature(type(self).__init__).parameters
-        return Config({**self.config, **{name: value for name, value in USUAL.items() if name not in known}})
+        """Every option of a conditional UNet: the configuration, and what is fixed."""
+        return Config({**self.config, **self.fixed})
 
     def build_conditioning(self) -> int:
         """Create the embedding modules; return the width of the vector that residual blocks receive."""
@@ -164,22 +175,6 @@ class ConditioningMixin:
         if timestep_cond is not None and self.time_embedding.cond_proj is None:
             raise InputError("timestep_cond was given, but this model has no time_cond_proj_dim to receive it")
         return self.time_embedding(self.time_proj(timesteps).to(dtype), timestep_cond)
-
-    def get_class_embed(self, dtype: torch.dtype, class_labels: Tensor | None) -> Tensor | None:
-        """Embed class labels: integers, levels or vectors, as `class_embed_type` says.
-
-        Raises:
-            InputError: labels are missing, or given to a model that has no use for them.
-        """
-        if self.class_embedding is None:
-            if class_labels is not None:
-                raise InputError("class_labels were given, but this model has no class embedding")
-            return None
-        if class_labels is None:
-            raise InputError("this model has a class embedding and needs class_labels")
-        if self.config.class_embed_type == "timestep":
-            class_labels = self.time_proj(class_labels).to(dtype)
-        return self.class_embedding(class_labels).to(dtype)
 
     def get_aug_embed(
         self, dtype: torch.dtype, encoder_hidden_states: Tensor | None, given: dict[str, Tensor] | None

@@ -11,17 +11,23 @@ from torch import Tensor, nn
 from ...core.errors import InputError
 from ...nn.attention import Attention
 from ...nn.embedding import HINT_CHANNELS, batch_timesteps
-from .blocks import Common, Conditions, DownBlock, MidBlock
+from ..base import check_maps
+from .blocks import Common, DownBlock, Given, MidBlock
 from .conditioning import ConditioningMixin
 from .k_blocks import KDownBlock
 from .layout import Layout, lay_out
 
 HIDDEN = -10000.0
 LISTS = (
-    "down_block_types", "mid_block_type", "block_out_channels", "layers_per_block", "attention_head_dim",
-    "num_attention_heads", "cross_attention_dim", "transformer_layers_per_block", "only_cross_attention",
+    "down_block_types", "mid_block_type", "up_block_types", "block_out_channels", "layers_per_block",
+    "attention_head_dim", "num_attention_heads", "cross_attention_dim", "transformer_layers_per_block",
+    "reverse_transformer_layers_per_block", "only_cross_attention",
 )  # fmt: skip
-LISTS_UP = ("up_block_types", "reverse_transformer_layers_per_block")
+COMMON = (
+    "norm_num_groups", "norm_eps", "dropout", "act_fn", "resnet_time_scale_shift", "resnet_skip_time_act",
+    "resnet_out_scale_factor", "mid_block_scale_factor", "downsample_padding", "use_linear_projection",
+    "upcast_attention", "cross_attention_norm",
+)  # fmt: skip
 
 
 class EncoderMixin(ConditioningMixin):
@@ -35,14 +41,14 @@ class EncoderMixin(ConditioningMixin):
     def build_encoder(self) -> tuple[Layout, Common]:
         """Create `conv_in`, the embeddings, `down_blocks` and `mid_block`; return what a way up is built from."""
         options = self.options
-        kernel = options.conv_in_kernel
+        kernel, groups = options.conv_in_kernel, options.norm_num_groups
         self.conv_in = nn.Conv2d(options.in_channels, options.block_out_channels[0], kernel, padding=(kernel - 1) // 2)
-        common = self._common(self.build_conditioning())
+        common = Common(self.build_conditioning(), groups, **{name: options[name] for name in COMMON})
         layout = self._layout()
         self.down_blocks = nn.ModuleList(
-            (KDownBlock if level.adaptive else DownBlock)(level, common) for level in layout.down
+            (KDownBlock if level.kind.adaptive else DownBlock)(level, common) for level in layout.down
         )
-        self.size_multiple = 2 ** sum(level.adaptive and level.resample for level in layout.down)
+        self.size_multiple = 2 ** sum(level.kind.adaptive and level.resample for level in layout.down)
         self.mid_block = None if layout.mid is None else MidBlock(layout.mid, common, attention=layout.mid.layers > 0)
         return layout, common
 
@@ -55,26 +61,7 @@ class EncoderMixin(ConditioningMixin):
             usable=lambda kind: not kind.skip,
             mid_only_cross_attention=mid_only,
             mid_layers=0 if options.mid_block_type == "UNetMidBlock2D" else 1,
-            **{name: options[name] for name in (*LISTS, *LISTS_UP) if name in options},
-        )
-
-    def _common(self, time_channels: int) -> Common:
-        options = self.options
-        return Common(
-            time_channels=time_channels,
-            groups=options.norm_num_groups,
-            attn_groups=options.norm_num_groups,
-            eps=options.norm_eps,
-            dropout=options.dropout,
-            act=options.act_fn,
-            time_scale_shift=options.resnet_time_scale_shift,
-            skip_time_act=options.resnet_skip_time_act,
-            out_scale_factor=options.resnet_out_scale_factor,
-            mid_scale_factor=options.mid_block_scale_factor,
-            downsample_padding=options.downsample_padding,
-            use_linear_projection=options.use_linear_projection,
-            upcast_attention=options.upcast_attention,
-            cross_attention_norm=options.cross_attention_norm,
+            **{name: options[name] for name in LISTS},
         )
 
     # -- one forward pass -------------------------------------------------------------------------------------------
@@ -91,7 +78,7 @@ class EncoderMixin(ConditioningMixin):
         encoder_attention_mask: Tensor | None,
         cross_attention_kwargs: dict[str, Any] | None,
         added_cond_kwargs: dict[str, Tensor] | None,
-    ) -> tuple[Tensor, Conditions]:
+    ) -> tuple[Tensor, Given]:
         """Check and embed what a forward pass receives; return the input of `conv_in` and what every block reads.
 
         Raises:
@@ -103,7 +90,7 @@ class EncoderMixin(ConditioningMixin):
         if pictures is not None:
             kwargs = {**(kwargs or {}), "ip_hidden_states": pictures}
         emb, hint = self._embed(sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added_cond_kwargs)
-        given = Conditions(
+        given = Given(
             emb,
             self._context(encoder_hidden_states, added_cond_kwargs, sample.shape[0]),
             additive_mask(attention_mask, sample.dtype),
@@ -142,17 +129,14 @@ class EncoderMixin(ConditioningMixin):
         context = self.process_encoder_hidden_states(encoder_hidden_states, added)
         width = self.config.cross_attention_dim
         if context is None:
-            if any(block.attention in ("transformer", "adaptive") for block in self._reading_blocks()):
+            blocks = (*self.down_blocks, self.mid_block, *getattr(self, "up_blocks", ()))
+            if any(block is not None and block.attention in ("transformer", "adaptive") for block in blocks):
                 raise InputError("encoder_hidden_states is None, but this model has cross-attention")
         elif isinstance(width, int):
             self.check_width(context, width, "cross_attention_dim")
         if context is not None and context.shape[0] != batch:
             raise InputError(f"encoder_hidden_states has {context.shape[0]} rows for a batch of {batch} samples")
         return context
-
-    def _reading_blocks(self) -> list[Any]:
-        """Return the blocks whose kind decides whether a context is needed."""
-        return list(self.down_blocks)
 
     def _processor_kwargs(self, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
         """Return the keywords for processors, after checking that at least one processor reads each.
@@ -172,11 +156,7 @@ class EncoderMixin(ConditioningMixin):
         channels = self.config.in_channels
         if self.config.addition_embed_type == "image_hint":
             channels -= HINT_CHANNELS
-        if sample.dim() != 4 or sample.shape[1] != channels:
-            raise InputError(
-                f"sample has shape {tuple(sample.shape)}, but this model's in_channels asks for "
-                f"(batch, {channels}, height, width)"
-            )
+        check_maps("sample", sample, "in_channels", channels)
         multiple, (height, width) = self.size_multiple, sample.shape[-2:]
         if multiple > 1 and (height % multiple or width % multiple or min(height, width) < 2 * multiple):
             raise InputError(
@@ -185,7 +165,7 @@ class EncoderMixin(ConditioningMixin):
             )
 
     def go_down(
-        self, x: Tensor, given: Conditions, adapter: tuple[Tensor, ...] | None = None
+        self, x: Tensor, given: Given, adapter: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run the blocks on the way down; return the features and every kept feature map, the input first.
 
@@ -201,7 +181,7 @@ class EncoderMixin(ConditioningMixin):
             kept += more
         return x, kept
 
-    def middle(self, x: Tensor, given: Conditions, adapter: tuple[Tensor, ...] | None = None) -> Tensor:
+    def middle(self, x: Tensor, given: Given, adapter: tuple[Tensor, ...] | None = None) -> Tensor:
         """Run the middle block, if there is one; an adapter may have a map for it too."""
         if self.mid_block is None:
             return x

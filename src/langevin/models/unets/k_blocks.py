@@ -16,7 +16,7 @@ from ...nn.attention import Attention
 from ...nn.checkpointing import run_block
 from ...nn.norm import AdaGroupNorm
 from ...nn.resnet import AdaResnetBlock, FirResample
-from .blocks import DOWN_KINDS, UP_KINDS, Block, Common, Conditions, Level
+from .blocks import Block, Common, Given, Level
 
 GROUP = 32
 
@@ -24,21 +24,6 @@ GROUP = 32
 def groups(channels: int) -> int:
     """Number of norm groups for a width: one per 32 channels."""
     return max(channels // GROUP, 1)
-
-
-def k_resnet(common: Common, channels_in: int, channels_out: int, last: int | None = None) -> AdaResnetBlock:
-    """Build a residual block; `last` is its final width where that differs."""
-    return AdaResnetBlock(
-        channels_in,
-        channels_out,
-        last_channels=last,
-        time_channels=common.time_channels,
-        groups=groups(channels_in),
-        groups_out=groups(channels_out),
-        eps=common.eps,
-        dropout=common.dropout,
-        act=common.act,
-    )
 
 
 class KAttention(nn.Module):
@@ -63,7 +48,7 @@ class KAttention(nn.Module):
         self.norm2 = AdaGroupNorm(common.time_channels, width, groups(width))
         self.attn2 = Attention(width, level.context_channels, cross_attention_norm="layer_norm", **shared)
 
-    def forward(self, x: Tensor, given: Conditions) -> Tensor:
+    def forward(self, x: Tensor, given: Given) -> Tensor:
         kwargs = given.kwargs or {}
         if self.attn1 is not None:
             x = x + self.attn1(self.norm1(x, given.time), None, given.mask, **kwargs)
@@ -75,11 +60,24 @@ class KBlock(Block):
 
     def build(self, level: Level, common: Common, widths: Sequence[tuple[int, int, int]]) -> None:
         """Create one residual block, and attention, per (width in, inner width, width out)."""
-        self.resnets = nn.ModuleList(k_resnet(common, given, inner, out) for given, inner, out in widths)
+        self.resnets = nn.ModuleList(
+            AdaResnetBlock(
+                given,
+                inner,
+                last_channels=out,
+                time_channels=common.time_channels,
+                groups=groups(given),
+                groups_out=groups(inner),
+                eps=common.norm_eps,
+                dropout=common.dropout,
+                act=common.act_fn,
+            )
+            for given, inner, out in widths
+        )
         if self.attention is not None:
             self.attentions = nn.ModuleList(KAttention(out, level, common) for _, _, out in widths)
 
-    def attend(self, layer: int, x: Tensor, given: Conditions) -> Tensor:
+    def attend(self, layer: int, x: Tensor, given: Given) -> Tensor:
         """Apply attention `layer`, if the block has any."""
         return x if self.attention is None else run_block(self, self.attentions[layer], x, given)
 
@@ -91,7 +89,7 @@ class KDownBlock(KBlock):
 
     def __init__(self, level: Level, common: Common) -> None:
         super().__init__()
-        self.attention = DOWN_KINDS[level.name].attention
+        self.attention = level.kind.attention
         width = level.channels_out
         given = [level.channels_in, *[width] * (level.layers - 1)]
         self.build(level, common, [(channels, width, width) for channels in given])
@@ -99,7 +97,7 @@ class KDownBlock(KBlock):
         self.kept_channels = (width,) * level.layers
 
     def forward(
-        self, x: Tensor, given: Conditions, extra_residual: Tensor | None = None
+        self, x: Tensor, given: Given, extra_residual: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         kept: list[Tensor] = []
         for i in range(len(self.resnets)):
@@ -117,7 +115,7 @@ class KUpBlock(KBlock):
 
     def __init__(self, level: Level, common: Common) -> None:
         super().__init__()
-        self.attention = UP_KINDS[level.name].attention
+        self.attention = level.kind.attention
         self.reads_kept = not level.deepest
         width, layers = level.channels_out, level.layers - 1
         first = width if level.deepest else 2 * width
@@ -127,7 +125,7 @@ class KUpBlock(KBlock):
         self.upsamplers = nn.ModuleList([FirResample(up=True, reflect=True)]) if level.resample else None
 
     def forward(
-        self, x: Tensor, kept: Sequence[Tensor], given: Conditions, output_size: tuple[int, int] | None = None
+        self, x: Tensor, kept: Sequence[Tensor], given: Given, output_size: tuple[int, int] | None = None
     ) -> Tensor:
         if self.reads_kept:
             x = torch.cat([x, kept[-1]], dim=1)

@@ -30,8 +30,8 @@ def per_block(name: str, value: Any, count: int) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def block_name(option: str, name: str, kinds: Mapping[str, Kind], usable: Callable[[Kind], bool]) -> str:
-    """Return a block name without its historical prefix.
+def block_kind(option: str, name: str, kinds: Mapping[str, Kind], usable: Callable[[Kind], bool]) -> Kind:
+    """Return what a block name stands for; it may have its historical prefix.
 
     Raises:
         ConfigError: no such block, or none that the model can use.
@@ -40,7 +40,7 @@ def block_name(option: str, name: str, kinds: Mapping[str, Kind], usable: Callab
     kinds = {known: kind for known, kind in kinds.items() if usable(kind)}
     if short not in kinds:
         raise ConfigError(f"{option} names {name!r}, which is no block of this model{did_you_mean(name, kinds)}")
-    return short
+    return kinds[short]
 
 
 def depths(value: Any, layers: int) -> tuple[int, ...]:
@@ -96,9 +96,9 @@ def lay_out(
     elif up_block_types is not None and any(isinstance(depth, (list, tuple)) for depth in down_depths):
         raise ConfigError("nested transformer_layers_per_block needs reverse_transformer_layers_per_block")
 
-    def level(i: int, name: str, channels_in: int, layers_here: int, depth: Any, **more: Any) -> Level:
+    def level(i: int, kind: Kind, channels_in: int, layers_here: int, depth: Any, **more: Any) -> Level:
         given: dict[str, Any] = {
-            "name": name,
+            "kind": kind,
             "channels_in": channels_in,
             "channels_out": widths[i],
             "layers": layers_here,
@@ -113,19 +113,19 @@ def lay_out(
 
     down, up = [], []
     for i in range(count):
-        name = block_name("down_block_types", down_block_types[i], DOWN_KINDS, usable)
-        down.append(level(i, name, widths[max(i - 1, 0)], layers[i], down_depths[i], resample=i < count - 1))
+        kind = block_kind("down_block_types", down_block_types[i], DOWN_KINDS, usable)
+        down.append(level(i, kind, widths[max(i - 1, 0)], layers[i], down_depths[i], resample=i < count - 1))
     for j, written in enumerate(up_block_types or ()):
         i = count - 1 - j
-        name = block_name("up_block_types", written, UP_KINDS, usable)
+        kind = block_kind("up_block_types", written, UP_KINDS, usable)
         skip = widths[max(i - 1, 0)]
         above = widths[min(i + 1, count - 1)]
-        up.append(level(i, name, above, layers[i] + 1, up_depths[j], resample=i > 0, channels_skip=skip))
-    if len({level.adaptive for level in (*down, *up)}) > 1:
+        up.append(level(i, kind, above, layers[i] + 1, up_depths[j], resample=i > 0, channels_skip=skip))
+    if len({level.kind.adaptive for level in (*down, *up)}) > 1:
         raise ConfigError("blocks named K... go only with blocks named K..., on the way down and up")
     mid = None
     if mid_block_type is not None:
-        name = block_name("mid_block_type", mid_block_type, MID_KINDS, usable)
+        kind = block_kind("mid_block_type", mid_block_type, MID_KINDS, usable)
         more = {"only_cross_attention": mid_only_cross_attention}
-        mid = level(count - 1, name, widths[-1], mid_layers, down_depths[-1], **more)
+        mid = level(count - 1, kind, widths[-1], mid_layers, down_depths[-1], **more)
     return Layout(tuple(down), mid, tuple(up))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...nn.checkpointing import run_block
-from ...nn.resnet import FirResample
-from .blocks import DOWN_KINDS, UP_KINDS, Block, Common, Conditions, Level
+from ...nn.resnet import FirResample, ResnetBlock
+from .blocks import Block, Common, Given, Level
 
 PICTURE_CHANNELS = 3
 SCALE = math.sqrt(2.0)
@@ -23,9 +24,21 @@ def quarter(channels: int) -> int:
     return min(channels // 4, 32)
 
 
-def skip_common(common: Common) -> Common:
-    """The options these blocks use: their outputs are divided by the square root of two."""
-    return replace(common, attn_groups=ATTENTION_GROUPS)
+def skip_resnet(common: Common, channels_in: int, width: int, groups: int | None = None, **options: Any) -> ResnetBlock:
+    """Build a residual block, its output divided by the square root of two; `groups` are those of its first norm."""
+    given: dict[str, Any] = {"groups": groups or quarter(channels_in), "groups_out": quarter(width), **options}
+    return common.resnet(channels_in, width, output_scale_factor=SCALE, **given)
+
+
+def skip_resampler(common: Common, width: int, **direction: bool) -> ResnetBlock:
+    """Build a residual block that resamples through the filter: `up=True` or `down=True`."""
+    return skip_resnet(common, width, width, conv_shortcut=True, fir=True, **direction)
+
+
+def skip_attentions(level: Level, common: Common, count: int) -> nn.ModuleList:
+    """Build the attentions of a block, which have their own number of norm groups."""
+    common = replace(common, attn_groups=ATTENTION_GROUPS)
+    return nn.ModuleList(level.attention(i, common, scale=SCALE) for i in range(count))
 
 
 class SkipDownBlock(Block):
@@ -36,33 +49,19 @@ class SkipDownBlock(Block):
 
     def __init__(self, level: Level, common: Common) -> None:
         super().__init__()
-        common, width = skip_common(common), level.channels_out
-        self.attention = DOWN_KINDS[level.name].attention
-        self.resnets = nn.ModuleList()
-        for i in range(level.layers):
-            given = width if i else level.channels_in
-            self.resnets.append(
-                common.resnet(given, width, groups=quarter(given), groups_out=quarter(width), output_scale_factor=SCALE)
-            )
+        width, self.attention = level.channels_out, level.kind.attention
+        self.resnets = nn.ModuleList(
+            skip_resnet(common, width if i else level.channels_in, width) for i in range(level.layers)
+        )
         if self.attention is not None:
-            self.attentions = nn.ModuleList(
-                level.attention(self.attention, i, common, scale=SCALE) for i in range(level.layers)
-            )
+            self.attentions = skip_attentions(level, common, level.layers)
         self.resnet_down = self.downsamplers = self.skip_conv = None
         if level.resample:
-            self.resnet_down = common.resnet(
-                width,
-                width,
-                groups=quarter(width),
-                output_scale_factor=SCALE,
-                conv_shortcut=True,
-                down=True,
-                kernel="fir",
-            )
+            self.resnet_down = skip_resampler(common, width, down=True)
             self.downsamplers = nn.ModuleList([FirResample(up=False)])
             self.skip_conv = nn.Conv2d(PICTURE_CHANNELS, width, 1)
 
-    def forward(self, x: Tensor, given: Conditions, picture: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    def forward(self, x: Tensor, given: Given, picture: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
         kept: list[Tensor] = []
         for i in range(len(self.resnets)):
             x = self.attend(i, self.resnet(i, x, given), given)
@@ -83,36 +82,25 @@ class SkipUpBlock(Block):
 
     def __init__(self, level: Level, common: Common) -> None:
         super().__init__()
-        common, width, last = skip_common(common), level.channels_out, level.layers - 1
-        self.attention = UP_KINDS[level.name].attention
+        width, last, self.attention = level.channels_out, level.layers - 1, level.kind.attention
         self.resnets = nn.ModuleList()
         for i in range(level.layers):
             own, skip = width if i else level.channels_in, width if i < last else level.channels_skip
             # The published kind with attention counts a quarter of the kept channels only.
             groups = quarter(own + skip) if self.attention is None else min(own + skip // 4, 32)
-            self.resnets.append(
-                common.resnet(own + skip, width, groups=groups, groups_out=quarter(width), output_scale_factor=SCALE)
-            )
+            self.resnets.append(skip_resnet(common, own + skip, width, groups))
         if self.attention is not None:
-            self.attentions = nn.ModuleList(level.attention(self.attention, i, common, scale=SCALE) for i in range(1))
+            self.attentions = skip_attentions(level, common, 1)
         self.upsampler = FirResample(up=True)
         self.resnet_up = self.skip_conv = self.skip_norm = self.act = None
         if level.resample:
-            self.resnet_up = common.resnet(
-                width,
-                width,
-                groups=quarter(width),
-                output_scale_factor=SCALE,
-                conv_shortcut=True,
-                up=True,
-                kernel="fir",
-            )
+            self.resnet_up = skip_resampler(common, width, up=True)
             self.skip_conv = nn.Conv2d(width, PICTURE_CHANNELS, 3, padding=1)
-            self.skip_norm = nn.GroupNorm(quarter(width), width, eps=common.eps)
+            self.skip_norm = nn.GroupNorm(quarter(width), width, eps=common.norm_eps)
             self.act = nn.SiLU()
 
     def forward(
-        self, x: Tensor, kept: Sequence[Tensor], given: Conditions, picture: Tensor | None
+        self, x: Tensor, kept: Sequence[Tensor], given: Given, picture: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         for i in range(len(self.resnets)):
             x = self.resnet(i, torch.cat([x, kept[-1 - i]], dim=1), given)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ...core.config import register_to_config
-from ...core.errors import ConfigError, InputError, did_you_mean
+from ...core.errors import ConfigError, did_you_mean
 from ...core.outputs import BaseOutput
 from ...nn.embedding import GaussianFourierProjection, TimestepEmbedding, Timesteps, batch_timesteps
-from ..base import ModelMixin
-from .blocks import DOWN_KINDS, UP_KINDS, Common, Conditions, DownBlock, Level, MidBlock, UpBlock
+from ..base import ModelMixin, check_maps
+from .blocks import Common, DownBlock, Given, Level, MidBlock, UpBlock
+from .conditioning import LabelsMixin
 from .layout import lay_out
 from .skip_blocks import SkipDownBlock, SkipUpBlock
 
 TIME_EMBEDDINGS = ("positional", "fourier", "learned")
 CLASS_EMBEDDINGS = ("timestep", "identity")
 TYPES = ("conv", "resnet")
+LISTS = (
+    "down_block_types", "mid_block_type", "up_block_types", "block_out_channels", "layers_per_block",
+    "attention_head_dim",
+)  # fmt: skip
+COMMON = (
+    "norm_num_groups", "norm_eps", "dropout", "act_fn", "resnet_time_scale_shift", "mid_block_scale_factor",
+    "downsample_padding", "downsample_type", "upsample_type",
+)  # fmt: skip
 
 
 @dataclass
@@ -28,7 +37,7 @@ class UNet2DOutput(BaseOutput):
     sample: Tensor
 
 
-class UNet2DModel(ModelMixin):
+class UNet2DModel(LabelsMixin, ModelMixin):
     """Predicts noise (or the sample, or a score) from a noisy picture and a time.
 
     The options are those of published configurations. `attention_head_dim` is the width of a head; None makes one
@@ -119,32 +128,16 @@ class UNet2DModel(ModelMixin):
         for option in ("downsample_type", "upsample_type"):
             if config[option] not in (None, *TYPES):
                 raise ConfigError(f"{option} is {config[option]!r}{did_you_mean(str(config[option]), TYPES)}")
-        names = (
-            "down_block_types", "mid_block_type", "up_block_types", "block_out_channels", "layers_per_block",
-            "attention_head_dim",
-        )  # fmt: skip
         layout = lay_out(
-            usable=lambda kind: not (kind.reads_context or kind.adaptive), **{name: config[name] for name in names}
+            usable=lambda kind: not (kind.reads_context or kind.adaptive), **{name: config[name] for name in LISTS}
         )
-        common = Common(
-            time_channels=time_channels,
-            groups=config.norm_num_groups,
-            attn_groups=config.norm_num_groups,
-            eps=config.norm_eps,
-            dropout=config.dropout,
-            act=config.act_fn,
-            time_scale_shift=config.resnet_time_scale_shift,
-            mid_scale_factor=config.mid_block_scale_factor,
-            downsample_padding=config.downsample_padding,
-            downsample_type=config.downsample_type,
-            upsample_type=config.upsample_type,
-        )
+        common = Common(time_channels, config.norm_num_groups, **{name: config[name] for name in COMMON})
         self.down_blocks = nn.ModuleList(
-            (SkipDownBlock if DOWN_KINDS[level.name].skip else DownBlock)(level, common) for level in layout.down
+            (SkipDownBlock if level.kind.skip else DownBlock)(level, common) for level in layout.down
         )
         self.mid_block = None if layout.mid is None else self._middle(layout.mid, common)
         self.up_blocks = nn.ModuleList(
-            (SkipUpBlock if UP_KINDS[level.name].skip else UpBlock)(level, common) for level in layout.up
+            (SkipUpBlock if level.kind.skip else UpBlock)(level, common) for level in layout.up
         )
 
     def _middle(self, level: Level, common: Common) -> MidBlock:
@@ -154,8 +147,8 @@ class UNet2DModel(ModelMixin):
         attn_groups = config.attn_norm_num_groups
         if attn_groups is None and config.resnet_time_scale_shift == "default":
             attn_groups = groups
-        options = Common(**{**vars(common), "groups": groups, "attn_groups": attn_groups})
-        return MidBlock(level, options, attention=config.add_attention)
+        common = replace(common, norm_num_groups=groups, attn_groups=attn_groups)
+        return MidBlock(level, common, attention=config.add_attention)
 
     def forward(
         self,
@@ -170,14 +163,10 @@ class UNet2DModel(ModelMixin):
             InputError: a shape does not fit the configuration, or class labels are missing or not wanted.
         """
         config = self.config
-        if sample.dim() != 4 or sample.shape[1] != config.in_channels:
-            raise InputError(
-                f"sample has shape {tuple(sample.shape)}, but this model's in_channels asks for "
-                f"(batch, {config.in_channels}, height, width)"
-            )
+        check_maps("sample", sample, "in_channels", config.in_channels)
         x = 2 * sample - 1.0 if config.center_input_sample else sample
         timesteps = batch_timesteps(timestep, x.shape[0], x.device)
-        given = Conditions(self._embed(timesteps, x.dtype, class_labels))
+        given = Given(self._embed(timesteps, x.dtype, class_labels))
         picture: Tensor | None = x
         x = self.conv_in(x)
         kept: tuple[Tensor, ...] = (x,)
@@ -199,17 +188,10 @@ class UNet2DModel(ModelMixin):
 
     def _embed(self, timesteps: Tensor, dtype: torch.dtype, class_labels: Tensor | None) -> Tensor:
         emb = self.time_embedding(self.time_proj(timesteps).to(dtype))
-        if self.class_embedding is None:
-            if class_labels is not None:
-                raise InputError("class_labels were given, but this model has no class embedding")
-            return emb
-        if class_labels is None:
-            raise InputError("this model has a class embedding and needs class_labels")
-        if self.config.class_embed_type == "timestep":
-            class_labels = self.time_proj(class_labels).to(dtype)
-        return emb + self.class_embedding(class_labels).to(dtype)
+        labels = self.get_class_embed(dtype, class_labels)
+        return emb if labels is None else emb + labels
 
-    def _go_up(self, x: Tensor, kept: tuple[Tensor, ...], given: Conditions) -> tuple[Tensor, Tensor | None]:
+    def _go_up(self, x: Tensor, kept: tuple[Tensor, ...], given: Given) -> tuple[Tensor, Tensor | None]:
         picture = None
         for block in self.up_blocks:
             count = len(block.resnets)

@@ -13,7 +13,7 @@ from ...core.outputs import BaseOutput
 from ...nn.activation import activation
 from ..adapting import takes_adapter_scale
 from ..base import ModelMixin
-from .blocks import Conditions, UpBlock
+from .blocks import Given, UpBlock
 from .encoder import EncoderMixin
 from .k_blocks import KUpBlock
 
@@ -98,7 +98,9 @@ class UNet2DConditionModel(EncoderMixin, ModelMixin):
         self._check_config()
         first = block_out_channels[0]
         layout, common = self.build_encoder()
-        self.up_blocks = nn.ModuleList((KUpBlock if level.adaptive else UpBlock)(level, common) for level in layout.up)
+        self.up_blocks = nn.ModuleList(
+            (KUpBlock if level.kind.adaptive else UpBlock)(level, common) for level in layout.up
+        )
         self.num_upsamplers = sum(level.resample for level in layout.up)
         self.conv_norm_out = self.conv_act = None
         if norm_num_groups is not None:
@@ -177,10 +179,7 @@ class UNet2DConditionModel(EncoderMixin, ModelMixin):
         x = self.conv_out(x)
         return UNet2DConditionOutput(sample=x) if return_dict else (x,)
 
-    def _reading_blocks(self) -> list[Any]:
-        return [*self.down_blocks, *self.up_blocks]
-
-    def _go_up(self, x: Tensor, kept: tuple[Tensor, ...], given: Conditions) -> Tensor:
+    def _go_up(self, x: Tensor, kept: tuple[Tensor, ...], given: Given) -> Tensor:
         odd = any(size % 2**self.num_upsamplers for size in kept[0].shape[-2:])
         for block in self.up_blocks:
             count = len(block.resnets)
