@@ -9,6 +9,8 @@ import torch
 
 import langevin
 from langevin.models.hollow import Hollow
+from langevin.weights.detect import detect
+from langevin.weights.family import Facts
 from langevin.weights.header import Header
 from langevin.weights.saving import family_named, reverted
 from tests.data.published_configs import CONDITIONAL
@@ -71,6 +73,13 @@ def tensors(name: str) -> dict[str, torch.Tensor]:
         if place.component in networks(name):
             found |= dict(reverted(networks(name)[place.component], place).items())
     return found
+
+
+def facts_of(header: Header) -> Facts:
+    """Return what a file is, told from its header."""
+    found = detect(header)
+    assert found is not None and found[0].name == found[1].family
+    return found[1]
 
 
 def header(name: str, *, only: str = "", **metadata: str) -> Header:

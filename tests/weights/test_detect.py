@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from langevin.core.errors import WeightsError
-from langevin.weights.detect import detect, families, probe, recognise
+from langevin.core.weights_io import Entry
+from langevin.weights.detect import FAMILIES, detect, recognise
 from langevin.weights.header import Header
-from tests.weights.published import FILES, header, tensors
+from langevin.weights.known import probe_original
+from tests.weights.published import FILES, facts_of, header, tensors
 
 EXPECTED = {
     "sd-1.5": ("stable_diffusion", "text-to-image", "epsilon", 512, "StableDiffusionPipeline"),
@@ -35,7 +37,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_published_checkpoints_are_recognised(name) -> None:
-    facts = detect(header(name))
+    facts = facts_of(header(name))
     found = (facts.family, facts.kind, facts.prediction_type, facts.image_size, facts.pipeline)
     assert found == EXPECTED[name]
     assert facts.dtype == torch.float16 and not facts.zero_snr and facts.reasons
@@ -46,20 +48,20 @@ def test_published_checkpoints_are_recognised(name) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_is_of_one_family_only(name) -> None:
-    assert len([family for family in families() if family.recognise(header(name)) is not None]) == 1
+    assert len([family for family in FAMILIES if family.recognise(header(name)) is not None]) == 1
 
 
 @pytest.mark.parametrize("name", ["sd-1.5", "sd-2.1", "sdxl-base", "sdxl-refiner"])
 def test_a_unet_alone_is_told_by_the_text_that_it_attends_to(name) -> None:
-    facts = detect(header(name, only="model.diffusion_model."))
+    facts = facts_of(header(name, only="model.diffusion_model."))
     assert facts.family == FILES[name][0]
     bare = header(name, only="model.diffusion_model.").under("model.diffusion_model.")
-    assert detect(bare).family == FILES[name][0]
+    assert facts_of(bare).family == FILES[name][0]
 
 
 def test_an_autoencoder_alone() -> None:
     for one in (header("sd-1.5", only="first_stage_model."), header("sd-1.5").under("first_stage_model.")):
-        facts = detect(one)
+        facts = facts_of(one)
         assert (facts.family, facts.pipeline) == ("autoencoder_kl", None)
         assert "0.18215" in facts.doubts[0]
 
@@ -71,26 +73,26 @@ def marked(name: str, *marks: str) -> Header:
 
 
 def test_marks_of_v_prediction_and_zero_terminal_snr() -> None:
-    facts = detect(marked("sdxl-base", "v_pred"))
+    facts = facts_of(marked("sdxl-base", "v_pred"))
     assert facts.prediction_type == "v_prediction" and not facts.zero_snr
-    facts = detect(marked("sdxl-base", "v_pred", "ztsnr"))
+    facts = facts_of(marked("sdxl-base", "v_pred", "ztsnr"))
     assert facts.zero_snr and "zero terminal SNR: yes" in facts.explain()
 
 
 def test_metadata_settles_what_shapes_leave_open() -> None:
-    facts = detect(header("sd-2.1", modelspec__prediction_type="epsilon", modelspec__resolution="512x512"))
+    facts = facts_of(header("sd-2.1", modelspec__prediction_type="epsilon", modelspec__resolution="512x512"))
     assert (facts.prediction_type, facts.image_size, facts.doubts) == ("epsilon", 512, ())
-    facts = detect(header("sd-2.1", modelspec__architecture="stable-diffusion-v2-512"))
+    facts = facts_of(header("sd-2.1", modelspec__architecture="stable-diffusion-v2-512"))
     assert (facts.prediction_type, facts.image_size, facts.preset) == ("epsilon", 512, "sd2")
-    facts = detect(header("sd-2.1", modelspec__architecture="stable-diffusion-v2-768-v"))
+    facts = facts_of(header("sd-2.1", modelspec__architecture="stable-diffusion-v2-768-v"))
     assert (facts.prediction_type, facts.doubts) == ("v_prediction", ())
-    assert detect(header("sd-2.1", global_step="875000")).prediction_type == "epsilon"
-    assert detect(header("sd-2.1", global_step="140000")).doubts == ()
+    assert facts_of(header("sd-2.1", global_step="875000")).prediction_type == "epsilon"
+    assert facts_of(header("sd-2.1", global_step="140000")).doubts == ()
 
 
 @pytest.mark.parametrize("name, preset", [("sdxl-base", "sdxl-turbo"), ("sd-2.1", "sd2-turbo")])
 def test_turbo_is_told_by_its_title(name, preset) -> None:
-    facts = detect(header(name, modelspec__title="SDXL Turbo 1.0"))
+    facts = facts_of(header(name, modelspec__title="SDXL Turbo 1.0"))
     assert (facts.kind, facts.image_size, facts.preset) == ("turbo", 512, preset)
     assert facts.prediction_type == "epsilon" and facts.doubts == ()
 
@@ -98,7 +100,7 @@ def test_turbo_is_told_by_its_title(name, preset) -> None:
 def test_unknown_channels_and_widths_are_doubts() -> None:
     own = header("sd-1.5")
     name = "model.diffusion_model.input_blocks.0.0.weight"
-    facts = detect(Header({**own.shapes, name: (320, 16, 3, 3)}))
+    facts = facts_of(Header({**own.shapes, name: (320, 16, 3, 3)}))
     assert facts.pipeline is None and "16 channels" in facts.reasons[-1]
 
 
@@ -109,11 +111,11 @@ def test_a_file_that_is_nothing_known_says_what_it_holds() -> None:
 
 
 def test_the_answer_to_a_look_at_a_file() -> None:
-    from langevin.core.weights_io import Entry
-
     entries = {key: Entry(torch.float16, tuple(value.shape), 0, 0) for key, value in tensors("sdxl-base").items()}
-    found = probe(entries, {})
+    found = probe_original(entries, {})
     assert (found.kind, found.family, found.dialect) == ("checkpoint", "sdxl", "original")
-    assert found.details["holds"] == ["unet", "vae", "text_encoder", "text_encoder_2"]
+    assert list(found.details["components"]) == ["unet", "vae", "text_encoder", "text_encoder_2"]
+    assert found.details["components"]["unet"] == 2_567_463_684
     assert found.details["pipeline"] == "StableDiffusionXLPipeline" and found.reasons
-    assert probe({"x": Entry(torch.float16, (1,), 0, 0)}, {}) is None
+    assert found.details["absent"] == [] and found.details["also inside"] == []
+    assert probe_original({"x": Entry(torch.float16, (1,), 0, 0)}, {}) is None

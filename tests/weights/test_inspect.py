@@ -6,8 +6,6 @@ import json
 import os
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pytest
 import torch
 
 import langevin
+from langevin.cli import main
 from langevin.cli.inspect import report
 from langevin.core.errors import InputError
 from langevin.weights.contents import amount
@@ -408,21 +407,21 @@ def test_a_folder_and_a_pipeline(tmp_path: Path) -> None:
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-def command(*arguments: Any) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "langevin", "inspect", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True)
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(*arguments: Any) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as leaving:
+            main(["inspect", *map(str, arguments)])
+        return int(leaving.value.code or 0), *capsys.readouterr()
 
-
-def test_the_command(tmp_path: Path) -> None:
     path = zoo.write(tmp_path / "lora.safetensors", zoo.kohya(zoo.attentions(zoo.unet(SD15))))
     text, ok = report(str(path), None, as_json=False)
     assert ok and text.splitlines()[1] == "  LoRA for Stable Diffusion 1, kohya names"
-    done = command(path, "--json", "--model", "picturebook")
-    assert done.returncode == 1 and done.stderr == ""
-    found = json.loads(done.stdout)
+    code, out, err = command(path, "--json", "--model", "picturebook")
+    assert code == 1 and err == ""
+    found = json.loads(out)
     assert found["kind"] == "lora" and found["ok"] is False and found["fit"]["fits"] is False
-    done = command(tmp_path / "lora.safetensor")
-    assert done.returncode == 2 and "did you mean 'lora.safetensors'" in done.stderr
+    code, out, err = command(tmp_path / "lora.safetensor")
+    assert code == 2 and out == "" and "did you mean 'lora.safetensors'" in err
     os.truncate(path, 100)
     text, ok = report(str(path), None, as_json=False)
     assert not ok and "truncated" in text

@@ -23,7 +23,6 @@ from langevin.cli import main
 from langevin.core.errors import ConfigError, InputError, MissingDependencyError, WeightsError
 from langevin.pipelines.keras import from_keras
 from langevin.weights.checkpoint import Reverted, header_of, open_weights
-from langevin.weights.detect import detect
 from langevin.weights.header import Header
 from langevin.weights.keras import KerasFile, check_order, counted
 from langevin.weights.layouts import keras
@@ -32,6 +31,7 @@ from langevin.weights.saving import described, save
 from tests.data.published_configs import SD15
 from tests.pipelines import tiny
 from tests.weights import zoo
+from tests.weights.published import facts_of
 
 UNET = {**tiny.UNET, "norm_num_groups": 32}
 """A UNet whose options shapes tell."""
@@ -182,8 +182,8 @@ def test_a_file_of_keras_3(unet, tmp_path) -> None:
 
 
 def test_what_a_file_says(file) -> None:
-    facts = detect(header_of(file))
-    assert facts is not None and facts.family == "keras_unet" and facts.prediction_type == "epsilon"
+    facts = facts_of(header_of(file))
+    assert facts.family == "keras_unet" and facts.prediction_type == "epsilon"
     with open_weights(file) as opened:
         assert isinstance(opened, KerasFile) and opened.metadata == {"keras_version": "2.12.0"}
         assert opened.entries["padded_conv2d.0.0.kernel"].shape == (3, 3, 4, 32)

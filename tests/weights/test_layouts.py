@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from langevin.weights.checkpoint import Reverted
-from langevin.weights.detect import detect
 from langevin.weights.family import Layout
 from langevin.weights.header import Header
 from langevin.weights.layouts import controls, ldm, tiny, video
 from langevin.weights.rules import Move
+from tests.weights.published import facts_of
 
 pytestmark = pytest.mark.parity
 CONTROL, UNET = "control_model.", "model.diffusion_model."
@@ -91,7 +91,7 @@ def carried_out(moves: Iterable[Move], file: Mapping[str, Tensor]) -> dict[str, 
     """Return the tensors that moves make of a file."""
     made = {}
     for move in moves:
-        made |= dict(zip(move.targets, move.op([file[source] for source in move.sources]), strict=True))
+        made |= move.carry(file)
     return made
 
 
@@ -125,8 +125,8 @@ def test_shapes_tell_the_options(name: str) -> None:
 def test_a_file_is_recognised_by_its_names(name: str) -> None:
     case, network = CASES[name], published(name)
     file = Reverted(network.state_dict(), case.layout.rules(network.config), prefix=case.prefix)
-    facts = detect(Header({name: tuple(file[name].shape) for name in file}))
-    assert facts is not None and facts.family == case.family
+    facts = facts_of(Header({name: tuple(file[name].shape) for name in file}))
+    assert facts.family == case.family
     assert facts.reasons and case.family in facts.explain()
 
 

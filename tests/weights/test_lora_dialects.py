@@ -9,10 +9,12 @@ import torch
 
 from langevin.core.errors import ConfigError, WeightsError
 from langevin.core.weights_io import Entry
-from langevin.weights.dialects.lora import DIALECTS, read, write
+from langevin.weights.dialects.lora import read
 from langevin.weights.dialects.naming import Names
 from langevin.weights.dialects.parts import Parts
 from langevin.weights.dialects.probe import probe
+from langevin.weights.dialects.words import DIALECTS
+from langevin.weights.dialects.writing import written
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 UNET = {
@@ -121,7 +123,7 @@ def test_norms_of_lycoris() -> None:
     state = {f"{stem}.w_norm": tensor(8), f"{stem}.b_norm": tensor(8)}
     parts = read(state, TARGETS).adapter["unet"]["down_blocks.0.resnets.0.norm1"]
     assert (parts.algorithm, set(parts.tensors)) == ("full", {"diff", "diff_bias"})
-    assert write({"unet": {"down_blocks.0.resnets.0.norm1": parts}}, "kohya")[0].keys() == state.keys()
+    assert written({"unet": {"down_blocks.0.resnets.0.norm1": parts}}, "kohya")[0].keys() == state.keys()
 
 
 def test_names_of_the_original_checkpoint_are_asked_last() -> None:
@@ -287,7 +289,7 @@ def test_written_and_read_again(dialect, alpha) -> None:
         given.pop("text_encoder")
     alpha = alpha if alpha is None else float(torch.tensor(alpha))
     given = {c: {p: Parts(x.algorithm, x.tensors, alpha) for p, x in layers.items()} for c, layers in given.items()}
-    state, metadata = write(given, dialect, metadata={"ss_network_dim": "4"})
+    state, metadata = written(given, dialect, metadata={"ss_network_dim": "4"})
     assert metadata["ss_network_dim"] == "4"
     found = read(state, TARGETS, metadata=metadata)
     assert found.dialect == dialect and same(found.adapter, given)
@@ -296,7 +298,7 @@ def test_written_and_read_again(dialect, alpha) -> None:
 def test_ranks_and_alphas_by_layer_go_into_the_configuration() -> None:
     given = adapter(2.0)
     given["unet"][f"{ATTENTION}.to_out.0"] = Parts("lora", {"down": tensor(8, 16), "up": tensor(16, 8)}, 5.0)
-    state, metadata = write(given, "peft")
+    state, metadata = written(given, "peft")
     config = json.loads(metadata["lora_adapter_metadata"])
     assert config["unet.r"] == 4 and list(config["unet.rank_pattern"].values()) == [8]
     assert same(read(state, TARGETS, metadata=metadata).adapter, given)
@@ -305,16 +307,16 @@ def test_ranks_and_alphas_by_layer_go_into_the_configuration() -> None:
 @pytest.mark.parametrize("ends", MORE.values(), ids=MORE)
 def test_lycoris_is_written_as_it_was(ends) -> None:
     state = {f"{KOHYA}.{end}": tensor(*shape) for end, shape in ends.items()} | {f"{KOHYA}.alpha": torch.tensor(2.0)}
-    written, _ = write(read(state, TARGETS).adapter, "kohya")
+    found, _ = written(read(state, TARGETS).adapter, "kohya")
     renamed = {name.replace("oft_diag", "oft_blocks"): value for name, value in state.items()}
-    assert written.keys() == renamed.keys()
-    assert all(torch.equal(value, renamed[name]) for name, value in written.items())
+    assert found.keys() == renamed.keys()
+    assert all(torch.equal(value, renamed[name]) for name, value in found.items())
 
 
 def test_magnitudes_take_the_shape_of_the_dialect() -> None:
     lora = {"down": tensor(4, 8, 3, 3), "up": tensor(16, 4, 1, 1)}
     given = {"unet": {"down_blocks.0.resnets.0.conv1": Parts("lora", {**lora, "magnitude": tensor(16, 1, 1, 1)})}}
-    state, metadata = write(given, "peft")
+    state, metadata = written(given, "peft")
     assert state["unet.down_blocks.0.resnets.0.conv1.lora_magnitude_vector"].shape == (1, 16, 1, 1)
     assert same(read(state, TARGETS, metadata=metadata).adapter, given)
 
@@ -322,11 +324,11 @@ def test_magnitudes_take_the_shape_of_the_dialect() -> None:
 def test_what_a_dialect_cannot_say_is_an_error() -> None:
     loha = {f"{KOHYA}.{end}": tensor(*shape) for end, shape in MORE["loha"].items()}
     with pytest.raises(WeightsError, match=r"no words for 'w1_a' of LoHa.*'kohya'"):
-        write(read(loha, TARGETS).adapter, "peft")
+        written(read(loha, TARGETS).adapter, "peft")
     with pytest.raises(WeightsError, match="attention projections of a UNet alone"):
-        write(adapter(), "diffusers-old")
+        written(adapter(), "diffusers-old")
     with pytest.raises(ConfigError, match="did you mean 'kohya'"):
-        write(adapter(), "kohia")
+        written(adapter(), "kohia")
 
 
 # Looking -------------------------------------------------------------------------------------------------------------
@@ -354,4 +356,4 @@ def test_a_look_at_other_files() -> None:
     assert found.details["algorithms"] == ["LoKr"] and found.family is None
     assert look({f"{KOHYA}.ia3_l": tensor(4)}).details["not supported"] == ["IA3"]
     half = look({f"{KOHYA}.lora_up.weight": tensor(16, 4, 1, 1)})
-    assert "lacks down" in half.details["incomplete"][0]
+    assert "lacks down" in half.incomplete[0]

@@ -17,7 +17,7 @@ from ..core.files import atomic_file, is_local, missing, read_json, resolve_file
 from ..core.hub import HUB_OPTIONS, hub_options
 from ..core.report import some
 from ..core.weights_io import write_safetensors
-from ..weights.checkpoint import open_weights
+from ..weights.checkpoint import open_weights, read_tensors
 from ..weights.dialects.peft import METADATA
 
 SAFE, PICKLED = "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"
@@ -101,24 +101,12 @@ def open_source(
     if not path.is_file():
         weight_name = weight_name or choose(where, subfolder=subfolder, safe=use_safetensors, names=names, **hub)
         path = resolve_file(where, weight_name, subfolder=subfolder, **hub)
-    state, metadata = read_tensors(path)
+    with open_weights(path) as file:
+        state, metadata = read_tensors(file), dict(file.metadata)
     config = path.parent / PEFT_CONFIG
     if METADATA not in metadata and path.name in KNOWN[2:] and config.is_file():
         metadata[METADATA] = json.dumps(read_json(config))
     return Source(state, metadata, str(path))
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a weight file; they are views of it where that is possible."""
-    with open_weights(path) as source:
-        state: dict[str, Tensor] = {}
-        for name, entry in source.entries.items():
-            view = source.view(name)
-            if view is None:
-                view = torch.empty(entry.shape, dtype=entry.dtype)
-                source.read({name: view})
-            state[name] = view
-        return state, dict(getattr(source, "metadata", {}) or {})
 
 
 def choose(

@@ -23,6 +23,8 @@ from ..core.report import LoadReport, counted, some
 from ..weights.dialects import lora as dialects
 from ..weights.dialects.naming import Names
 from ..weights.dialects.parts import Adapter, Parts
+from ..weights.dialects.words import DIALECTS
+from ..weights.dialects.writing import written
 from .attaching import CHILD
 from .files import Source, write_tensors
 from .layers import kind, weight_shape
@@ -467,18 +469,18 @@ def write(
     Args:
         facts: what its file said.
         dialect, writing: as for `save`.
-        names: see `dialects.lora.write`.
+        names: see `dialects.writing.written`.
     """
     facts = facts or Facts()
     dialect = dialect or expressible(adapter, facts.dialect)
-    state, metadata = dialects.write(adapter, dialect, metadata=facts.metadata, names=names)
+    state, metadata = written(adapter, dialect, metadata=facts.metadata, names=names)
     metadata.pop("format", None)
     write_tensors(folder, state, metadata, **writing)
 
 
 def expressible(adapter: Adapter, dialect: str) -> str:
     """Return the dialect, or the one of LyCORIS where an adapter has parts that the dialect has no words for."""
-    words = dialects.DIALECTS[dialect].written
+    words = DIALECTS[dialect].written
     fits = all(
         set(parts.tensors) <= set(words.get(parts.algorithm, {}))
         for layers in adapter.values()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..core.errors import InputError
+from ..weights.dialects.writing import written
 from . import custom_diffusion, lora
 from .files import KNOWN, opened, write_tensors
 from .fresh import fresh
@@ -71,7 +72,7 @@ def save_adapter(
     """Write an adapter in PEFT's names without a component; see `AdapterMixin.save_lora_adapter`."""
     adapter, facts = lora.loaded({"": model}, adapter_name)
     layers = lora.cast(adapter, dtype)[""]
-    state, metadata = lora.dialects.write({"": layers}, "peft", metadata=facts.metadata)
+    state, metadata = written({"": layers}, "peft", metadata=facts.metadata)
     write_tensors(folder, state, metadata, **writing)
 
 

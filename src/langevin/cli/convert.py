@@ -19,7 +19,8 @@ from ..pipelines.keras import component_of, from_keras
 from ..weights.family import Facts
 from ..weights.keras import refuse_program
 from ..weights.saving import SUFFIXES, save
-from ..weights.single_file import SingleFile, locate, model_class, wishes_of
+from ..weights.single_file import SingleFile, model_class
+from ..weights.wishes import locate, wishes_of
 
 
 def run(
@@ -158,7 +159,7 @@ def read_file(
     """
     stated = {name: options.get(name) for name in ("config", "original_config", "prediction_type", "image_size")}
     with SingleFile(locate(source), wishes_of(hub={}, **stated)) as file:
-        facts, networks = file.facts, [place.layout.model for _, place in file.places.values()]
+        facts, networks = file.facts, [place.layout.model for place in file.places.values()]
     if controlnet or (pipeline_class is None and (facts.pipeline is None or len(networks) == 1)):
         if controlnet and "ControlNetModel" not in networks:
             raise WeightsError(f"{source} holds no ControlNet. It is {facts.explain()}")

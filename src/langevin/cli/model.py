@@ -38,7 +38,7 @@ def class_of(request: Request) -> str:
         return auto.class_in(folder_of(request))
     from ..weights.checkpoint import header_of
     from ..weights.detect import recognise
-    from ..weights.single_file import locate
+    from ..weights.wishes import locate
 
     _, facts = recognise(header_of(locate(request.model)), request.model)
     if facts.pipeline is None:

@@ -14,7 +14,8 @@ from ..core.logging import get_logger
 from ..registry import PIPELINES, Row
 from ..weights.bundled import clip_tokenizer
 from ..weights.family import Facts
-from ..weights.single_file import SingleFile, locate, wishes_of
+from ..weights.single_file import SingleFile
+from ..weights.wishes import locate, wishes_of
 from . import loading
 
 logger = get_logger(__name__)

@@ -12,7 +12,8 @@ from torch import nn
 from ..core.errors import InputError, WeightsError
 from ..core.hub import hub_options
 from ..weights.layouts.keras import shape_of
-from ..weights.single_file import SingleFile, locate, wishes_of
+from ..weights.single_file import SingleFile
+from ..weights.wishes import locate, wishes_of
 from . import loading
 from .base import DiffusionPipeline
 

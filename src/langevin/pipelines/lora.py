@@ -344,7 +344,7 @@ class StableDiffusionLoraLoaderMixin:
 
 def part_for(component: str, source: Source) -> Source:
     """Return the part of a source that is for a component, or that names none."""
-    from ..weights.dialects.lora import take_apart
+    from ..weights.dialects.words import take_apart
 
     words = {name: take_apart(name) for name in source.state}
     state = {

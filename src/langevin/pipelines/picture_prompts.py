@@ -254,7 +254,7 @@ def check_encoder(adapter: IPAdapter, encoder: Any) -> None:
     kind = adapter.kind
     if encoder is None or kind.seen is None:
         return
-    wanted = kind.width(adapter.shapes, kind.seen)
+    wanted = adapter.width(kind.seen)
     has = getattr(encoder.config, "hidden_size" if kind.hidden else "projection_dim", wanted)
     if has != wanted:
         raise ConfigError(

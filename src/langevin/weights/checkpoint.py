@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import WeightsError
+from ..core.pickles import PickleFile
 from ..core.report import some
 from ..core.weights_io import Entry, Part, SafetensorsFile
 from ..models.loading import FiniteCheck, fetch
@@ -18,6 +19,9 @@ from .keras import SIGNATURE, KerasFile, refuse_program
 from .ops import Same
 from .rules import Move, Rules
 
+SAFETENSORS, ARCHIVE, PICKLE = "safetensors", "a torch archive", "a torch file of the older format"
+KERAS, GGUF = "HDF5 (Keras)", "GGUF"
+"""Formats of weight files; the last one is known and not read."""
 Source = Any
 """An opened file: `entries` (name -> type and shape), `metadata`, `read`, `view`."""
 
@@ -60,32 +64,44 @@ class MemoryFile:
                 each(target.view(-1), [Part(name, 0, target.numel())])
 
 
-def open_weights(path: str | os.PathLike) -> Source:
-    """Open a weight file of any kind, told by its first bytes and not by its name; a context manager."""
+def format_of(path: str | os.PathLike) -> str | None:
+    """Return how a weight file is written, told by its first bytes and not by its name; None for any other file."""
     with open(path, "rb") as file:
         head = file.read(9)
     if head.startswith(SIGNATURE):
+        return KERAS
+    if head.startswith(b"GGUF"):
+        return GGUF
+    if head[8:] == b"{" and not head.lstrip().startswith(b"{"):
+        return SAFETENSORS
+    return ARCHIVE if head.startswith(b"PK") else PICKLE if head.startswith(b"\x80") else None
+
+
+def open_weights(path: str | os.PathLike) -> Source:
+    """Open a weight file of any format; a context manager."""
+    written = format_of(path)
+    if written == KERAS:
         return KerasFile(path)
     refuse_program(path)
-    if head[8:] != b"{" and (head.startswith(b"PK") or head.startswith(b"\x80")):
-        from ..core.pickles import PickleFile
-
-        return PickleFile(path)
-    return SafetensorsFile(path)
-
-
-def read_header(source: Source) -> Header:
-    """Return what an opened file says about its tensors."""
-    entries = source.entries
-    shapes = {name: tuple(entry.shape) for name, entry in entries.items()}
-    dtypes = {name: entry.dtype for name, entry in entries.items()}
-    return Header(shapes, dtypes, dict(source.metadata))
+    return PickleFile(path) if written in (ARCHIVE, PICKLE) else SafetensorsFile(path)
 
 
 def header_of(path: str | os.PathLike) -> Header:
     """Return the header of a weight file, without reading values."""
     with open_weights(path) as source:
-        return read_header(source)
+        return Header.of(source.entries, source.metadata)
+
+
+def read_tensors(source: Source) -> dict[str, Tensor]:
+    """Return the tensors of an opened file; they are views of it where that is possible."""
+    found: dict[str, Tensor] = {}
+    for name, entry in source.entries.items():
+        view = source.view(name)
+        if view is None:
+            view = torch.empty(entry.shape, dtype=entry.dtype)
+            source.read({name: view})
+        found[name] = view
+    return found
 
 
 class Converted:
@@ -136,15 +152,12 @@ class Converted:
         self.shapes |= {name: tuple(source.entries[name].shape) for name in self.foreign}
 
     def _add(self, move: Move) -> None:
-        shadows = [torch.empty(self.source.entries[name].shape, device="meta") for name in move.sources]
-        results = move.op(shadows)
-        if len(results) != len(move.targets):
-            raise WeightsError(f"{some(move.sources)} gives {len(results)} tensors, not the {len(move.targets)} needed")
-        for name, result in zip(move.targets, results, strict=True):
+        given = {name: tuple(self.source.entries[name].shape) for name in move.sources}
+        for name, shape in move.shapes(given).items():
             if name in self._moves:
                 both = some([*self._moves[name].sources, *move.sources])
                 raise WeightsError(f"the file holds {name} under two names: {both}")
-            self.shapes[name] = tuple(result.shape)
+            self.shapes[name] = shape
             self._moves[name] = move
         for name in move.sources:
             self.renamed[name] = ", ".join(move.targets)
@@ -163,7 +176,7 @@ class Converted:
         loaded = fetch(places, self.shapes, dtype=dtype, device=device, check=check, use_map=self.use_map)
         moves = {self._moves[name].targets: self._moves[name] for name in wanted if name not in plain}
         for move in moves.values():
-            for name, value in zip(move.targets, move.op([self._read(s) for s in move.sources]), strict=True):
+            for name, value in move.carry({stored: self._read(stored) for stored in move.sources}).items():
                 if name in wanted:
                     kind = dtype if value.is_floating_point() else None
                     loaded[name] = value.to(device=device, dtype=kind, copy=True).contiguous()

@@ -12,18 +12,15 @@ from typing import Any
 from ..core.errors import MissingDependencyError, WeightsError
 from ..core.pickles import PickleFile
 from ..core.weights_io import Entry, SafetensorsFile, describe
-from .keras import SIGNATURE, KerasFile
+from .checkpoint import ARCHIVE, GGUF, KERAS, PICKLE, SAFETENSORS, format_of
+from .keras import KerasFile
 
-SAFETENSORS, ARCHIVE, PICKLE = "safetensors", "a torch archive", "a torch file of the older format"
 SUFFIXES = {
     SAFETENSORS: (".safetensors", ".sft"),
     ARCHIVE: (".ckpt", ".bin", ".pt", ".pth"),
     PICKLE: (".ckpt", ".bin", ".pt", ".pth"),
 }
 """Format -> endings that names of such files have."""
-KERAS = "HDF5 (Keras)"
-OTHERS = {b"GGUF": "GGUF"}
-"""First bytes -> whole formats of weights that are not looked into."""
 WEIGHT_SUFFIXES = (*SUFFIXES[SAFETENSORS], *SUFFIXES[ARCHIVE], ".gguf", ".h5")
 
 
@@ -63,41 +60,28 @@ class _Tolerant(SafetensorsFile):
 def look(path: Path) -> Contents:
     """Return what a file holds, judged by its header alone; damage is told and not raised."""
     size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(9)
-    for signature, name in OTHERS.items():
-        if head.startswith(signature):
-            return Contents(name, size)
-    if head.startswith(SIGNATURE):
-        return _keras(path, size)
+    written = format_of(path)
+    if written == GGUF:
+        return Contents(GGUF, size)
     try:
-        if head[8:] != b"{" and head.startswith((b"PK", b"\x80")):
-            return _pickled(path, size, ARCHIVE if head.startswith(b"PK") else PICKLE)
-        if head[8:] == b"{" and not head.lstrip().startswith(b"{"):
+        if written == KERAS:
+            with KerasFile(path) as keras:
+                return Contents(KERAS, size, keras.entries, keras.metadata)
+        if written == SAFETENSORS:
             with _Tolerant(path) as opened:
                 damage = [] if opened.complaint is None else [sentence(path, opened.complaint)]
-                damage += _misnamed(path, SAFETENSORS)
-                return Contents(SAFETENSORS, size, opened.entries, opened.metadata, {}, tuple(damage))
-    except WeightsError as error:
-        return Contents(None, size, damage=(sentence(path, str(error)),))
-    return Contents(None, size, damage=(f"It is {describe(path)}{_pointed(path)}.",))
-
-
-def _keras(path: Path, size: int) -> Contents:
-    """Return what a file of Keras holds; without h5py only that it is one."""
-    try:
-        with KerasFile(path) as file:
-            return Contents(KERAS, size, file.entries, file.metadata)
+                return Contents(
+                    SAFETENSORS, size, opened.entries, opened.metadata, {}, (*damage, *_misnamed(path, SAFETENSORS))
+                )
+        if written is not None:
+            with PickleFile(path) as pickled:
+                beside = {name: _kind(value) for name, value in pickled.extras.items()}
+                return Contents(written, size, pickled.entries, pickled.metadata, beside, _misnamed(path, written))
     except MissingDependencyError:
         return Contents(KERAS, size)
     except WeightsError as error:
-        return Contents(KERAS, size, damage=(sentence(path, str(error)),))
-
-
-def _pickled(path: Path, size: int, kind: str) -> Contents:
-    with PickleFile(path) as file:
-        beside = {name: _kind(value) for name, value in file.extras.items()}
-        return Contents(kind, size, file.entries, file.metadata, beside, tuple(_misnamed(path, kind)))
+        return Contents(KERAS if written == KERAS else None, size, damage=(sentence(path, str(error)),))
+    return Contents(None, size, damage=(f"It is {describe(path)}{_pointed(path)}.",))
 
 
 def _kind(value: Any) -> str:
@@ -107,12 +91,12 @@ def _kind(value: Any) -> str:
     return repr(value).strip("<>")[:80] if type(value).__name__ == "Inert" else type(value).__name__
 
 
-def _misnamed(path: Path, kind: str) -> list[str]:
+def _misnamed(path: Path, kind: str) -> tuple[str, ...]:
     """Return a complaint when the ending of a file's name belongs to another format."""
     suffix = path.suffix.lower()
     if suffix in SUFFIXES[kind] or all(suffix not in endings for endings in SUFFIXES.values()):
-        return []
-    return [f"Its name ends in {suffix} and it is {kind}; call it {path.stem}{SUFFIXES[kind][0]}."]
+        return ()
+    return (f"Its name ends in {suffix} and it is {kind}; call it {path.stem}{SUFFIXES[kind][0]}.",)
 
 
 def _pointed(path: Path) -> str:

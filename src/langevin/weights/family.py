@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from .header import Header
+from .header import Header, matching
 from .rules import Rules
 
 Config = dict[str, Any]
@@ -116,6 +116,20 @@ class Place:
         return next((p for p in (self.prefix, *self.also) if any(header.has(p + mark) for mark in marks)), None)
 
 
+class Held(NamedTuple):
+    """A network in a file: what its names begin with there, how it is written, and its whole names."""
+
+    prefix: str
+    layout: Layout
+    names: tuple[str, ...]
+
+    def unneeded(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """Return the names that a network with these options does not need -> why."""
+        inside = (name.removeprefix(self.prefix) for name in self.names)
+        found = matching(inside, {**self.layout.ignored, **self.layout.unused(config)})
+        return {self.prefix + name: reason for name, reason in found.items()}
+
+
 @dataclass(frozen=True)
 class Family:
     """Files of one kind.
@@ -126,9 +140,24 @@ class Family:
             only. It must not take a file of another family for its own.
         places: components that such a file may hold; those that are absent from a file are left out.
         ignored: regular expression of whole names -> why they are not needed.
+        short: what an inspection calls the models, a key of `found.FAMILIES`; None where several share the layout.
     """
 
     name: str
     recognise: Callable[[Header], Facts | None]
     places: Sequence[Place]
     ignored: Mapping[str, str] = field(default_factory=dict)
+    short: str | None = None
+
+    def networks(self, header: Header) -> dict[str, Held]:
+        """Return the networks that a file holds, by component: of nested prefixes a name belongs to the longest."""
+        found = {place.component: (place.prefix_in(header), place.layout) for place in self.places}
+        here = {component: (prefix, layout) for component, (prefix, layout) in found.items() if prefix is not None}
+        junk = matching(header.shapes, self.ignored)
+        names: dict[str, list[str]] = {prefix: [] for prefix, _ in here.values()}
+        longest = sorted(names, key=len, reverse=True)
+        for name in header.shapes:
+            owner = next((prefix for prefix in longest if name.startswith(prefix)), None)
+            if owner is not None and name not in junk:
+                names[owner].append(name)
+        return {component: Held(prefix, layout, tuple(names[prefix])) for component, (prefix, layout) in here.items()}

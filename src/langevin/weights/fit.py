@@ -19,12 +19,14 @@ from ..core.report import counted, some
 from ..core.variants import members, pick, weights_in
 from ..core.weights_io import Entry
 from ..models.loading import LEGACY_ATTENTION, present_name
+from .checkpoint import Converted
 from .contents import WEIGHT_SUFFIXES, look
 from .dialects import lora
 from .dialects.naming import Names, Shape
-from .found import CONTEXTS
-from .known import FAMILIES, probe_network
+from .found import FAMILIES, family_by_context
+from .known import COMPONENTS, probe_network
 from .layouts.ldm import layer_names
+from .single_file import SingleFile
 
 CLASSES = {
     "UNet": "unet",
@@ -36,8 +38,6 @@ CLASSES = {
     "CLIPVision": "image_encoder",
 }
 """Beginning of a class's name -> the component that it usually is."""
-KINDS = {"text encoder": "text_encoder", "image encoder": "image_encoder", "t2i-adapter": "adapter"}
-"""Kind of a network's file -> the component that it usually is, where that is another word."""
 SHOWN = 8
 """Names that are printed of each kind."""
 FEW = 0.1
@@ -133,18 +133,11 @@ def compare(path: Path, kind: str, family: str | None, model: Any) -> Fit:
         return Fit(what, False, notes=(str(error),))
     except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError):
         return Fit(what, False, notes=("The file has tensors of shapes that make no sense under their names.",))
-    theirs = _family(target)
+    theirs = family_by_context(target["unet"].shapes) if "unet" in target else None
     if found.fits or family is None or theirs is None or family == theirs:
         return found
     note = f"It is made for {FAMILIES.get(family, family)}, and the model is {FAMILIES.get(theirs, theirs)}."
     return replace(found, notes=(note, *found.notes))
-
-
-def _family(target: Components) -> str | None:
-    """Return the family of a model, told by the text that its UNet attends to."""
-    shapes = target["unet"].shapes if "unet" in target else {}
-    keys = (shape for name, shape in shapes.items() if name.endswith("attn2.to_k.weight") and len(shape) == 2)
-    return next((CONTEXTS.get(shape[1]) for shape in keys), None)
 
 
 # -- models ---------------------------------------------------------------------------------------------------------
@@ -200,7 +193,7 @@ def components_of(path: Path, like: Components) -> Components:
 
 def _guess(entries: Mapping[str, Entry]) -> str:
     found = probe_network(entries, {})
-    return KINDS.get(found.kind, found.kind) if found else "model"
+    return COMPONENTS.get(found.kind, found.kind) if found else "model"
 
 
 def _of_folder(path: Path) -> Component | None:
@@ -224,25 +217,22 @@ def _entries(path: Path) -> dict[str, Entry]:
 
 def _of_file(path: Path, like: Components) -> Components:
     """Return the networks in a single file, under the names that this library gives their tensors."""
-    from .checkpoint import Converted
-    from .single_file import SingleFile
-
     entries = _entries(path)
     if probe_network(entries, {}) is not None:
         shapes = {name: tuple(entry.shape) for name, entry in entries.items()}
         return {_guess(entries): Component(shapes)}
     found: Components = {}
     with SingleFile(path) as file:
-        for name, (prefix, place) in file.places.items():
+        for name, held in file.places.items():
             config = _options(file, name, like)
-            unneeded = place.layout.ignored
-            names = [n for n in file.names_of(name) if not _matches(n.removeprefix(prefix), unneeded)]
-            converted = Converted(file.source, place.layout.rules(config), names=names, prefix=prefix)
+            without = held.unneeded(config)
+            names = [each for each in held.names if each not in without]
+            converted = Converted(file.source, held.layout.rules(config), names=names, prefix=held.prefix)
             found[name] = Component(converted.shapes, config)
     return found
 
 
-def _options(file: Any, name: str, like: Components) -> Mapping[str, Any]:
+def _options(file: SingleFile, name: str, like: Components) -> Mapping[str, Any]:
     """Return the options that shapes tell, or where they do not, those of the model to compare with."""
     try:
         return file.config(name)
@@ -250,12 +240,6 @@ def _options(file: Any, name: str, like: Components) -> Mapping[str, Any]:
         if name in like and like[name].config:
             return like[name].config
         raise
-
-
-def _matches(name: str, reasons: Mapping[str, str]) -> bool:
-    from .header import matching
-
-    return bool(matching([name], reasons))
 
 
 # -- networks -------------------------------------------------------------------------------------------------------
@@ -301,11 +285,11 @@ def _shapes(
         found = {present_name(key, known, LEGACY_ATTENTION): shape for key, shape in found.items()}  # type: ignore[arg-type]
     lost = [mark + key for key in known if key not in found]
     foreign = [mark + key for key in found if key not in known]
-    both = [key for key in found if key in known and prod_differs(found[key], known[key])]
+    both = [key for key in found if key in known and differ(found[key], known[key])]
     return lost, foreign, [(mark + key, found[key], known[key]) for key in both]
 
 
-def prod_differs(one: Shape, other: Shape) -> bool:
+def differ(one: Shape, other: Shape) -> bool:
     """Tell whether two shapes differ; a linear layer and a convolution of one pixel are the same in old files."""
     return tuple(side for side in one if side != 1) != tuple(side for side in other if side != 1)
 

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 
 import torch
 
-from .rules import HOLE
-
-Shape = tuple[int, ...]
+from ..core.weights_io import Entry
+from .rules import HOLE, Shape, as_regex
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,12 @@ class Header:
     shapes: Mapping[str, Shape]
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> Header:
+        """Return what the entries of an opened file say."""
+        shapes = {name: tuple(entry.shape) for name, entry in entries.items()}
+        return cls(shapes, {name: entry.dtype for name, entry in entries.items()}, metadata)
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
@@ -58,7 +64,7 @@ class Header:
 
     def numbers_at(self, pattern: str) -> list[int]:
         """Return, sorted, the numbers that the only hole of a leading pattern has among the names."""
-        form = re.compile(re.escape(pattern).replace(re.escape(HOLE), r"(\d+)") + r"(?:\..*)?")
+        form = as_regex(pattern, r"(?:\..*)?")
         return sorted({int(match.group(1)) for name in self.shapes if (match := form.fullmatch(name))})
 
     def count(self, pattern: str) -> int:
@@ -71,16 +77,8 @@ class Header:
         sizes: dict[torch.dtype, int] = {}
         for name, dtype in self.dtypes.items():
             if dtype.is_floating_point:
-                size = 1
-                for side in self.shapes[name]:
-                    size *= side
-                sizes[dtype] = sizes.get(dtype, 0) + size
+                sizes[dtype] = sizes.get(dtype, 0) + prod(self.shapes[name])
         return max(sizes, key=sizes.__getitem__) if sizes else None
-
-
-def as_regex(pattern: str) -> re.Pattern[str]:
-    """Return a pattern with holes as a regular expression for whole names."""
-    return re.compile(re.escape(pattern).replace(re.escape(HOLE), r"\d+"))
 
 
 def matching(names: Iterable[str], reasons: Mapping[str, str]) -> dict[str, str]:

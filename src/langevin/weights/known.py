@@ -7,46 +7,17 @@ from math import prod
 from typing import Any, NamedTuple
 
 from ..core.weights_io import Entry
-from .detect import detect, families
-from .found import CONTEXTS, Found
+from .detect import detect
+from .found import Found, family_by_context
 from .header import Header, matching
+from .layouts.stable_diffusion import BESIDE
 
-FAMILIES = {
-    "sd1": "Stable Diffusion 1",
-    "sd2": "Stable Diffusion 2",
-    "sdxl": "Stable Diffusion XL",
-    "sdxl-refiner": "the Stable Diffusion XL refiner",
-    "svd": "Stable Video Diffusion",
-    "flux": "Flux",
-    "sd3": "Stable Diffusion 3",
-    "kandinsky": "Kandinsky 2",
-}
-"""Short name of a family -> its name in a sentence."""
-SHORT = {
-    "stable_diffusion": "sd1",
-    "stable_diffusion_2": "sd2",
-    "stable_diffusion_xl": "sdxl",
-    "stable_diffusion_xl_refiner": "sdxl-refiner",
-    "stable_video_diffusion": "svd",
-    "keras_unet": "sd1",
-    "keras_text_encoder": "sd1",
-}
-"""Family of a layout -> its short name; layouts of networks that several families share have none."""
-KINDS = {"adapter": "t2i-adapter", "text_encoder": "text encoder"}
-"""Component -> what a file with it alone is called, where that is not the component's name."""
-TASKS = {9: "inpainting", 8: "instruction", 5: "depth", 7: "upscaling"}
+COMPONENTS = {"text encoder": "text_encoder", "image encoder": "image_encoder", "t2i-adapter": "adapter"}
+"""Kind of a network's file -> the component that it usually is, where that is another word."""
+ESSENTIAL = ("unet", "vae", "text_encoder", "text_encoder_2")
+"""Components without which a checkpoint makes no pictures."""
+TASKS = {channels: task.kind for (_, channels), (task, _) in BESIDE.items()}
 """Channels that a UNet takes -> what it was made for."""
-
-
-def header_of(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> Header:
-    """Return names, shapes and types as the layouts want them."""
-    shapes = {name: tuple(entry.shape) for name, entry in entries.items()}
-    return Header(shapes, {name: entry.dtype for name, entry in entries.items()}, metadata)
-
-
-def count(entries: Mapping[str, Entry]) -> int:
-    """Return the number of parameters."""
-    return sum(prod(entry.shape) for entry in entries.values())
 
 
 # -- the authors' layouts -------------------------------------------------------------------------------------------
@@ -54,54 +25,30 @@ def count(entries: Mapping[str, Entry]) -> int:
 
 def probe_original(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> Found | None:
     """Say what a checkpoint or network in its authors' layout is."""
-    header = header_of(entries, metadata)
-    facts = detect(header)
-    if facts is None:
+    header = Header.of(entries, metadata)
+    found = detect(header)
+    if found is None:
         return None
-    family = next(family for family in families() if family.name == facts.family)
-    places = {place.component: place.prefix_in(header) for place in family.places}
-    held = {name: prefix for name, prefix in places.items() if prefix is not None}
-    sizes = {name: count(_under(entries, prefix, held)) for name, prefix in held.items()}
-    whole = len(held) > 1
+    family, facts = found
+    held = family.networks(header)
+    checkpoint = facts.pipeline is not None and len(held) > 1
+    sizes = {name: sum(prod(header.shapes[each]) for each in network.names) for name, network in held.items()}
+    lacking = [place.component for place in family.places if place.component not in held]
     details: dict[str, Any] = {
         "task": facts.kind if facts.pipeline else None,
         "pipeline": facts.pipeline,
         "predicts": facts.prediction_type,
         "zero terminal SNR": facts.zero_snr or None,
         "resolution": facts.image_size,
-        "components": sizes if whole else None,
+        "components": sizes if len(held) > 1 else None,
         "also inside": sorted(set(matching(entries, family.ignored).values())),
-        "absent": [name for name in places if name not in held and name in ESSENTIAL]
-        if facts.pipeline and whole
-        else None,
-        "doubts": list(facts.doubts),
+        "absent": [name for name in lacking if name in ESSENTIAL] if checkpoint else None,
     }
     only = next(iter(held), facts.kind)
-    kind = "checkpoint" if facts.pipeline and whole else KINDS.get(only, only)
-    short = SHORT.get(facts.family) or family_by_context(entries)
-    return Found(kind, short, "original", _told(details), facts.reasons)
-
-
-ESSENTIAL = ("unet", "vae", "text_encoder", "text_encoder_2")
-"""Components without which a checkpoint makes no pictures."""
-
-
-def family_by_context(entries: Mapping[str, Entry]) -> str | None:
-    """Return the family whose text the cross-attentions of a network read, or None."""
-    shapes = (tuple(entry.shape) for name, entry in entries.items() if name.endswith("attn2.to_k.weight"))
-    return next((CONTEXTS.get(shape[1]) for shape in shapes if len(shape) == 2), None)
-
-
-def _under(entries: Mapping[str, Entry], prefix: str, held: Mapping[str, str | None]) -> dict[str, Entry]:
-    """Return the tensors of one component: those under its prefix and under no longer one."""
-    longer = tuple(other for other in held.values() if other and len(other) > len(prefix))
-    return {
-        name: e for name, e in entries.items() if name.startswith(prefix) and not (longer and name.startswith(longer))
-    }
-
-
-def _told(details: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in details.items() if value not in (None, [], {}, "")}
+    alone = {component: kind for kind, component in COMPONENTS.items()}
+    kind = "checkpoint" if checkpoint else alone.get(only, only)
+    short = family.short or family_by_context(header.shapes)
+    return Found(kind, short, "original", details, facts.reasons, facts.doubts)
 
 
 # -- the layout of this library -------------------------------------------------------------------------------------
@@ -280,15 +227,18 @@ NETWORKS: Sequence[Network] = (
 """More special networks come first."""
 
 
+CLASSES = {network.model: network.kind for network in NETWORKS if network.model is not None}
+"""Class -> what its file is called."""
+
+
 def probe_network(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> Found | None:
     """Say which network a file in the layout of this library holds; also of families that it does not load."""
-    header = header_of(entries, metadata)
-    for network in NETWORKS:
-        if header.has(*network.marks):
-            family = network.family or (family_by_context(entries) if network.kind in ("unet", "controlnet") else None)
-            details = _told({"class": network.model, **(network.details(header) if network.details else {})})
-            if network.model is None:
-                details["doubts"] = ["This library has no class for it."]
-            dialect = "diffusers" if network.model else None
-            return Found(network.kind, family, dialect, details, (f"The file has {network.what}.",))
-    return None
+    header = Header.of(entries, metadata)
+    network = next((network for network in NETWORKS if header.has(*network.marks)), None)
+    if network is None:
+        return None
+    conditional = network.kind in ("unet", "controlnet")
+    family = network.family or (family_by_context(header.shapes) if conditional else None)
+    details = {"class": network.model, **(network.details(header) if network.details else {})}
+    dialect, doubts = ("diffusers", ()) if network.model else (None, ("This library has no class for it.",))
+    return Found(network.kind, family, dialect, details, (f"The file has {network.what}.",), doubts)

@@ -67,18 +67,6 @@ class Join:
 
 
 @dataclass(frozen=True)
-class SwapHalves:
-    """The two halves along the first axis change places, as scale and shift do between two conventions."""
-
-    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.cat(tensor.chunk(2)[::-1]) for tensor in tensors]
-
-    @property
-    def inverse(self) -> SwapHalves:
-        return self
-
-
-@dataclass(frozen=True)
 class Transpose:
     """Matrices are transposed; vectors (a bias) stay."""
 
@@ -105,21 +93,6 @@ class Permute:
     @property
     def inverse(self) -> Permute:
         return Permute(tuple(sorted(range(len(self.order)), key=self.order.__getitem__)))
-
-
-@dataclass(frozen=True)
-class Reshape:
-    """Tensors of the shape `before` get the shape `after`; others stay."""
-
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-
-    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [tensor.reshape(self.after) if tuple(tensor.shape) == self.before else tensor for tensor in tensors]
-
-    @property
-    def inverse(self) -> Reshape:
-        return Reshape(self.after, self.before)
 
 
 @dataclass(frozen=True)

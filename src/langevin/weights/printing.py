@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..core.report import counted, some
 from .contents import amount
-from .known import FAMILIES
+from .found import FAMILIES
 
 if TYPE_CHECKING:
-    from .inspect import Inspection
+    from .inspection import Inspection
 
 LABEL, WIDTH = 20, 110
 TITLES = {
@@ -23,6 +25,31 @@ TITLES = {
     "ip-adapter": "IP-Adapter",
 }
 """Kind -> how it is written, where it is written otherwise."""
+METADATA = {
+    "modelspec.title": "title",
+    "modelspec.author": "author",
+    "modelspec.date": "date",
+    "modelspec.license": "license",
+    "modelspec.architecture": "architecture",
+    "modelspec.trigger_phrase": "trigger words",
+    "modelspec.resolution": "trained at",
+    "modelspec.prediction_type": "predicts",
+    "ss_output_name": "name",
+    "ss_sd_model_name": "trained on",
+    "ss_base_model_version": "base model",
+    "ss_network_module": "network",
+    "ss_network_args": "options",
+    "ss_resolution": "trained at",
+    "ss_num_train_images": "pictures",
+    "ss_steps": "steps",
+    "ss_clip_skip": "clip skip",
+    "global_step": "steps",
+    "epoch": "epochs",
+    "sd_checkpoint_name": "trained on",
+    "step": "steps",
+}
+"""Metadata that are printed, by what they are called in print."""
+TAGS, SHOWN = "ss_tag_frequency", 8
 SPELT = ("checkpoint", "lora", "unet", "vae", "controlnet", "t2i-adapter", "text encoder", "image encoder")
 """Kinds of which the way that names are spelt is worth a word."""
 
@@ -85,15 +112,13 @@ def _facts(found: Inspection) -> Iterator[tuple[str, Any]]:
 
 
 def _metadata(found: Inspection) -> Iterator[tuple[str, Any]]:
-    from .inspect import METADATA, top_tags
-
     for key, label in METADATA.items():
         value = found.metadata.get(key, "")
         if value and value != "None" and label not in found.details:
             yield label, value
     if tags := top_tags(found.metadata):
         yield "captions", tags
-    known = {*METADATA, "format", "ss_tag_frequency"}
+    known = {*METADATA, "format", TAGS}
     others = [key for key in found.metadata if key not in known]
     if others:
         yield (
@@ -136,3 +161,14 @@ def _section(title: str, items: Iterable[str]) -> list[str]:
         )
     ]
     return ["", f"  {title}", *lines] if lines else []
+
+
+def top_tags(metadata: Mapping[str, str]) -> list[str]:
+    """Return the most frequent words of the captions that an adapter was trained on, as its metadata counts them."""
+    total: Counter[str] = Counter()
+    try:
+        for counts in json.loads(metadata.get(TAGS, "{}")).values():
+            total.update({str(tag).strip(): int(n) for tag, n in counts.items()})
+    except (ValueError, AttributeError, TypeError):
+        return []
+    return [f"{tag} ({n})" for tag, n in total.most_common(SHOWN)]

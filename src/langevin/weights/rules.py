@@ -9,14 +9,24 @@ moves, which may be carried out tensor by tensor, or on meta tensors when only s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
+from ..core.errors import WeightsError
 from .ops import SAME, Op
 
+Shape = tuple[int, ...]
 HOLE = "{}"
+
+
+def as_regex(pattern: str, rest: str = "") -> re.Pattern[str]:
+    """Return a pattern with holes as a regular expression, with a group for every number and `rest` behind it."""
+    return re.compile(re.escape(pattern).replace(re.escape(HOLE), r"(\d+)") + rest)
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,24 @@ class Move(NamedTuple):
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     op: Op
+
+    def carry(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the targets' tensors by name; they may share memory with the sources."""
+        made = self.op([tensors[name] for name in self.sources])
+        return dict(zip(self.targets, made, strict=True))
+
+    def shapes(self, given: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Return the shapes of the targets by name.
+
+        Raises:
+            WeightsError: when the operation makes no sense for the shapes of the sources.
+        """
+        try:
+            made = self.carry({name: torch.empty(given[name], device="meta") for name in self.sources})
+        except (RuntimeError, ValueError, IndexError) as error:
+            told = ", ".join(f"{name} {list(given[name])}" for name in self.sources)
+            raise WeightsError(f"the file is damaged or of another layout: {told} cannot be read") from error
+        return {name: tuple(tensor.shape) for name, tensor in made.items()}
 
 
 class Plan(NamedTuple):
@@ -109,8 +137,7 @@ class _Node:
     def child(self, part: str) -> _Node:
         if HOLE not in part:
             return self.literal.setdefault(part, _Node())
-        pattern = re.compile(re.escape(part).replace(re.escape(HOLE), r"(\d+)"))
-        return self.holes.setdefault(part, (pattern, _Node()))[1]
+        return self.holes.setdefault(part, (as_regex(part), _Node()))[1]
 
 
 class Rules:

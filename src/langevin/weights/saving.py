@@ -18,7 +18,7 @@ from ..core.logging import get_logger
 from ..core.report import some
 from ..core.weights_io import write_safetensors
 from .checkpoint import Reverted
-from .detect import families
+from .detect import FAMILIES
 from .family import CONFIGS, Config, Family, Place
 from .layouts.clip import canonical
 
@@ -100,7 +100,7 @@ def family_named(name: str) -> Family:
     Raises:
         InputError: naming the nearest one.
     """
-    known = {family.name: family for family in families()}
+    known = {family.name: family for family in FAMILIES}
     check_choice("layout", name, known)
     return known[name]
 

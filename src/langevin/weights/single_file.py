@@ -1,23 +1,21 @@
-"""A file in its authors' own layout: opened, its networks built one by one, and networks written back into one."""
+"""A file in its authors' own layout: opened, and its networks built one by one."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, InputError, WeightsError, check_choice
-from ..core.files import missing, read_json, resolve_folder, safe_join
+from ..core.errors import ConfigError, WeightsError
+from ..core.files import read_json
 from ..core.imports import require
 from ..core.logging import get_logger
 from ..core.report import LoadReport, paired, some
@@ -25,44 +23,19 @@ from ..models import loading
 from ..models.hollow import Hollow
 from ..registry import ROWS
 from .bundled import preset, scheduler_options
-from .checkpoint import Converted, MemoryFile, open_weights, read_header
+from .checkpoint import Converted, MemoryFile, open_weights
 from .detect import recognise
 from .family import CONFIGS, Config, Facts
-from .header import matching
-from .keras import refuse_program
+from .header import Header, matching
 from .layouts.clip import canonical, spelling
-from .original_config import options_of, read_original
+from .layouts.ldm import GROUPS
+from .original_config import options_of
 from .rules import Rules
 from .saving import described
-from .saving import save as save
+from .wishes import Wishes, locate, wishes_of
 
 logger = get_logger(__name__)
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 EMA, EMA_OF = "model_ema.", "model."
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the caller says about a file, which wins over what the file tells.
-
-    Attributes:
-        config: a local folder with the configurations of the components, or of the single network.
-        original: contents of the authors' configuration.
-        prediction_type, image_size: in place of what is concluded from the file.
-        extract_ema: take the moving averages of the UNet's weights.
-        strict: with False, weights that are missing are initialised afresh and foreign ones left out, with a warning.
-    """
-
-    config: Path | None = None
-    original: Mapping[str, Any] | None = None
-    prediction_type: str | None = None
-    image_size: int | None = None
-    extract_ema: bool = False
-    strict: bool = True
-
-    def __post_init__(self) -> None:
-        if self.prediction_type is not None:
-            check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
 
 
 class SingleFile:
@@ -72,7 +45,7 @@ class SingleFile:
         what: the file, for messages.
         header: names, shapes, types and metadata.
         family, facts: what the file is, see `weights.detect`.
-        places: component -> prefix in this file and how it is written.
+        places: component -> prefix in this file, how it is written, and its names.
         report: what was applied and ignored so far.
     Raises:
         WeightsError: when the file is damaged or of no known layout.
@@ -87,14 +60,13 @@ class SingleFile:
         opened = MemoryFile(path) if isinstance(path, Mapping) else open_weights(path)
         self.source = self._stack.enter_context(opened)
         try:
-            self.header = read_header(self.source)
+            self.header = Header.of(self.source.entries, self.source.metadata)
             self.family, facts = recognise(self.header, self.what)
             self.facts = self._corrected(facts)
         except BaseException:
             self._stack.close()
             raise
-        found = {place.component: (place.prefix_in(self.header), place) for place in self.family.places}
-        self.places = {name: (prefix, place) for name, (prefix, place) in found.items() if prefix is not None}
+        self.places = self.family.networks(self.header)
         self.report = LoadReport()
 
     def __enter__(self) -> SingleFile:
@@ -155,8 +127,8 @@ class SingleFile:
             return given
         if component in self._stored:
             return dict(self._stored[component])
-        prefix, place = self.places[component]
-        shown = place.layout.infer(self.header.under(prefix))
+        place = self.places[component]
+        shown = place.layout.infer(self.header.under(place.prefix))
         stated = self._original.get(component, {})
         config = {**shown, **self._sizes(component), **self._preset.get(component, {}), **stated}
         self._check_groups(place.layout.model, config)
@@ -170,17 +142,17 @@ class SingleFile:
     @property
     def factor(self) -> int:
         """Pixels per latent and side, 8 where the file holds no autoencoder."""
-        prefix = self.places["vae"][0] if "vae" in self.places else ""
+        prefix = self.places["vae"].prefix if "vae" in self.places else ""
         stages = self.header.count(f"{prefix}encoder.down.{{}}")
         return 2 ** (stages - 1) if stages else 8
 
     def _check_groups(self, model: str, config: Config) -> None:
         widths = config.get("block_out_channels", ())
-        odd = [width for width in widths if width % config.get("norm_num_groups", 32)]
+        odd = [width for width in widths if width % GROUPS]
         if odd:
             raise ConfigError(
-                f"{self.what} holds a {model} with layers {odd[0]} channels wide, which 32 groups of a norm do not "
-                f"divide, so its configuration cannot be told from shapes; pass `config`, a folder with config.json"
+                f"{self.what} holds a {model} with layers {odd[0]} channels wide, which {GROUPS} groups of a norm do "
+                f"not divide, so its configuration cannot be told from shapes; pass `config`, a folder with config.json"
             )
 
     def scheduler_config(self, name: str = "scheduler") -> Config | None:
@@ -207,14 +179,6 @@ class SingleFile:
 
     # Networks --------------------------------------------------------------------------------------------------------
 
-    def names_of(self, component: str) -> list[str]:
-        """Return the names in the file that belong to a component."""
-        prefix, _ = self.places[component]
-        names = [name for name in self.header.shapes if name.startswith(prefix)]
-        others = [p for other, (p, _) in self.places.items() if other != component and len(p) > len(prefix)]
-        junk = matching(names, self.family.ignored)
-        return [name for name in names if name not in junk and not name.startswith(tuple(others))]
-
     def build(
         self,
         component: str,
@@ -224,7 +188,7 @@ class SingleFile:
         model: type[nn.Module] | None = None,
         overrides: Mapping[str, Any] | None = None,
         check_finite: bool = True,
-        **checks: Any,
+        ignore_mismatched_sizes: bool = False,
     ) -> nn.Module:
         """Build a network of the file in evaluation mode; no more is in memory than the result and one tensor.
 
@@ -232,35 +196,32 @@ class SingleFile:
             dtype: type of floating-point weights, None for the file's own.
             model: a subclass to build in place of the layout's class.
             overrides: options of its configuration to change.
-            checks: `ignore_mismatched_sizes`.
+            check_finite, ignore_mismatched_sizes: as in `from_pretrained`.
         Raises:
             WeightsError: when weights are missing, foreign or of another shape.
         """
-        prefix, place = self.places[component]
-        config = self.config(component)
-        make = builder(model or model_class(place.layout.model), config, overrides or {})
+        held = self.places[component]
+        make = builder(model or model_class(held.layout.model), self.config(component), overrides or {})
         with Hollow():
             network = make()
         revive(network)
-        names = self.names_of(component)
-        unneeded = {**place.layout.ignored, **place.layout.unused(described(network))}
-        without = matching((name.removeprefix(prefix) for name in names), unneeded)
-        self.report.ignored |= {prefix + name: reason for name, reason in without.items()}
-        wanted = [name for name in names if name.removeprefix(prefix) not in without]
-        rules, what = place.layout.rules(described(network)), f"{type(network).__name__} from {self.what}"
+        config, what = described(network), f"{type(network).__name__} from {self.what}"
+        rules, without = held.layout.rules(config), held.unneeded(config)
+        wanted = [name for name in held.names if name not in without]
+        self.report.ignored |= without
         expected = network.state_dict()
         converted = Converted(
             self.source,
             rules,
             names=wanted,
             known=expected,
-            prefix=prefix,
+            prefix=held.prefix,
             spell=spelling(expected),
-            stored=self._averages(prefix, wanted) if component == "unet" and self.wishes.extract_ema else None,
+            stored=self._averages(wanted) if component == "unet" and self.wishes.extract_ema else None,
             use_map=self.use_map,
         )
         if self.wishes.strict:
-            check_names(what, converted, rules, expected, prefix)
+            check_names(what, converted, rules, expected, held.prefix)
         report = loading.fill(
             network,
             converted,
@@ -270,7 +231,7 @@ class SingleFile:
             device=device,
             strict=self.wishes.strict,
             check_finite=check_finite,
-            **checks,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
         self.report.applied += [name for name in wanted if name not in report.unexpected_keys]
         self.report.renamed |= report.renamed
@@ -278,7 +239,7 @@ class SingleFile:
         self.report.unexpected_keys += report.unexpected_keys
         return network.eval()
 
-    def _averages(self, prefix: str, names: Iterable[str]) -> dict[str, str]:
+    def _averages(self, names: Iterable[str]) -> dict[str, str]:
         """Return name of a weight -> name of its moving average, which the authors write without dots.
 
         Raises:
@@ -299,8 +260,9 @@ class SingleFile:
         """
         used = set(used)
         for component in set(self.places) - used:
-            self.report.ignored |= dict.fromkeys(self.names_of(component), f"the {component}, which was not asked for")
-        here = {name for component in used for name in self.names_of(component)}
+            reason = f"the {component}, which was not asked for"
+            self.report.ignored |= dict.fromkeys(self.places[component].names, reason)
+        here = {name for component in used for name in self.places[component].names}
         rest = [name for name in self.header.shapes if name not in here and name not in self.report.ignored]
         known = matching(rest, self.family.ignored)
         self.report.ignored |= known
@@ -362,58 +324,6 @@ def revive(network: nn.Module) -> None:
                 module._buffers[name] = torch.arange(table.shape[-1], device="cpu").expand(table.shape).clone()
 
 
-LINK = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/([^?#]+)")
-
-
-def locate(link_or_path: str | os.PathLike, **hub: Any) -> Path:
-    """Return the local path of a weight file: a local one, or one of the hub by its address, fetched when needed.
-
-    Args:
-        link_or_path: a path, or https://huggingface.co/OWNER/NAME/blob/REVISION/FILE (or /resolve/).
-        hub: options of `core.hub.fetch_file`.
-    Raises:
-        InputError: when the file does not exist, or for an address of another kind.
-    """
-    text = os.fspath(link_or_path)
-    match = LINK.match(text)
-    if match:
-        from ..core.hub import fetch_file
-
-        repo, revision, name = match.groups()
-        return fetch_file(repo, name, **{"revision": revision, **hub})
-    if re.match(r"\w+://", text):
-        raise InputError(
-            f"{text!r} is no address of a weight file on the hub, such as "
-            f"https://huggingface.co/OWNER/NAME/blob/main/FILE.safetensors; download it and pass its path"
-        )
-    path = Path(text).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        refuse_program(path)
-        raise InputError(f"{path} is a folder; from_pretrained loads folders, from_single_file a single file")
-    raise missing(path)
-
-
-CONFIG_FILES = ("*.json", "*/*.json", "*/*.txt")
-
-
-def wishes_of(
-    *,
-    config: str | os.PathLike | None,
-    original_config: Any,
-    hub: Mapping[str, Any],
-    subfolder: str | None = None,
-    **wishes: Any,
-) -> Wishes:
-    """Return what a caller says about a file, with the folder of `config` at hand and `original_config` read."""
-    folder = None if config is None else resolve_folder(config, allow_patterns=CONFIG_FILES, **hub)
-    if folder is not None and subfolder:
-        folder = safe_join(folder, subfolder)
-    original = None if original_config is None else read_original(original_config)
-    return Wishes(folder, original, **wishes)
-
-
 def load_model(
     model: type[nn.Module],
     source: str | os.PathLike | Mapping[str, Tensor],
@@ -449,8 +359,8 @@ def find_component(file: SingleFile, model: type[nn.Module]) -> str:
         WeightsError: when the file holds none, naming what it holds.
     """
     names = {base.__name__ for base in model.__mro__}
-    for component, (_, place) in file.places.items():
+    for component, place in file.places.items():
         if place.layout.model.rpartition(".")[2] in names:
             return component
-    held = ", ".join(f"{place.layout.model.rpartition('.')[2]} ({name})" for name, (_, place) in file.places.items())
+    held = ", ".join(f"{place.layout.model.rpartition('.')[2]} ({name})" for name, place in file.places.items())
     raise WeightsError(f"{file.what} holds no {model.__name__}; it holds: {held or 'nothing that is known here'}")

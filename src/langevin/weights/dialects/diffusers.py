@@ -38,6 +38,7 @@ PROCESSORS = Dialect(
         for leaf in LEAVES
         for half, part in (("down.weight", "down"), ("up.weight", "up"), ("alpha", ALPHA))
     },
+    leaves=LEAVES,
     written={"lora": {"down": "{leaf}_lora.down.weight", "up": "{leaf}_lora.up.weight"}},
     alpha="{leaf}_lora.alpha",
 )

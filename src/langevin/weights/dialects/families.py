@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
-from .grammar import FOREIGN
+from ..found import CONTEXTS, FAMILIES
 from .naming import Shape, extent, lacking
+from .words import Word
 
-if TYPE_CHECKING:
-    from .lora import Word
-
-WIDTHS: Mapping[int, tuple[str, str]] = {
-    768: ("sd1", "Stable Diffusion 1"),
-    1024: ("sd2", "Stable Diffusion 2"),
-    2048: ("sdxl", "SDXL"),
-    1280: ("sdxl-refiner", "the SDXL refiner"),
+FOREIGN: Mapping[str, tuple[str, ...]] = {
+    "flux": ("double_blocks", "single_blocks", "single_transformer_blocks"),
+    "sd3": ("joint_blocks", "joint_attn"),
+    "wan": ("blocks.0.cross_attn", "blocks_0_cross_attn"),
+    "stable-cascade": ("prior_unet",),
 }
-"""Width of the context that cross-attentions read -> (family, its name). They tell published models apart."""
+"""Families whose networks have other layers than a UNet -> words that their files' names hold."""
+SPOKEN = {**FAMILIES, "sdxl": "SDXL", "sdxl-refiner": "the SDXL refiner"}
+"""Family -> its name in messages about adapters."""
 READERS = ("attn2.to_k", "attn2.to_v", "attn2_to_k", "attn2_to_v")
 """The layers that read the context."""
 
@@ -25,11 +24,11 @@ READERS = ("attn2.to_k", "attn2.to_v", "attn2_to_k", "attn2_to_v")
 def made_for(shapes: Mapping[str, Shape], words: Iterable[Word]) -> str | None:
     """Return the name of the model that a file is made for, or None where nothing tells."""
     found = family(shapes, words)
-    return None if found is None else found[1]
+    return None if found is None else SPOKEN[found[0]]
 
 
-def family(shapes: Mapping[str, Shape], words: Iterable[Word]) -> tuple[str, str, str] | None:
-    """Return (family, name, reason), or None where nothing tells.
+def family(shapes: Mapping[str, Shape], words: Iterable[Word]) -> tuple[str, str] | None:
+    """Return the family, a key of `found.FAMILIES`, and the reason, or None where nothing tells.
 
     Args:
         shapes: name of a tensor -> its shape.
@@ -39,7 +38,7 @@ def family(shapes: Mapping[str, Shape], words: Iterable[Word]) -> tuple[str, str
     for name, marks in FOREIGN.items():
         hit = next((word.key for word in words if any(mark in word.layer for mark in marks)), None)
         if hit is not None:
-            return name.lower().replace(" ", "-"), name, f"{hit} is a layer of {name}"
+            return name, f"{hit} is a layer of {FAMILIES[name]}"
     layers: dict[str, dict[str, Shape]] = {}
     kinds: dict[str, str] = {}
     for word in words:
@@ -51,8 +50,8 @@ def family(shapes: Mapping[str, Shape], words: Iterable[Word]) -> tuple[str, str
         if lacking(algorithm, frozenset(layers[layer])):
             continue
         width = extent(algorithm, layers[layer])[1]
-        if width in WIDTHS:
-            return *WIDTHS[width], f"{layer} reads a context of width {width}"
+        if width in CONTEXTS:
+            return CONTEXTS[width], f"{layer} reads a context of width {width}"
     if any(word.component == "text_encoder_2" for word in words):
-        return "sdxl", "SDXL", "it has layers of a second text encoder"
+        return "sdxl", "it has layers of a second text encoder"
     return None

@@ -5,7 +5,7 @@ A dialect is data. Reading knows all of them at once, since files mix them; writ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -34,6 +34,8 @@ class Dialect:
         ends: what stands behind a layer's name -> what the tensor is. "*" stands for any one word.
         written: algorithm -> part -> the end that is written; what is not here cannot be written.
         written_text: the same for text encoders, where it differs.
+        norms: part -> the end that is written for the difference of a norm, where it differs.
+        leaves: projections of an attention, whose names stand in the end; a dialect with these writes nothing else.
         flat: the dots of a layer's name are written as underscores.
         alpha: the end of a layer's alpha; None where it goes into the metadata.
     """
@@ -43,13 +45,15 @@ class Dialect:
     ends: Mapping[str, Part]
     written: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     written_text: Mapping[str, Mapping[str, str]] | None = None
+    norms: Mapping[str, str] = field(default_factory=dict)
+    leaves: tuple[str, ...] = ()
     flat: bool = False
     alpha: str | None = None
 
     def ends_for(self, component: str, algorithm: str) -> Mapping[str, str]:
         """Return part -> the end that is written for an algorithm in a component."""
-        text = self.written_text is not None and component.startswith("text_encoder")
-        return ((self.written_text or {}) if text else self.written).get(algorithm, {})
+        text = self.written_text if component.startswith("text_encoder") else None
+        return (text or self.written).get(algorithm, {})
 
 
 ALGORITHM_NAMES = {
@@ -91,26 +95,18 @@ REFUSED: Mapping[str, str] = {
 }
 """What stands behind a layer's name in files of algorithms that are not supported -> the algorithm."""
 
-FOREIGN: Mapping[str, tuple[str, ...]] = {
-    "Flux": ("double_blocks", "single_blocks", "single_transformer_blocks"),
-    "Stable Diffusion 3": ("joint_blocks", "joint_attn"),
-    "Wan": ("blocks.0.cross_attn", "blocks_0_cross_attn"),
-    "Stable Cascade": ("prior_unet",),
-}
-"""Families whose networks have other layers than a UNet -> words that their files' names hold."""
-
 BUNDLES = ("bundle_emb.",)
 """Prefixes of textual inversions that travel in the same file."""
 
 
-def match(name: str, ends: Mapping[str, Part] | Mapping[str, str]) -> tuple[str, str, object] | None:
-    """Split a tensor's name into the layer's name and the longest end that is known: (layer, end, what it is)."""
+def match(name: str, ends: Container[str]) -> tuple[str, str, str] | None:
+    """Split a tensor's name into the layer's name and the longest end that is known, and give that as `ends` has it."""
     words = name.split(".")
     for count in range(min(4, len(words) - 1), 0, -1):
         tail = words[-count:]
         for end in (".".join(tail), *_wildcards(tail)):
             if end in ends:
-                return ".".join(words[:-count]), ".".join(tail), ends[end]
+                return ".".join(words[:-count]), ".".join(tail), end
     return None
 
 

@@ -12,16 +12,13 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...core.errors import WeightsError
-from ...core.pickles import PickleFile
 from ...core.report import some
-from ...core.weights_io import Entry, SafetensorsFile
+from ...core.weights_io import Entry
 from ...nn.embedding import ImageProjection
 from ...nn.image_projection import (
     IPAdapterFaceIDImageProjection,
@@ -29,6 +26,7 @@ from ...nn.image_projection import (
     IPAdapterFullImageProjection,
     IPAdapterPlusImageProjection,
 )
+from ..checkpoint import open_weights, read_tensors
 from ..found import CONTEXTS, Found
 from ..ops import Split
 from ..rules import Rule, Rules, below, renamed, rule
@@ -83,11 +81,6 @@ class Kind:
     hidden: bool = False
     face: bool = False
     tokens: Callable[[Shapes], int | None] = field(default=lambda shapes: None)
-
-    @staticmethod
-    def width(shapes: Shapes, layer: str) -> int:
-        """Return how many numbers enter a layer, from the shapes under the module's names."""
-        return shapes[f"{layer}.weight"][-1]
 
 
 def plain(shapes: Shapes) -> nn.Module:
@@ -226,6 +219,10 @@ class IPAdapter:
         """The shapes of the projection."""
         return {name: tuple(tensor.shape) for name, tensor in self.projection.items()}
 
+    def width(self, layer: str) -> int:
+        """Return how many numbers enter a layer of the projection."""
+        return self.projection[f"{layer}.weight"].shape[-1]
+
     @property
     def tokens(self) -> int | None:
         """How many tokens a picture becomes, None where every token of the encoder becomes one."""
@@ -251,16 +248,13 @@ def flat(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def read(path: str | os.PathLike) -> IPAdapter:
-    """Read an adapter from a .safetensors file or one that torch.save wrote.
+    """Read an adapter from a safetensors file or one that torch.save wrote.
 
     Raises:
         WeightsError: the file is damaged or is no IP-Adapter.
     """
-    path = Path(path)
-    with (SafetensorsFile if path.suffix == ".safetensors" else PickleFile)(path) as file:
-        tensors = {name: torch.empty(entry.shape, dtype=entry.dtype) for name, entry in file.entries.items()}
-        file.read(tensors)
-    return parse(tensors, str(path))
+    with open_weights(path) as file:
+        return parse(read_tensors(file), os.fspath(path))
 
 
 def part_of(names: Iterable[str], part: str) -> dict[str, str]:
@@ -306,7 +300,7 @@ def parse(state: Mapping[str, Any], what: str = "The state dict") -> IPAdapter:
         )
     made: dict[str, Tensor] = {}
     for move in plan.moves:
-        made |= dict(zip(move.targets, move.op([tensors[projection[n]] for n in move.sources]), strict=True))
+        made |= move.carry({name: tensors[projection[name]] for name in move.sources})
     parts = {
         number: {
             name: Parts("lora", {side: tensors[stored] for side, stored in two.items()}, None, tuple(two.values()))
@@ -333,12 +327,10 @@ def probe(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> Found | 
     kind = kind_of(projection)
     if kind is None or not attention:
         return None
-    moves = kind.rules.plan(projection).moves
+    given = {name: entries[stored].shape for name, stored in projection.items()}
     shapes: dict[str, tuple[int, ...]] = {}
-    for move in moves:
-        source = entries[projection[move.sources[0]]].shape
-        cut = len(move.targets)
-        shapes |= dict.fromkeys(move.targets, (source[0] // cut, *source[1:]))
+    for move in kind.rules.plan(projection).moves:
+        shapes |= move.shapes(given)
     layers = {name: entries[stored].shape for name, stored in attention.items() if KEYS.fullmatch(name)}
     width = next(iter(layers.values()))[-1] if layers else None
     tokens = kind.tokens(shapes)

@@ -48,6 +48,7 @@ KOHYA = Dialect(
         "alpha": Part(ANY, ALPHA),
     },
     written=WRITTEN,
+    norms=NORMS,
     flat=True,
     alpha="alpha",
 )

@@ -1,4 +1,4 @@
-"""Adapter files of every dialect, read into parts and written from them.
+"""Adapter files of every dialect, read into parts.
 
 Reading knows all dialects at once. Every tensor of a file must find its layer, or the file is refused before anything
 is attached; what belongs to a component that is not there is left out with a reason.
@@ -7,67 +7,25 @@ is attached; what belongs to a component that is not there is left out with a re
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from ...core.errors import ConfigError, WeightsError, did_you_mean, nearest
+from ...core.errors import WeightsError, nearest
 from ...core.report import LoadReport, counted, some
 from . import peft
-from .diffusers import DIFFUSERS, PROCESSORS
 from .families import made_for
-from .grammar import ALGORITHM_NAMES, ALPHA, ANY, BUNDLES, REFUSED, Dialect, Part, match
+from .grammar import ALGORITHM_NAMES, ALPHA, ANY, BUNDLES
 from .kohya import KOHYA
-from .naming import Names, Shape, fits, flattened, lacking, published
+from .naming import Names, Shape, fits, lacking, published
 from .parts import Adapter, Parts
+from .words import DIALECTS, ENDS, PREFIXES, Word, dialect_of, take_apart
 
-DIALECTS: Mapping[str, Dialect] = {each.name: each for each in (DIFFUSERS, PROCESSORS, peft.PEFT, KOHYA)}
-ENDS: Mapping[str, Part] = {end: part for each in DIALECTS.values() for end, part in each.ends.items()}
-OWNERS: Mapping[str, str] = {end: each.name for each in reversed(list(DIALECTS.values())) for end in each.ends}
-"""End -> the dialect that it speaks for."""
-ORIGINAL_UNET = ("model.diffusion_model.", "diffusion_model.")
-PREFIXES: tuple[tuple[str, str, bool], ...] = tuple(
-    sorted(
-        {
-            *(
-                (prefix, component, each.flat)
-                for each in DIALECTS.values()
-                for component, prefixes in each.prefixes.items()
-                for prefix in prefixes
-                if prefix
-            ),
-            *((prefix, "unet", False) for prefix in ORIGINAL_UNET),
-        },
-        key=lambda row: -len(row[0]),
-    )
-)
-"""(prefix, component, whether the layer's name behind it is flat), the longest first."""
 STAND_INS: Mapping[str, str] = {"unet": "transformer", "transformer": "unet"}
 """Component -> the one that takes its place in pipelines that have no such component."""
 NEAREST = 3
 """How many of the names in a message are shown with their nearest valid ones."""
-
-
-class Word(NamedTuple):
-    """The name of one tensor, taken apart.
-
-    Attributes:
-        key: the whole name.
-        component: None where the name begins with the layer.
-        layer: the layer's name as the file spells it, without prefix.
-        flat: whether it is spelt without dots.
-        end, part: what stands behind it, and what that means.
-        prefix: what stands before it.
-    """
-
-    key: str
-    component: str | None
-    layer: str
-    flat: bool
-    end: str
-    part: Part
-    prefix: str
 
 
 @dataclass
@@ -75,55 +33,9 @@ class Reading:
     """What a file holds: the adapter, which names took effect, how they were spelt, and the file's own metadata."""
 
     adapter: Adapter
-    report: LoadReport = field(default_factory=LoadReport)
-    dialect: str = "diffusers"
-    metadata: dict[str, str] = field(default_factory=dict)
-
-
-# Names ---------------------------------------------------------------------------------------------------------------
-
-
-def take_apart(name: str) -> Word | None:
-    """Take the name of a tensor apart, or return None when no dialect knows what stands at its end.
-
-    Raises:
-        WeightsError: for an algorithm that is not supported.
-    """
-    found, refused = match(name, ENDS), match(name, REFUSED)
-    if found is None:
-        if refused is not None:
-            known = ", ".join([*ALGORITHM_NAMES.values(), "DoRA"])
-            raise WeightsError(f"{name!r} belongs to {refused[2]}, which is not supported; supported: {known}.")
-        return None
-    stem, end, part = found
-    assert isinstance(part, Part)
-    component, layer, flat, prefix = placed(stem)
-    if part.leaf:
-        layer = f"{layer.removesuffix('.processor')}.{part.leaf}"
-    return Word(name, component, layer, flat, end, part, prefix)
-
-
-def placed(stem: str) -> tuple[str | None, str, bool, str]:
-    """Split what stands before the end of a name into component, layer, whether that is flat, and the prefix."""
-    bare = stem.removeprefix(peft.WRAPPER)
-    for prefix, component, flat in PREFIXES:
-        if bare.startswith(prefix):
-            layer = bare.removeprefix(prefix).removeprefix(peft.WRAPPER)
-            return component, layer, flat, stem.removesuffix(layer)
-    return None, bare, False, stem.removesuffix(bare)
-
-
-def dialect_of(words: Iterable[Word]) -> str:
-    """Return the dialect that most names of a file are spelt in."""
-    ends = [known_end(word.end) for word in words if word.part.part != ALPHA]
-    owners = [OWNERS[end] for end in ends if end is not None]
-    return peft.most_common(owners) if owners else DIFFUSERS.name
-
-
-def known_end(end: str) -> str | None:
-    """Return the end of the tables that an end in a file is."""
-    found = match(f"x.{end}", {key: key for key in ENDS})
-    return None if found is None else str(found[2])
+    report: LoadReport
+    dialect: str
+    metadata: dict[str, str]
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
@@ -172,13 +84,13 @@ def read(
             group = groups.setdefault((place[0], place[1]), {})
             _put(group, word, what)
     adapter: Adapter = {}
-    configs = peft.configurations(metadata, DIFFUSERS.prefixes)
+    configs = peft.configurations(metadata)
     for (component, path), group in groups.items():
         config = configs.get(component, configs.get("", {}))
         parts = _assemble(group, state, path, config, report)
         if parts is None:
             continue
-        shapes = _shapes(parts.tensors)
+        shapes = shapes_of(parts.tensors)
         if not fits(parts.algorithm, shapes, targets[component].shapes[path]):
             told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             report.mismatched_keys.append((f"{component}.{path} ({told})", (), targets[component].shapes[path]))
@@ -262,12 +174,12 @@ def _spread(magnitude: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
 
 def _sibling(word: Word, algorithm: str, part: str) -> str:
     """Return the name that a missing part would have beside a tensor that is there."""
-    owner = DIALECTS[OWNERS[known_end(word.end) or word.end]]
-    end = owner.written.get(algorithm, {}).get(part) or KOHYA.written[algorithm][part]
+    end = DIALECTS[word.dialect].written.get(algorithm, {}).get(part) or KOHYA.written[algorithm][part]
     return word.key.removesuffix(word.end) + end.format(leaf=word.part.leaf)
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """Return name -> shape."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
@@ -293,7 +205,7 @@ def _refuse(
         names = some(_with_nearest(report.unexpected_keys, words, targets))
         parts.append(f"{counted(report.unexpected_keys, 'name leads', 'names lead')} to no layer ({names})")
     if parts:
-        family = made_for(_file_shapes(state), words)
+        family = made_for(shapes_of(state), words)
         hint = f" It looks like an adapter for {family}." if family else ""
         raise WeightsError(f"{what} does not fit, and nothing was attached: {'; '.join(parts)}.{hint}")
     if not report.applied:
@@ -351,67 +263,3 @@ def _cuts(layer: str, flat: bool) -> Iterable[str]:
     sign = "_" if flat else "."
     words = layer.split(sign)
     return (sign.join(words[k:]) for k in range(1, min(4, len(words))))
-
-
-def _file_shapes(state: Mapping[str, Any]) -> dict[str, Shape]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-# Writing -------------------------------------------------------------------------------------------------------------
-
-
-def write(
-    adapter: Adapter,
-    dialect: str = "diffusers",
-    *,
-    metadata: Mapping[str, str] | None = None,
-    names: Mapping[str, Mapping[str, str]] | None = None,
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and metadata of an adapter in a dialect, exactly as they are.
-
-    Args:
-        dialect: a key of `DIALECTS`.
-        metadata: strings to keep beside them.
-        names: component -> path -> the name to write in its place, such as that of the original checkpoint.
-
-    Raises:
-        ConfigError: for an unknown dialect.
-        WeightsError: for parts that the dialect cannot express.
-    """
-    from .writing import spell
-
-    if dialect not in DIALECTS:
-        raise ConfigError(f"dialect is {dialect!r}{did_you_mean(dialect, DIALECTS)}")
-    chosen = DIALECTS[dialect]
-    state: dict[str, Tensor] = {}
-    for component, layers in adapter.items():
-        for path, parts in layers.items():
-            name = (names or {}).get(component, {}).get(path)
-            state |= spell(chosen, component, path, parts, name=name, components=tuple(adapter))
-    kept = dict(metadata or {})
-    if chosen.alpha is None:
-        kept = _configured(adapter, kept)
-    return state, kept
-
-
-def _configured(adapter: Adapter, metadata: dict[str, str]) -> dict[str, str]:
-    """Return metadata with the configuration of every component, where one is needed or was there."""
-    import json
-
-    given = peft.configurations(metadata, DIFFUSERS.prefixes)
-    if not given and not peft.described(adapter):
-        return metadata
-    values: dict[str, Any] = {}
-    for component, layers in adapter.items():
-        before = given.get(component, given.get("", {}))
-        config = {**before, **peft.configuration_of(layers)}
-        if "target_modules" in before:
-            config["target_modules"] = before["target_modules"]
-        if "use_rslora" in before:
-            config["use_rslora"] = False
-        start = f"{component}." if component else ""
-        values |= {f"{start}{name}": value for name, value in config.items()}
-    return {**metadata, peft.METADATA: json.dumps(values, indent=2, sort_keys=True)}
-
-
-__all__ = ["DIALECTS", "Reading", "flattened", "read", "take_apart", "write"]

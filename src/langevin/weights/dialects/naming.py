@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
 
 Shape = tuple[int, ...]
 ALIASES: tuple[tuple[str, str], ...] = (
@@ -29,33 +28,29 @@ class Names:
     def __init__(self, shapes: Mapping[str, Shape], more: Callable[[], Mapping[str, str]] | None = None) -> None:
         self.shapes = dict(shapes)
         self._more = more
+        self._made: dict[tuple[str, bool], Mapping[str, str]] = {}
 
     def find(self, name: str, *, flat: bool) -> str | None:
         """Return the path of the layer that a file calls `name`, or None."""
         key = flattened(name) if flat else name
-        for table in ("own", "aliases", "original"):
-            found = (getattr(self, f"_{table}_flat") if flat else getattr(self, f"_{table}")).get(key)
-            if found is not None:
-                return found
-        return None
+        return next((table[key] for table in self._tables(flat) if key in table), None)
 
     def spelt(self, *, flat: bool) -> dict[str, str]:
         """Return every name of every layer -> its path."""
-        tables = (self._original, self._aliases, self._own)
-        every = {name: path for table in tables for name, path in table.items()}
-        return {flattened(name): path for name, path in every.items()} if flat else every
+        return {name: path for table in [*self._tables(flat)][::-1] for name, path in table.items()}
 
-    @property
-    def original(self) -> Mapping[str, str]:
-        """Return the names of the original checkpoints -> path."""
-        return self._original
+    def _tables(self, flat: bool) -> Iterator[Mapping[str, str]]:
+        """Yield tables from names to paths in the order in which they count, each made when it is first asked for."""
+        for make in (self._own, self._aliases, self._original):
+            key = make.__name__, flat
+            if key not in self._made:
+                self._made[key] = {flattened(name): path for name, path in make().items()} if flat else make()
+            yield self._made[key]
 
-    @cached_property
-    def _own(self) -> dict[str, str]:
+    def _own(self) -> Mapping[str, str]:
         return {path: path for path in self.shapes}
 
-    @cached_property
-    def _aliases(self) -> dict[str, str]:
+    def _aliases(self) -> Mapping[str, str]:
         found: dict[str, str] = {}
         for path in self.shapes:
             names = {path}
@@ -64,21 +59,8 @@ class Names:
             found.update(dict.fromkeys(names - {path}, path))
         return found
 
-    @cached_property
     def _original(self) -> Mapping[str, str]:
         return {} if self._more is None else self._more()
-
-    @cached_property
-    def _own_flat(self) -> dict[str, str]:
-        return {flattened(name): path for name, path in self._own.items()}
-
-    @cached_property
-    def _aliases_flat(self) -> dict[str, str]:
-        return {flattened(name): path for name, path in self._aliases.items()}
-
-    @cached_property
-    def _original_flat(self) -> dict[str, str]:
-        return {flattened(name): path for name, path in self._original.items()}
 
 
 def flattened(name: str) -> str:
@@ -182,7 +164,5 @@ def lacking(algorithm: str, present: frozenset[str]) -> frozenset[str]:
 
 def rank(algorithm: str, shapes: Mapping[str, Shape]) -> int | None:
     """Return the rank that factors of these shapes have, or None where there are none."""
-    where = {"lora": ("down", 0), "loha": ("w1_b", 0), "lokr": ("w2_b", 0)}.get(algorithm)
-    if where is None or where[0] not in shapes:
-        return None
-    return shapes[where[0]][where[1]]
+    inner = {"lora": "down", "loha": "w1_b", "lokr": "w2_b"}.get(algorithm, "")
+    return shapes[inner][0] if inner in shapes else None

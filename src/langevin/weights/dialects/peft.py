@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ...core.errors import WeightsError
-from .diffusers import PREFIXES
+from .diffusers import COMPONENTS, PREFIXES
 from .grammar import Dialect, Part
 from .parts import Adapter, Parts
 
@@ -48,7 +48,7 @@ WRAPPER = "base_model.model."
 """What PEFT puts before every layer of a model that it wraps."""
 
 
-def configurations(metadata: Mapping[str, str], components: Iterable[str]) -> dict[str, dict[str, Any]]:
+def configurations(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Return component -> the configuration that a file's metadata hold for it; "" for one without a component.
 
     Raises:
@@ -62,11 +62,10 @@ def configurations(metadata: Mapping[str, str], components: Iterable[str]) -> di
         items = list(values.items())
     except (ValueError, AttributeError) as error:
         raise WeightsError(f"The metadata {METADATA} are not a JSON object ({error}); fetch the file again") from error
-    known = set(components)
     found: dict[str, dict[str, Any]] = {}
     for key, value in items:
         component, dot, name = key.partition(".")
-        where, name = (component, name) if dot and component in known else ("", key)
+        where, name = (component, name) if dot and component in COMPONENTS else ("", key)
         found.setdefault(where, {})[name] = value
     return found
 

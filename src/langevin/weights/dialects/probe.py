@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...core.errors import WeightsError
 from ...core.weights_io import Entry
 from ..found import Found
 from . import peft
-from .diffusers import COMPONENTS
 from .families import family
-from .grammar import ALGORITHM_NAMES, ALPHA, ANY, REFUSED, match
-from .lora import Word, dialect_of, take_apart
+from .grammar import ALGORITHM_NAMES, ALPHA, ANY
 from .naming import Shape, lacking, rank
 from .parts import ALGORITHMS
+from .words import Word, dialect_of, refused, take_apart
 
 LARGE = 0.5
 """The share of a file's names that must be an adapter's, so that a network with one stray name is not taken for one."""
@@ -22,43 +20,34 @@ LARGE = 0.5
 
 def probe(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> Found | None:
     """Say what a LoRA, LoCon, LoHa, LoKr, DoRA, OFT or difference file is, or None when it is none of these."""
-    refused = {name: str(found[2]) for name in entries if (found := _refused(name)) is not None}
-    names = {name: word for name in entries if name not in refused and (word := take_apart(name)) is not None}
-    if len(names) + len(refused) < LARGE * len(entries) or not entries:
+    others = {name: what for name in entries if (what := refused(name)) is not None}
+    names = {name: word for name in entries if name not in others and (word := take_apart(name)) is not None}
+    if len(names) + len(others) < LARGE * len(entries) or not entries:
         return None
     shapes = {name: tuple(entries[name].shape) for name in names}
     layers = _layers(names, shapes)
-    if not layers and not refused:
+    if not layers and not others:
         return None
     kinds = sorted({ALGORITHM_NAMES[kind] for kind, _ in layers.values()})
     if any("magnitude" in parts for _, parts in layers.values()):
         kinds.append("DoRA")
-    kinds += sorted(set(refused.values()))
+    unsupported = sorted(set(others.values()))
     dialect = dialect_of(names.values()) if names else None
     told = family(shapes, names.values())
     details: dict[str, Any] = {
-        "algorithms": kinds,
+        "algorithms": [*kinds, *unsupported],
         "layers": len(layers),
         "rank": _span([r for kind, parts in layers.values() if (r := rank(kind, parts)) is not None]),
         "alpha": _alpha(names, metadata),
         "components": sorted({word.component or "unet" for word in names.values()}),
         "targets": sorted({_leaf(word) for word in names.values()}),
+        "not supported": unsupported,
     }
-    halves = [f"{layer} lacks {', '.join(gone)}" for layer, gone in _incomplete(layers).items()]
-    details["incomplete"] = halves
-    details["not supported"] = sorted(set(refused.values()))
-    details = {name: value for name, value in details.items() if value not in (None, [], "")}
     reasons = [f"{len(names)} of {len(entries)} names are those of an adapter, spelt as by {dialect}"] if names else []
-    reasons += [f"{name} belongs to {what}" for name, what in list(refused.items())[:1]]
-    reasons += [told[2]] if told else []
-    return Found("lora", told[0] if told else None, dialect, details, tuple(reasons))
-
-
-def _refused(name: str) -> tuple[str, str, object] | None:
-    try:
-        return None if take_apart(name) is not None else match(name, REFUSED)
-    except WeightsError:
-        return match(name, REFUSED)
+    reasons += [f"{name} belongs to {what}" for name, what in list(others.items())[:1]]
+    reasons += [told[1]] if told else []
+    halves = tuple(f"{layer} lacks {', '.join(gone)}" for layer, gone in _incomplete(layers).items())
+    return Found("lora", told[0] if told else None, dialect, details, tuple(reasons), incomplete=halves)
 
 
 def _layers(names: Mapping[str, Word], shapes: Mapping[str, Shape]) -> dict[str, tuple[str, dict[str, Shape]]]:
@@ -103,7 +92,7 @@ def _alpha(names: Mapping[str, Word], metadata: Mapping[str, str]) -> str | floa
     """Return the alpha that the metadata tell, or that every layer has its own in the file."""
     if "ss_network_alpha" in metadata:
         return metadata["ss_network_alpha"]
-    configs = peft.configurations(metadata, COMPONENTS)
+    configs = peft.configurations(metadata)
     told = sorted({config["lora_alpha"] for config in configs.values() if "lora_alpha" in config})
     if told:
         return _span(told)

@@ -12,7 +12,7 @@ Vectors are (width,) or (number, width), one for each token that the word stands
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ...core.files import atomic_file
 from ...core.pickles import read_objects
 from ...core.report import some
 from ...core.weights_io import Entry, SafetensorsFile, describe, write_safetensors
+from ..checkpoint import read_tensors
 from ..found import Found
 
 ANY = ""
@@ -154,13 +155,11 @@ def read(path: Path) -> list[Learned]:
             )
     if path.suffix == ".safetensors":
         with SafetensorsFile(path) as weights:
-            state: Any = {name: torch.empty(entry.shape, dtype=entry.dtype) for name, entry in weights.entries.items()}
-            weights.read(state)
+            state: Any = read_tensors(weights)
     else:
         state = read_objects(path)
     named = None if path.name in NAMES else path.stem
-    found = parse(state, str(path))
-    return [Learned(each.word or named, each.vectors, each.layout, each.stored) for each in found]
+    return [replace(each, word=each.word or named) for each in parse(state, str(path))]
 
 
 def write(path: Path, words: Mapping[str, Mapping[str, Tensor]], layout: str = "diffusers") -> None:
@@ -228,7 +227,6 @@ def probe(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> Found | 
         "vectors": max(shape[0] if len(shape) == 2 else 1 for shape in shapes.values()),
         "widths": widths,
     }
-    details = {name: value for name, value in details.items() if value != []}
     return Found("textual inversion", family, layout, details, (reason,))
 
 

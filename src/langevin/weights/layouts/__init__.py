@@ -1,8 +1,8 @@
 """Layouts: one file per family of checkpoints in their authors' own names, as data.
 
-To add one, write `layouts/NAME.py` with a constant `FAMILIES`, a tuple of `weights.family.Family`, and put NAME into
-`MODULES` below. A family says how its files are recognised, and at which prefix which `Layout` lies; a file that holds
-a single network is a family with one `Place`. A layout is rules and an inference:
+To add one, write `layouts/NAME.py` with a constant `FAMILIES`, a tuple of `weights.family.Family`, and add it to
+`FAMILIES` of `weights.detect`. A family says how its files are recognised, and at which prefix which `Layout` lies; a
+file that holds a single network is a family with one `Place`. A layout is rules and an inference:
 
     def rules(config):                                  # config: the options of the class that takes the weights
         return Rules([
@@ -15,13 +15,8 @@ a single network is a family with one `Place`. A layout is rules and an inferenc
         return {"in_channels": header.shape("input_blocks.0.0.weight")[1]}
 
 The same rules read and write: `weights.checkpoint.Converted` reads a network through them without holding it twice,
-`weights.checkpoint.reverted` turns a state dict back. Operations are in `weights.ops`. Where an old spelling also
-occurs, mark its rule `old=True`: it is read and never written. `weights.detect.detect` asks every family, in the
-order of `MODULES`, and takes the first that knows the file. Several families may share a layout, and layouts of one
-network may share rules: those of the UNet of latent diffusion and of CLIP are in `ldm` and `clip`.
+`weights.checkpoint.Reverted` turns a state dict back. Operations are in `weights.ops`. Where an old spelling also
+occurs, mark its rule `old=True`: it is read and never written. The first family that knows a file takes it, so more
+special ones are asked first. Several families may share a layout, and layouts of one network may share rules: those of
+the UNet of latent diffusion and of CLIP are in `ldm` and `clip`.
 """
-
-from __future__ import annotations
-
-MODULES: tuple[str, ...] = ("controls", "video", "tiny", "keras", "stable_diffusion")
-"""Modules of this package, asked in this order; more special ones come first."""

@@ -9,7 +9,7 @@ from ..family import Config, Facts, Family, Layout, Place
 from ..header import Header
 from ..rules import Rules, below, renamed, rule
 from .ldm import encoder_rules, infer_encoder
-from .stable_diffusion import CONTEXTS, TITLES
+from .stable_diffusion import CONTEXTS, SCHEDULE, TITLES
 
 CONTROL = "control_model."
 HINT = "input_hint_block"
@@ -48,7 +48,7 @@ CONTROLNET = Layout("ControlNet", "ControlNetModel", (f"{HINT}.0.weight",), cont
 BESIDE = {
     r"model\.": "the UNet beside the ControlNet, which a pipeline loads from its own file",
     r"(first_stage_model|cond_stage_model|conditioner)\.": "the networks beside the ControlNet",
-    r"(betas|alphas_cumprod|sqrt_|log_|posterior_|logvar|lvlb)": "tables of the noise schedule",
+    SCHEDULE: "tables of the noise schedule",
 }
 
 

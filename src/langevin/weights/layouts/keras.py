@@ -273,6 +273,6 @@ def recognise_text(header: Header) -> Facts | None:
 TEXT_MARKS = ("clip_embedding.0.0.embeddings", "clip_embedding.0.token_embedding.vars.0")
 TEXT = Layout("text encoder of KerasCV", "transformers.CLIPTextModel", TEXT_MARKS, text_rules, infer_text)
 FAMILIES = (
-    Family("keras_unet", recognise_unet, (Place("unet", "", UNET),)),
-    Family("keras_text_encoder", recognise_text, (Place("text_encoder", "", TEXT),)),
+    Family("keras_unet", recognise_unet, (Place("unet", "", UNET),), short="sd1"),
+    Family("keras_text_encoder", recognise_text, (Place("text_encoder", "", TEXT),), short="sd1"),
 )

@@ -10,7 +10,7 @@ from ..family import CONFIGS, Facts, Family, Place
 from ..header import Header
 from . import clip, ldm
 
-UNET, VAE, EMA = "model.diffusion_model.", "first_stage_model.", "model_ema."
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
 SD1, SD2, XL, REFINER = (
     "stable_diffusion",
     "stable_diffusion_2",
@@ -253,12 +253,14 @@ FAMILIES = (
             Place("text_encoder_2", "conditioner.embedders.1.model.", clip.OPEN_TEXT),
         ),
         JUNK,
+        "sdxl",
     ),
     Family(
         REFINER,
         recogniser(REFINER),
         with_unet(Place("text_encoder_2", "conditioner.embedders.0.model.", clip.OPEN_TEXT)),
         JUNK,
+        "sdxl-refiner",
     ),
     Family(
         SD2,
@@ -269,12 +271,14 @@ FAMILIES = (
             Place("image_normalizer", "noise_augmentor.", clip.NORMALIZER),
         ),
         {**JUNK, **DEPTH, **NOISING},
+        "sd2",
     ),
     Family(
         SD1,
         recogniser(SD1),
         with_unet(Place("text_encoder", "cond_stage_model.transformer.", clip.TEXT)),
         JUNK,
+        "sd1",
     ),
     Family("autoencoder_kl", recognise_vae, (Place("vae", "", ldm.VAE, (VAE,)),), JUNK),
 )

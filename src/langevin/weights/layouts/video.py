@@ -121,5 +121,6 @@ FAMILIES = (
             r"conditioner\.embedders\.3\.encoder\.": "a second copy of the autoencoder's encoder",
             r"model_ema\.": "moving averages",
         },
+        "svd",
     ),
 )
