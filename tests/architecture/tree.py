@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,8 +65,9 @@ def _functions(node: ast.AST, prefix: str, file: str) -> Iterator[Function]:
         yield from _functions(child, inner, file)
 
 
+@cache
 def modules(src: Path = ROOT / "src") -> list[Module]:
-    """Parse every Python file of the package below `src`."""
+    """Return every Python file of the package below `src`; each is read and parsed once."""
     found = []
     for path in sorted((src / PACKAGE).rglob("*.py")):
         parts = list(path.relative_to(src).with_suffix("").parts)

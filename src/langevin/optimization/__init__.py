@@ -1,0 +1,1 @@
+"""How networks are trained and run faster: acts on modules and optimizers, knows no family of models."""

@@ -1,0 +1,126 @@
+"""Every random number of a training run, from its seed and what it is for.
+
+Nothing depends on how a run is split: the k-th example of a run has the same crop, caption, noise and timestep for any
+number of processes, workers and accumulated batches, and for a run that was resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The random streams of a run.
+
+    Attributes:
+        seed: of the run.
+    """
+
+    seed: int
+
+    def number(self, *purpose: str | int) -> int:
+        """Return a number of 63 bits that belongs to a purpose."""
+        text = repr((self.seed, *purpose)).encode()
+        return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1
+
+    def stream(self, *purpose: str | int) -> torch.Generator:
+        """Return a generator on the CPU that belongs to a purpose."""
+        return torch.Generator().manual_seed(self.number(*purpose))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random numbers of a batch's examples, drawn on the CPU.
+
+    Attributes:
+        streams: of the run.
+        positions: of the examples in the run.
+        device: where the numbers are wanted.
+    """
+
+    streams: Streams
+    positions: Sequence[int]
+    device: torch.device | str = "cpu"
+
+    def normal(self, what: str, shape: Sequence[int]) -> Tensor:
+        """Return normal draws (positions, *shape)."""
+        rows = [torch.randn(tuple(shape), generator=self.streams.stream(what, p)) for p in self.positions]
+        return torch.stack(rows).to(self.device, non_blocking=True)
+
+    def uniform(self, what: str) -> Tensor:
+        """Return one number in [0, 1) per position, float64, on the CPU."""
+        rows = [torch.rand((), generator=self.streams.stream(what, p), dtype=torch.float64) for p in self.positions]
+        return torch.stack(rows)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which examples a run sees at which step: an endless row of epochs, each a permutation of all examples.
+
+    The position of an example counts from the beginning of the run. An optimizer step takes the next `step_size`
+    positions; a batch may hold the end of one epoch and the beginning of the next, so that no example is left out and
+    none is seen twice in an epoch.
+
+    Attributes:
+        streams: of the run.
+        count: examples.
+        batch: examples per batch of one process.
+        accumulated: batches of one process per optimizer step.
+        processes: that train together.
+    """
+
+    streams: Streams
+    count: int
+    batch: int
+    accumulated: int = 1
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("count", "batch", "accumulated", "processes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+
+    @property
+    def step_size(self) -> int:
+        """Examples per optimizer step."""
+        return self.batch * self.accumulated * self.processes
+
+    def steps(self, epochs: int) -> int:
+        """Return how many optimizer steps see every example `epochs` times at least."""
+        return -(-epochs * self.count // self.step_size)
+
+    def epoch(self, step: int) -> int:
+        """Return the epoch, from 0, in which an optimizer step begins."""
+        return step * self.step_size // self.count
+
+    def example(self, position: int) -> int:
+        """Return the number of the example at a position of the run."""
+        epoch, place = divmod(position, self.count)
+        return permutation(self.streams, self.count, epoch)[place]
+
+    def positions(self, step: int, number: int, process: int) -> range:
+        """Return the positions of a process's batch `number` of an optimizer step."""
+        first = step * self.step_size + (number * self.processes + process) * self.batch
+        return range(first, first + self.batch)
+
+    def batches(self, process: int, step: int = 0, end: int | None = None) -> Iterator[list[tuple[int, int]]]:
+        """Yield the batches of a process from an optimizer step on, as (example, position)."""
+        while end is None or step < end:
+            for number in range(self.accumulated):
+                yield [(self.example(p), p) for p in self.positions(step, number, process)]
+            step += 1
+
+
+@lru_cache(maxsize=4)
+def permutation(streams: Streams, count: int, epoch: int) -> list[int]:
+    """Return the order of the examples in an epoch."""
+    return torch.randperm(count, generator=streams.stream("order", epoch)).tolist()

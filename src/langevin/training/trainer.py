@@ -1,0 +1,435 @@
+"""The training loop of every recipe: batches, gradients, the average, checkpoints, and what is told on the way.
+
+A run is a function of its task, its data and its seed. Its state is the number of steps done, the trained weights,
+their average and the optimizer's state; everything random follows from the seed and the position in the run
+(`streams`), so a run that was killed and resumed ends with the bits of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError, InputError, NonFiniteError, check_choice
+from ..core.files import atomic_write
+from ..core.imports import require
+from ..core.logging import get_logger
+from ..core.progress import progress_bar
+from ..core.rng import fresh
+from ..optimization.learning_rates import factor
+from . import checkpoints
+from .average import Average, Decay
+from .streams import Draw, Order, Streams
+
+logger = get_logger(__name__)
+LOG = "log.jsonl"
+POLICIES = ("stop", "skip")
+
+
+class Losses(NamedTuple):
+    """What a batch costs.
+
+    Attributes:
+        rows: the loss of every row, already weighed; their sum over the number of examples is what is minimised.
+        level: the number of the noise level of every row.
+    """
+
+    rows: Tensor
+    level: Tensor
+
+
+class Task(Protocol):
+    """What a recipe trains.
+
+    Attributes:
+        networks: those that hold trained parameters, by name; the trainer puts the prepared ones in their place.
+    """
+
+    networks: dict[str, nn.Module]
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the groups of trained parameters, as optimizers take them."""
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move what is not trained to a device, in the type that it computes in."""
+
+    def losses(self, batch: Any, draw: Draw) -> Losses:
+        """Return what a batch costs, with the random numbers of its examples."""
+
+    def save(self, folder: Path) -> None:
+        """Write the trained weights into a folder."""
+
+    def load(self, folder: Path) -> None:
+        """Read the trained weights that `save` wrote."""
+
+
+class Examples(Protocol):
+    """What a task is trained on."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        """Return the example of a number at a position of the run, which decides all that is random in it."""
+
+    def collate(self, examples: Sequence[Any]) -> Any:
+        """Return a batch."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a task is trained.
+
+    Attributes:
+        folder: where checkpoints, the log and the results go.
+        steps: optimizer steps.
+        seed: of all that is random; None draws one.
+        batch: examples per batch of one process.
+        accumulated: batches per optimizer step.
+        learning_rate, lr_scheduler, warmup: see `optimization.learning_rates`.
+        lr_shape: `cycles` or `power` of the schedule.
+        optimizer: from groups of parameters to their optimizer.
+        max_grad_norm: gradients longer than this are shortened to it; None leaves them.
+        mixed_precision: "no", "fp16" or "bf16"; None is what accelerate was configured for.
+        average: decay of the moving average of the weights; None keeps none.
+        checkpoint_every: optimizer steps between two checkpoints; None makes none.
+        checkpoint_limit: how many are kept; None keeps all.
+        resume: name of a checkpoint, or "latest".
+        on_nonfinite: "stop" raises when a loss is not finite, "skip" leaves the step out and says so.
+        workers: processes that prepare batches.
+        log_every: optimizer steps between two readings of the losses.
+    """
+
+    folder: Path
+    steps: int
+    seed: int | None = None
+    batch: int = 1
+    accumulated: int = 1
+    learning_rate: float = 1e-4
+    lr_scheduler: str = "constant"
+    warmup: int = 0
+    lr_shape: Mapping[str, float] = field(default_factory=dict)
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = torch.optim.AdamW
+    max_grad_norm: float | None = 1.0
+    mixed_precision: str | None = None
+    average: Decay | None = None
+    checkpoint_every: int | None = 500
+    checkpoint_limit: int | None = None
+    resume: str | None = None
+    on_nonfinite: str = "stop"
+    workers: int = 0
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        check_choice("on_nonfinite", self.on_nonfinite, POLICIES)
+        for name in ("steps", "batch", "accumulated", "log_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+
+    def rate(self, step: int) -> float:
+        """Return the factor of the learning rates at an optimizer step."""
+        return factor(self.lr_scheduler, step, warmup=self.warmup, total=self.steps, **self.lr_shape)
+
+
+class Trainer:
+    """Trains a task.
+
+    Args:
+        watch: called after every optimizer step with the trainer, such as for previews.
+    """
+
+    def __init__(
+        self, task: Task, data: Examples, run: Run, *, watch: Iterable[Callable[[Trainer], None]] = ()
+    ) -> None:
+        if not len(data):
+            raise InputError("There are no examples to train on.")
+        self.task, self.data, self.run, self.watch = task, data, run, tuple(watch)
+        self.accelerator = accelerator(run)
+        self.main = self.accelerator.is_main_process
+        self.step = 0
+        self.found = checkpoints.find(run.folder, run.resume) if run.resume else None
+        self.streams = Streams(self._seed())
+        self.order = Order(self.streams, len(data), run.batch, run.accumulated, self.accelerator.num_processes)
+        self.parameters = trained(task)
+        self.optimizer = run.optimizer(task.groups())
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.average = Average(self.parameters, run.average) if run.average else None
+        self.log = Log(run.folder / LOG)
+
+    def _seed(self) -> int:
+        """Return the seed: the given one, that of the checkpoint, or one drawn."""
+        if self.found is not None:
+            seed = self.found.facts["seed"]
+            if self.run.seed not in (None, seed):
+                raise ConfigError(f"The run to resume has the seed {seed}, not {self.run.seed}; leave `seed` out.")
+            return seed
+        seed = self.run.seed if self.run.seed is not None else int(fresh().initial_seed() % 2**31)
+        shared = torch.tensor(seed, device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            torch.distributed.broadcast(shared, 0)
+        return int(shared)
+
+    # ---- the loop ---------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train from where the run stands to its last step.
+
+        Raises:
+            NonFiniteError: when a loss is not finite; names the step and the examples.
+        """
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        if self.main:
+            checkpoints.sweep(self.run.folder)
+        self._prepare()
+        if self.found is not None:
+            self._resume(self.found)
+        self.log.cut(self.step)
+        batches = self._batches()
+        with progress_bar(total=self.run.steps, initial=self.step, desc="Steps", disable=not self.main) as bar:
+            while self.step < self.run.steps:
+                self._advance(batches)
+                bar.update()
+                if self.step % self.run.log_every == 0 or self.step == self.run.steps:
+                    bar.set_postfix(loss=f"{self._tell():.4g}")
+                for look in self.watch:
+                    look(self)
+                if self.run.checkpoint_every and self.step % self.run.checkpoint_every == 0:
+                    self.checkpoint()
+        self.accelerator.wait_for_everyone()
+
+    def _prepare(self) -> None:
+        """Hand networks and optimizer to accelerate, and the rest of the task to the device."""
+        kinds = {"fp16": torch.float16, "bf16": torch.bfloat16}
+        dtype = kinds.get(self.accelerator.mixed_precision, torch.float32)
+        self.bare = dict(self.task.networks)
+        self.task.place(self.accelerator.device, dtype)
+        for name, network in self.bare.items():
+            self.task.networks[name] = self.accelerator.prepare(network.train())
+        self.optimizer = self.accelerator.prepare(self.optimizer)
+
+    def _batches(self) -> Iterator[Any]:
+        """Return this process's batches from the present step on."""
+        from torch.utils.data import DataLoader
+
+        feed = Feed(self.data, partial(self.order.batches, self.accelerator.process_index, self.step, self.run.steps))
+        options: dict[str, Any] = {"prefetch_factor": 4} if self.run.workers else {}
+        loader: Any = DataLoader(
+            feed,  # type: ignore[arg-type]
+            batch_sampler=feed,
+            collate_fn=feed.collate,
+            num_workers=self.run.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            **options,
+        )
+        return iter(loader)
+
+    def _advance(self, batches: Iterator[Any]) -> None:
+        """Take one optimizer step."""
+        torch.manual_seed(self.streams.number("layers", self.step, self.accelerator.process_index))
+        self._set_rates()
+        total = torch.zeros((), device=self.accelerator.device)
+        seen: list[int] = []
+        networks = list(self.task.networks.values())
+        for number in range(self.run.accumulated):
+            positions, batch = next(batches)
+            seen += [self.order.example(p) for p in positions]
+            last = number == self.run.accumulated - 1
+            with nullcontext() if last else self.accelerator.no_sync(*networks), self.accelerator.autocast():
+                draw = Draw(self.streams, positions, self.accelerator.device)
+                rows = self.task.losses(to_device(batch, self.accelerator.device), draw).rows
+                loss = rows.sum() / len(positions) / self.run.accumulated
+                self.accelerator.backward(loss)
+            total = total + loss.detach()
+        if self.step < 1:
+            self._diagnose()
+        length = None
+        if self.run.max_grad_norm is not None:
+            length = self.accelerator.clip_grad_norm_(self.parameters, self.run.max_grad_norm)
+        if self._wanted(total, seen):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
+        self.log.add(self.step, total, length, self.rates[0] * self.run.rate(self.step))
+        self.step += 1
+
+    def _set_rates(self) -> None:
+        share = self.run.rate(self.step)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * share
+
+    def _wanted(self, loss: Tensor, seen: Sequence[int]) -> bool:
+        """Tell whether the step is to be taken: with `skip`, or on the CPU, a loss is looked at before it."""
+        skip = self.run.on_nonfinite == "skip"
+        if not skip and loss.device.type != "cpu":
+            return True
+        if bool(torch.isfinite(self.accelerator.reduce(loss, "mean"))):
+            return True
+        what = f"The loss is {float(loss)} at step {self.step}, for the examples {sorted(set(seen))}"
+        if not skip:
+            raise NonFiniteError(f"{what}. Look at them, lower the learning rate, or pass on_nonfinite='skip'.",
+                                 module="loss", step=self.step)  # fmt: skip
+        logger.warning("%s; the step is left out.", what)
+        return False
+
+    def _diagnose(self) -> None:
+        """Warn of trained parameters that no gradient reaches."""
+        names = {id(p): f"{part}.{name}" for part, net in self.bare.items() for name, p in net.named_parameters()}
+        idle = [names.get(id(p), "?") for p in self.parameters if p.grad is None]
+        if len(idle) == len(self.parameters):
+            raise ConfigError("No trained parameter has a gradient: the loss does not depend on any of them.")
+        if idle:
+            shown = ", ".join(idle[:5]) + (", ..." if len(idle) > 5 else "")
+            logger.warning("%d of %d trained parameters get no gradient: %s", len(idle), len(self.parameters), shown)
+
+    def _tell(self) -> float:
+        """Write the log up to the present step and return the last loss."""
+        points = self.log.close(lambda loss: float(self.accelerator.reduce(loss, "mean")), write=self.main)
+        for point in points:
+            if not math.isfinite(point["loss"]) and self.run.on_nonfinite == "stop":
+                raise NonFiniteError(
+                    f"The loss was {point['loss']} at step {point['step']}; lower the learning rate, or pass "
+                    "on_nonfinite='skip'.",
+                    module="loss",
+                    step=point["step"],
+                )
+        return points[-1]["loss"] if points else math.nan
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint of the present step, and delete old ones once it was read back."""
+        self._tell()
+        if self.main:
+            facts = {"seed": self.streams.seed, "steps": self.run.steps, "examples": len(self.data)}
+            checkpoints.save(self.run.folder, self.step, self._write, facts)
+            checkpoints.keep(self.run.folder, self.run.checkpoint_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _write(self, folder: Path) -> None:
+        """Write all that a run consists of."""
+        self.task.save(folder)
+        scaler = self.accelerator.scaler
+        state = {"optimizer": self.optimizer.state_dict(), "scaler": None if scaler is None else scaler.state_dict()}
+        torch.save(state, folder / "optimizer.bin")
+        if self.average is not None:
+            from safetensors.torch import save_file
+
+            save_file(self.average.state(), folder / "average.safetensors")
+
+    def _resume(self, found: checkpoints.Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        if found.facts["examples"] != len(self.data):
+            raise ConfigError(
+                f"{found.folder} was trained on {found.facts['examples']} examples and there are {len(self.data)} now; "
+                "a run is resumed with the data it began with."
+            )
+        self.task.load(found.folder)
+        state = torch.load(found.folder / "optimizer.bin", map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            from safetensors.torch import load_file
+
+            if not (found.folder / "average.safetensors").is_file():
+                raise ConfigError(f"{found.folder} has no average of the weights; resume without `use_ema`.")
+            self.average.restore(load_file(found.folder / "average.safetensors"))
+        self.step = found.step
+        logger.info("Going on from %s.", found.folder)
+
+
+class Log:
+    """The figures of a run, one JSON object per line and step; nothing in it depends on the time of day."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.open: list[tuple[int, Tensor, Tensor | None, float]] = []
+
+    def add(self, step: int, loss: Tensor | float, length: Tensor | None, rate: float) -> None:
+        """Remember the figures of a step without reading them."""
+        self.open.append((step, torch.as_tensor(loss), length, rate))
+
+    def close(self, read: Callable[[Tensor], float], *, write: bool) -> list[dict[str, Any]]:
+        """Read what was added since the last time, write it if asked, and return it."""
+        points = [
+            {"step": step, "loss": read(loss), "lr": rate, **({} if length is None else {"grad_norm": float(length)})}
+            for step, loss, length, rate in self.open
+        ]
+        self.open = []
+        if write and points:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(point) + "\n" for point in points)
+        return points
+
+    def cut(self, step: int) -> None:
+        """Forget the lines of a step and after it, which a resumed run writes again."""
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+            if kept != lines:
+                atomic_write(self.path, "".join(kept))
+
+
+class Feed:
+    """The examples and the batches of one process, as a DataLoader takes them: every batch tells its positions."""
+
+    def __init__(self, data: Examples, batches: Callable[[], Iterator[list[tuple[int, int]]]]) -> None:
+        self.data, self.batches = data, batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self.batches()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Any]:
+        return key[1], self.data[key]
+
+    def collate(self, examples: list[tuple[int, Any]]) -> tuple[list[int], Any]:
+        """Return positions and batch."""
+        return [position for position, _ in examples], self.data.collate([example for _, example in examples])
+
+
+def accelerator(run: Run) -> Any:
+    """Return accelerate's view of the machine: devices, processes, precision.
+
+    Raises:
+        MissingDependencyError: without accelerate.
+    """
+    require("accelerate", why="Training", extra="training")
+    from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin
+
+    plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
+    return Accelerator(mixed_precision=run.mixed_precision, gradient_accumulation_plugin=plugin)
+
+
+def trained(task: Task) -> list[nn.Parameter]:
+    """Return the trained parameters of a task.
+
+    Raises:
+        ConfigError: when there are none.
+    """
+    found = [parameter for group in task.groups() for parameter in group["params"]]
+    if not found:
+        raise ConfigError("Nothing is to be trained: every parameter is locked.")
+    return found
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Return a batch with its tensors on a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {name: to_device(part, device) for name, part in batch.items()}
+    return batch
