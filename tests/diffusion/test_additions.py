@@ -243,6 +243,8 @@ def test_strength_per_step() -> None:
         FirstOrder(eta=[0.1, 0.2, 0.3]).rows(grid)
     with pytest.raises(InputError, match="negative"):
         FirstOrder(eta=lambda index, level: -1.0).rows(grid)
+    with pytest.raises(InputError, match="has no number; pass a single number"):
+        FirstOrder(eta=[0.1, 0.2]).row(grid[0], grid[1], 2)
 
 
 # ---- schedulers ---------------------------------------------------------------------------------------------------
@@ -262,6 +264,24 @@ def test_using_leaves_the_scheduler_alone() -> None:
     both = other.using(grid=lambda grid: grid[::2])
     assert both.plan(8).grid == scheduler.plan(8).grid[::2]
     assert len(both.plan(8).steps) == 2 * 4 - 1 + 2 * 2 * 2
+
+
+def test_what_was_used_outlives_another_class() -> None:
+    """Solver and every function of levels, in their order."""
+    given = euler().using(grid=lambda grid: grid[::2]).using(solver=Heun()).using(grid=lambda grid: grid[1:])
+    made = given.turned_into(langevin.LMSDiscreteScheduler, timestep_spacing="trailing")
+    own = langevin.LMSDiscreteScheduler(**STABLE, timestep_spacing="trailing")
+    assert type(made) is type(own) and made.plan(8).solver == Heun() == given.plan(8).solver
+    assert made.plan(8).grid == own.plan(8).grid[::2][1:]
+    assert own.turned_into(type(own), steps_offset=1).plan(8).solver == own.plan(8).solver
+
+
+def test_a_jump_where_sigmas_cannot_be_named_keeps_its_interpolated_timesteps() -> None:
+    flow_sigmas = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    scheduler = langevin.DPMSolverMultistepScheduler(**flow_sigmas)
+    rows = scheduler.using(solver=Restart(FirstOrder(), ((0.3, 2.0, 1, 3),))).plan(8).rows
+    jump = next(row.after for row in rows if row.after.ratio > row.level.ratio)
+    assert math.isclose(jump.ratio, 2.0) and abs(jump.t - 1000 * jump.sigma) <= 1
 
 
 def test_levels_of_a_jump_have_the_timesteps_of_the_process() -> None:

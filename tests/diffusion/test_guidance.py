@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from langevin.diffusion import CFG, Branch, guided
-from langevin.diffusion.guidance import NEGATIVE, POSITIVE, alone, rescaled
+from langevin.diffusion.guidance import NEGATIVE, NOTHING, PICTURE, POSITIVE, DualCFG, alone, rescaled
 
 G = torch.Generator().manual_seed(3)
 POS, NEG = (torch.randn(2, 3, 4, 4, generator=G) for _ in range(2))
@@ -39,6 +39,27 @@ def test_a_tensor_scale_is_per_image() -> None:
     scale = torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1)
     result = guided(CFG(scale), POS, None, answer([]))
     assert torch.allclose(result[0], POS[0]) and torch.allclose(result[1], NEG[1] + 3 * (POS[1] - NEG[1]))
+
+
+def test_members_are_weighted_against_the_negative() -> None:
+    """Liu et al. 2022, eq. 11; one member of weight 1 is the ordinary guidance, also where it is rescaled."""
+    members = {"cat": POS, "dog": POS.flip(0)}
+    guidance = CFG(3.0, members=(("cat", 0.75), ("dog", torch.tensor(-0.5))))
+    result = guided(guidance, POS, None, lambda wanted: tuple(members.get(b.condition, NEG) for b in wanted))
+    assert torch.allclose(result, NEG + 3.0 * (0.75 * (POS - NEG) - 0.5 * (POS.flip(0) - NEG)), atol=1e-5)
+    one = CFG(3.0, rescale=0.7, members=(("positive", 1.0),))
+    plain = guided(CFG(3.0, rescale=0.7), POS, None, answer([]))
+    assert torch.allclose(guided(one, POS, None, answer([])), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_a_prompt_and_a_picture(rescale: float) -> None:
+    """Brooks et al. 2023, eq. 3."""
+    picture = POS.flip(0)
+    known = {POSITIVE: POS, PICTURE: picture, NOTHING: NEG}
+    result = guided(DualCFG(4.0, 1.5, rescale), POS, None, lambda wanted: tuple(known[b] for b in wanted))
+    plain = NEG + 1.5 * (picture - NEG) + 4.0 * (POS - picture)
+    assert torch.allclose(result, rescaled(plain, POS, rescale), atol=1e-5)
 
 
 def test_rescaling_restores_the_deviation() -> None:

@@ -92,6 +92,17 @@ def test_karras_levels_of_the_paper() -> None:
     assert np.allclose(levels, [80.0, middle, 0.002])
 
 
+def test_own_levels_are_checked() -> None:
+    assert grids.check_descending("x", [2, 1.0], low=1, high=2) == [2.0, 1.0]
+    for values, cause in (([], "`x` is empty"), ([1.0, 1.0], "1 is followed by 1"), ([3, 1], r"in \[1, 2\]; given: 3")):
+        with pytest.raises(InputError, match=cause):
+            grids.check_descending("x", values, low=1, high=2)
+    with pytest.raises(InputError, match=r"at least 1; given: 3 \.\.\. 0.5"):
+        grids.check_descending("x", [3, 0.5], low=1)
+    with pytest.raises(InputError, match="at least two levels"):
+        grids.check_levels([1.0])
+
+
 def test_levels_on_straight_paths() -> None:
     even, end = np.linspace(0.999, 0, 5)[:-1], flow(0, 0.0)
     plain, moved = at_flow(even, 1000, end), at_flow(grids.shifted(even, 3.0), 1000, end)

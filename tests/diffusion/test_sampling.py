@@ -55,6 +55,27 @@ def test_steps_describe_the_run() -> None:
     assert all(s.in_scale == pytest.approx((1 + s.level.sigma**2) ** -0.5) for s in euler)
 
 
+def test_calls_are_numbered_by_the_step_they_belong_to() -> None:
+    heun = plan("HeunDiscreteScheduler", 3)
+    assert heun.numbers == (0, 0, 1, 1, 2) and heun.part(1).numbers == (0, 1, 1, 2)
+    assert plan(steps=3).numbers == (0, 1, 2)
+
+
+def test_a_part_lies_within_the_run() -> None:
+    whole = plan(steps=4)
+    assert whole.part(1, 3).steps[0].timestep == 500 and len(whole.part(0).steps) == 4
+    assert whole.part(1).part(1, 2).steps[0].timestep == 250
+    for first, end in ((0, 5), (2, 2), (-1, 2), (4, None)):
+        with pytest.raises(InputError, match="asked of a run that has 4"):
+            whole.part(first, end)
+
+
+def test_a_picture_is_settled_where_the_sample_is_after_the_step() -> None:
+    step = plan(steps=4).steps[1]
+    assert torch.equal(plan(steps=4).settle(step, X, X.flip(0)), noised(X, X.flip(0), step.after))
+    assert step.after.t == 250
+
+
 def test_edits_and_callbacks_change_the_sample() -> None:
     whole = sample(half, X, plan())
     assert torch.equal(sample(half, X, plan(), after=[lambda x, step: x * 1.0]), whole)

@@ -252,3 +252,14 @@ def test_other_predictors_for_unipc() -> None:
     scheduler = langevin.UniPCMultistepScheduler(**STABLE, solver_p=ddim, timestep_spacing="trailing")
     assert exact_end(scheduler.plan(6), torch.Generator().manual_seed(5)) < 1e-9
     assert "solver_p" not in scheduler.config
+
+
+def test_a_predictor_that_is_not_exact_is_refused() -> None:
+    class Longer(FirstOrder):
+        def rows(self, grid, begin=0):
+            return tuple(replace(row, sample=1.01 * row.sample) for row in super().rows(grid, begin))
+
+    grid = langevin.DDIMScheduler(**STABLE).plan(4).grid
+    assert len(UniPC(predictor=FirstOrder()).rows(grid)) == 4
+    with pytest.raises(ConfigError, match="Longer is not exact"):
+        UniPC(predictor=Longer()).rows(grid)

@@ -219,6 +219,10 @@ def test_vq_diffusion_protocol() -> None:
         scheduler.plan(3)
     with pytest.raises(InputError, match="training steps"):
         scheduler.set_timesteps(101)
+    assert MaskAndReplace(2).products.shape == (3, 101) and MaskAndReplace(2, 1).single.shape == (3, 1)
+    for classes, steps in ((1, 100), (2, 0)):
+        with pytest.raises(ConfigError, match="at least 2 and 1"):
+            MaskAndReplace(classes, steps)
     with pytest.raises(ConfigError, match="between 0 and 1"):
         langevin.VQDiffusionScheduler(num_vec_classes=6, alpha_cum_end=0.0)
     again = langevin.VQDiffusionScheduler.from_config(scheduler.config)

@@ -91,6 +91,39 @@ def peer_result(name: str, x: torch.Tensor) -> tuple:
     return scheduler.step(network(x, 0), scheduler.timesteps[0], x, return_dict=False)
 
 
+def test_options_of_a_step_may_change_within_a_run() -> None:
+    """What is remembered stays, and each step is that of a run which has its options throughout."""
+    changing, chosen = make("LMSDiscreteScheduler", **STABLE), (4, 4, 3, 2)
+    changing.set_timesteps(5)
+    remembered, x = [], first_noise()
+    for k, (t, order) in enumerate(zip(changing.timesteps, chosen, strict=False)):
+        output = network(x, t)
+        remembered.insert(0, output)
+        row = changing.plan(5, order=order).rows[k]
+        wanted = row.sample * x + sum(c * eps for c, eps in zip(row.outputs, remembered, strict=False))
+        x = changing.step(output, t, x, order=order).prev_sample
+        assert torch.allclose(x, wanted, atol=1e-5)
+    with pytest.raises(InputError, match="combines 4 predictions, but 2 are known"):
+        changing.step(x, changing.timesteps[4], x, order=4)
+
+
+def test_tables_of_many_options_are_forgotten() -> None:
+    scheduler = make("DDIMScheduler")
+    scheduler.set_timesteps(2)
+    t, x = scheduler.timesteps[0], first_noise()
+    ends = [scheduler.step(x, t, x, eta=k / 100, variance_noise=x).prev_sample for k in range(100)]
+    assert len(scheduler._tables) < 40
+    assert torch.equal(scheduler.step(x, t, x, eta=0.01, variance_noise=x).prev_sample, ends[1])
+
+
+@pytest.mark.parity
+def test_alpha_at_the_end_of_a_run() -> None:
+    for name in ("DDIMScheduler", "PNDMScheduler"):
+        for one in (True, False):
+            ours, theirs = make(name, set_alpha_to_one=one), peer(name)(set_alpha_to_one=one)
+            assert torch.allclose(ours.final_alpha_cumprod, theirs.final_alpha_cumprod, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_set_num_inference_steps_is_the_same(name: str) -> None:
     one, two = make(name), make(name)

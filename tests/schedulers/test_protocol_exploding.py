@@ -102,3 +102,12 @@ def test_stochastic_flow_draws_for_each_image() -> None:
     both = protocol(scheduler, generator=[seeded(1), seeded(2)])[-1]
     alone = protocol(scheduler, x=first_noise()[1:], generator=seeded(2))[-1]
     assert torch.allclose(both[1:], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_inverted_timesteps_are_those_the_network_is_told() -> None:
+    inverted = langevin.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    steps = inverted.plan(timesteps=[100, 400, 900]).steps
+    assert [step.timestep for step in steps] == pytest.approx([100, 400, 900])
+    assert [step.level.sigma for step in steps] == pytest.approx([0.9, 0.6, 0.1])
+    with pytest.raises(InputError, match="must descend"):
+        inverted.plan(timesteps=[900, 400])

@@ -172,6 +172,11 @@ class Run:
         else:
             present = reading.bounded_noise(x, output)
         models = (present, *self.history)
+        if len(row.outputs) > len(models):
+            raise InputError(
+                f"This step combines {len(row.outputs)} predictions, but {len(models)} are known; the steps before it "
+                "kept fewer. Give every step of a run the same options."
+            )
         terms = [*zip(row.outputs, models, strict=False), (row.sample, x), (row.saved, self.saved)]
         if row.direction:
             terms.append((row.direction, reading.noise(x, output)))
