@@ -59,6 +59,9 @@ def test_nothing_is_overwritten(model, tmp_path, capsys) -> None:
     assert "exists already" in convert(capsys, model, tmp_path / "taken.safetensors", status=2)
     assert (tmp_path / "taken.safetensors").read_text() == "mine"
     assert "exists already" in convert(capsys, tmp_path / "taken.safetensors", model, status=2)
+    for name in ("out", "out.safetensors"):
+        message = convert(capsys, model, tmp_path / "taken.safetensors" / name, status=2)
+        assert f"{name} cannot be written (" in message and "name another target" in message
 
 
 def test_what_cannot_be_converted_says_why(model, tmp_path, capsys) -> None:

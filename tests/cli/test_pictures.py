@@ -198,7 +198,7 @@ def test_mistakes_are_found_before_loading(capsys, tmp_path, model, files, monke
 
 def test_without_the_shipped_control_there_is_a_clear_error(capsys, tmp_path, monkeypatch, files) -> None:
     folder = loading.model_folder()
-    monkeypatch.setattr("langevin.cli.model.model_folder", lambda: folder)
+    monkeypatch.setattr("langevin.cli.request.model_folder", lambda: folder)
     monkeypatch.setattr("langevin.picturebook.__file__", str(tmp_path / "__init__.py"))
     error = refused(capsys, "a cat", "--control", files["cat"], "--output", str(tmp_path / "none"))
     assert "carries no picturebook control" in error and "Loading" not in error

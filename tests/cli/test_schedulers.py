@@ -92,6 +92,11 @@ def test_check_takes_a_class_of_ones_own(capsys, tmp_path) -> None:
         find(str(file))
     with pytest.raises(InputError, match="does not exist"):
         find("absent.py:Mine")
+    file.write_text("1 / 0")
+    with pytest.raises(
+        InputError, match=r"cannot be run .ZeroDivisionError: division by zero.; `python"
+    ):
+        find(f"{file}:Mine")
 
 
 @pytest.mark.parametrize(
@@ -102,6 +107,7 @@ def test_check_takes_a_class_of_ones_own(capsys, tmp_path) -> None:
         (["check", "euler", "-o", "s_churn"], "write key=value"),
         (["check", "euler", "--space", "flat"], "space is 'flat'"),
         (["show", "vq-diffusion"], "cannot be built"),
+        (["show", "euler", "-o", "timesteps=[9, 1]"], "does not accept 'timesteps'"),
         (["plot", "euler", "--output", "a.jpg"], "a.png"),
         (["plot", *["euler"] * 9, "--output", "a.png"], "1 to 8"),
     ],
@@ -127,6 +133,8 @@ def test_plot_writes_a_picture(capsys, tmp_path) -> None:
     with Image.open(file) as picture:
         assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 20)) > 20
     assert "grids-2.png" in run(capsys, "plot", "ddim", "--output", str(file), "--steps", "6")
+    text = run(capsys, "plot", "ddim", "--output", str(file / "a.png"), "--steps", "2", status=2)
+    assert "a.png cannot be written (" in text and "choose another --output" in text
 
 
 def test_plot_without_matplotlib_says_what_to_install(monkeypatch, tmp_path, capsys) -> None:

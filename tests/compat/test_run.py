@@ -15,6 +15,7 @@ import pytest
 import langevin
 from langevin.cli import main
 from langevin.cli.run import check
+from langevin.core.errors import InputError
 from tests.pipelines import tiny
 
 COMMAND = [sys.executable, "-m", "langevin", "run"]
@@ -98,6 +99,10 @@ def test_a_script_that_is_not_there(tmp_path) -> None:
     script(tmp_path, "")
     done = run("scirpt.py", cwd=tmp_path)
     assert done.returncode == 2 and "did you mean 'script.py'" in done.stderr
+    with pytest.raises(InputError, match=r"^\S*scirpt\.py does not exist"):
+        check(str(tmp_path / "scirpt.py"))
+    with pytest.raises(InputError, match="is a folder; name the script in it"):
+        check(str(tmp_path))
 
 
 # What a script uses --------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .lora import group as loras
-from .schedulers import group
+from .schedulers import Json, group
 
 app = typer.Typer(
     help="Langevin: diffusion models from the command line.",
@@ -104,22 +104,7 @@ Size = Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT or a numb
 Dtype = Annotated[str, typer.Option("--dtype", help="Number format of the weights: float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps ...; auto takes an accelerator if any.")]
 Output = Annotated[str, typer.Option("--output", "-o", help="A .png file, or a folder. Existing files are kept.")]
-Inspected = Annotated[
-    str, typer.Argument(metavar="FILE_OR_FOLDER", help="A .safetensors, .ckpt, .bin or .pt file, or a model's folder.")
-]
-Against = Annotated[
-    str | None,
-    typer.Option(
-        "--model", "-m", help="Also say whether it fits this model: a folder, a file, or the shipped 'picturebook'."
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the path of the picture and nothing else.")]
-
-
-@app.callback()
-def _commands() -> None:
-    """Keep the commands named even while there are few."""
 
 
 @app.command()
@@ -154,102 +139,61 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Draw pictures and write them as PNG files that carry their parameters."""
+    options = {**locals(), "lora": tuple(lora or ()), "embedding": tuple(embedding or ())}
     from .generate import run
     from .request import Request
 
-    request = Request(
-        prompt=prompt,
-        model=model,
-        negative_prompt=negative_prompt,
-        prompt_syntax=prompt_syntax,
-        image=image,
-        mask=mask,
-        outpaint=outpaint,
-        strength=strength,
-        control=control,
-        controlnet=controlnet,
-        control_scale=control_scale,
-        edges=edges,
-        image_prompt=image_prompt,
-        ip_adapter=ip_adapter,
-        ip_adapter_scale=ip_adapter_scale,
-        lora=tuple(lora or ()),
-        embedding=tuple(embedding or ()),
-        steps=steps,
-        guidance_scale=guidance_scale,
-        scheduler=scheduler,
-        seed=seed,
-        num_images=num_images,
-        grid=grid,
-        size=size,
-        dtype=dtype,
-        device=device,
-        output=output,
-        quiet=quiet,
-    )
-    for path in run(request):
+    for path in run(Request(**options)):
         typer.echo(path)
-
-
-Dtypes = Annotated[str, typer.Option("--dtype", help="Number format to write: float16 ...; auto keeps the source's.")]
-Layout = Annotated[str | None, typer.Option("--layout", help="Family to write as. Default: told from the networks.")]
-Original = Annotated[str | None, typer.Option("--original-config", help="The authors' YAML file of a single file.")]
-Config = Annotated[str | None, typer.Option("--config", help="A folder with the configurations of a single file.")]
-Ema = Annotated[bool, typer.Option("--extract-ema", help="Take the moving averages of the UNet's weights.")]
-Predicts = Annotated[str | None, typer.Option("--prediction-type", help="epsilon or v_prediction, if not as told.")]
-
-Base = Annotated[
-    str | None,
-    typer.Option(
-        "--base", metavar="FOLDER_OR_REPO", help="For weights of KerasCV (.h5): a pipeline that has the rest."
-    ),
-]
-KerasText = Annotated[
-    str | None, typer.Option("--keras-text-encoder", metavar="FILE", help="With --base: KerasCV's text encoder.")
-]
-Placeholder = Annotated[
-    list[str] | None,
-    typer.Option("--placeholder-token", help="With --base: a word that it learned. May be given several times."),
-]
 
 
 @app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="A single file, its address on the hub, or a folder.")],
     target: Annotated[str, typer.Argument(help="A folder, or a .safetensors or .ckpt file. Nothing is overwritten.")],
-    dtype: Dtypes = "auto",
-    layout: Layout = None,
-    original_config: Original = None,
-    config: Config = None,
-    extract_ema: Ema = False,
-    prediction_type: Predicts = None,
-    base: Base = None,
-    keras_text_encoder: KerasText = None,
-    placeholder_token: Placeholder = None,
+    dtype: Annotated[str, typer.Option(help="Number format to write: float16 ...; auto keeps the source's.")] = "auto",
+    layout: Annotated[str | None, typer.Option(help="Family to write as. Default: told from the networks.")] = None,
+    original_config: Annotated[str | None, typer.Option(help="The authors' YAML file of a single file.")] = None,
+    config: Annotated[str | None, typer.Option(help="A folder with the configurations of a single file.")] = None,
+    extract_ema: Annotated[
+        bool, typer.Option("--extract-ema", help="Take the moving averages of the UNet's weights.")
+    ] = False,
+    prediction_type: Annotated[str | None, typer.Option(help="epsilon or v_prediction, if not as told.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER_OR_REPO", help="For weights of KerasCV (.h5): a pipeline that has the rest."),
+    ] = None,
+    keras_text_encoder: Annotated[
+        str | None, typer.Option(metavar="FILE", help="With --base: KerasCV's text encoder.")
+    ] = None,
+    placeholder_token: Annotated[
+        list[str] | None, typer.Option(help="With --base: a word that it learned. May be given several times.")
+    ] = None,
 ) -> None:
     """Convert a checkpoint in its authors' single file to a folder, or a folder to such a file."""
+    options = {**locals(), "placeholder_token": placeholder_token or ()}
     from .convert import run
 
-    what, written = run(
-        source,
-        target,
-        dtype=dtype,
-        layout=layout,
-        base=base,
-        keras_text_encoder=keras_text_encoder,
-        placeholder_token=placeholder_token or (),
-        extract_ema=extract_ema,
-        original_config=original_config,
-        config=config,
-        prediction_type=prediction_type,
-    )
+    what, written = run(**options)
     typer.echo(what)
     for line in written:
         typer.echo(f"wrote {line}")
 
 
 @app.command("inspect")
-def inspect_(path: Inspected, model: Against = None, json: Json = False) -> None:
+def inspect_(
+    path: Annotated[
+        str,
+        typer.Argument(metavar="FILE_OR_FOLDER", help="A .safetensors, .ckpt, .bin or .pt file, or a model's folder."),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help="Also say whether it fits this model: a folder, a file, or the shipped 'picturebook'."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
     """Say what a weight file or a model's folder is, from its header alone; status 1 when something is wrong."""
     from .inspect import report
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from .. import __version__
 from ..core.errors import InputError
+from ..core.rng import streams
+from ..pipelines.base import DiffusionPipeline
 from .loras import told
 from .request import PICTUREBOOK, PICTUREBOOK_CALL, Request, flag, syntax
-
-if TYPE_CHECKING:
-    from ..pipelines.base import DiffusionPipeline
 
 ARGUMENTS = {
     "prompt": "prompt",
@@ -61,8 +62,6 @@ def arguments(cls: type[Any], request: Request) -> dict[str, Any]:
 
 def draw(pipe: DiffusionPipeline, call: dict[str, Any], *, seed: int, count: int = 1) -> list[Any]:
     """Run the pipeline once for `count` pictures; picture k uses the stream `seed + k`."""
-    from ..core.rng import streams
-
     taken = inspect.signature(type(pipe).__call__).parameters
     number = "num_images_per_prompt" if "num_images_per_prompt" in taken else "batch_size"
     counted = {number: count} if number in taken else {}
@@ -75,8 +74,6 @@ def draw(pipe: DiffusionPipeline, call: dict[str, Any], *, seed: int, count: int
 
 def describe(pipe: DiffusionPipeline, request: Request, call: dict[str, Any], image: Any, seed: int) -> dict[str, Any]:
     """Return what a picture was made with, defaults filled in."""
-    import torch
-
     taken = inspect.signature(type(pipe).__call__).parameters
 
     def used(name: str) -> Any:

@@ -21,6 +21,7 @@ from ..weights.keras import refuse_program
 from ..weights.saving import SUFFIXES, save
 from ..weights.single_file import SingleFile, model_class
 from ..weights.wishes import locate, wishes_of
+from .output import writing
 
 
 def run(
@@ -62,10 +63,11 @@ def run(
         pipe, facts = read_file(source, torch_dtype=dtype, **given)
         what = facts.explain()
     said = what or f"{type(pipe).__name__} in {source}"
-    if Path(target).suffix in SUFFIXES:
+    with writing(Path(target), "name another target"):
+        if Path(target).suffix not in SUFFIXES:
+            return said, write_folder(pipe, Path(target))
         written = save(parts_of(pipe), target, layout=layout, dtype=kept)
         return said, [f"{target}: {', '.join(written)}"]
-    return said, write_folder(pipe, Path(target))
 
 
 def refuse_existing(target: str | os.PathLike) -> None:

@@ -8,8 +8,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..core.progress import progress_bar
+from ..pipelines.base import DiffusionPipeline
 from . import grid
 from .calling import arguments, describe, draw
 from .model import build_scheduler, load, pick_class
@@ -17,9 +19,6 @@ from .output import Place, write
 from .request import Request, check, find_scheduler, parse_size
 from .sheet import contact_sheet
 from .sources import Sources, read
-
-if TYPE_CHECKING:
-    from ..pipelines.base import DiffusionPipeline
 
 
 def run(request: Request) -> list[Path]:
@@ -89,8 +88,6 @@ def draw_grid(
     place: Place,
 ) -> list[Path]:
     """Draw one picture per request, write each as soon as it is done, and a sheet at the end."""
-    from ..core.progress import progress_bar
-
     schedulers: dict[str | None, Any] = {None: None}
     for name in {cell.scheduler for cell in cells if cell.scheduler}:
         schedulers[name] = build_scheduler(pipe, find_scheduler(name))

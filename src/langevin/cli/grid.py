@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -98,9 +99,7 @@ def cells(request: Request, axes: Sequence[Axis]) -> list[Request]:
 
 def summary(axes: Sequence[Axis]) -> str:
     """Return how many pictures a grid gives, as text."""
-    count = 1
-    for axis in axes:
-        count *= len(axis.values)
+    count = math.prod(len(axis.values) for axis in axes)
     return f"Grid of {count} pictures: {' x '.join(f'{axis.name} ({len(axis.values)})' for axis in axes)}"
 
 

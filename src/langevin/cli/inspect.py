@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-from ..picturebook import model_folder
 from ..weights.inspect import inspect
-from .request import PICTUREBOOK
+from .request import place_of
 
 
 def report(path: str, model: str | None, *, as_json: bool) -> tuple[str, bool]:
@@ -15,6 +14,5 @@ def report(path: str, model: str | None, *, as_json: bool) -> tuple[str, bool]:
     Raises:
         InputError: when there is nothing at `path` or at `model`.
     """
-    place, against = (str(model_folder()) if name == PICTUREBOOK else name for name in (path, model))
-    found = inspect(str(place), model=against)
+    found = inspect(place_of(path), model=None if model is None else place_of(model))
     return json.dumps(found.as_dict(), indent=2) if as_json else str(found), found.ok

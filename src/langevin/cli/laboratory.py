@@ -20,8 +20,14 @@ from ..diffusion.table import Plan
 from ..evaluation.driving import Bench
 from ..evaluation.samplers import check
 from ..schedulers.base import SchedulerMixin
-from .output import free
+from .output import free, writing
 from .request import find_scheduler
+
+GIVEN = {
+    *("self", "num_inference_steps", "timesteps", "sigmas", "device"),
+    *("model_output", "timestep", "sample", "generator", "return_dict"),
+}
+"""What the laboratory itself says to a scheduler's `set_timesteps` and `step`."""
 
 
 def parse(options: Sequence[str]) -> dict[str, Any]:
@@ -69,7 +75,7 @@ def find(name: str, options: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
     rest = {key: value for key, value in given.items() if key not in building}
     taken = {*own, *getattr(cls, "step_options", ()), *getattr(cls, "grid_options", ())}
     for call in filter(None, (getattr(cls, "set_timesteps", None), getattr(cls, "step", None))):
-        taken |= set(inspect.signature(call).parameters) - {"self", "model_output", "timestep", "sample"}
+        taken |= set(inspect.signature(call).parameters) - GIVEN
     check_known(cls.__name__, rest, taken)
     return scheduler, rest
 
@@ -95,14 +101,18 @@ def load_class(path: Path, name: str) -> type:
     """Import a Python file, which runs it, and return a class of it.
 
     Raises:
-        InputError: when there is no such file or class.
+        InputError: when there is no such file or class, or the file fails.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path} cannot be run ({what}); `python {path}` says where.") from error
     classes = [key for key, value in vars(module).items() if inspect.isclass(value)]
     check_choice(f"The class in {path}", name, classes)
     return getattr(module, name)
@@ -222,4 +232,5 @@ def draw(names: Sequence[str], steps: int, options: Sequence[str], output: str) 
     for name in names:
         scheduler, rest = find(name, options)
         benches.append(Bench(scheduler, options=rest))
-    return plot(benches, free(path), steps=steps)
+    with writing(path, "choose another --output"):
+        return plot(benches, free(path), steps=steps)

@@ -83,10 +83,9 @@ def merge(
     dialect: str | None = None,
 ) -> str:
     """Merge LoRAs for a model and return the path of the file that was written; see `adapters.merging.merge`."""
-    import torch
-
     from ..adapters import lora
     from ..adapters.files import open_source
+    from ..core.rng import seeded
     from .loras import parse, shipped
 
     place = writable(output)
@@ -97,7 +96,7 @@ def merge(
     name = lora.free_name(names, "merged")
     options: dict[str, Any] = {"combination_type": method, "svd_rank": rank, "density": density}
     if method.startswith("dare"):
-        options["generator"] = torch.Generator().manual_seed(seed)
+        options["generator"] = seeded(seed)
     lora.combine(models, names, [one.scale for one in given], name, **options)
     lora.save(models, place.parent, name=name, dialect=dialect, weight_name=place.name)
     return str(place)
@@ -155,14 +154,13 @@ def networks(model: str) -> dict[str, Any]:
     """Return the networks of a model that adapters can change, by component."""
     from torch import nn
 
-    from ..picturebook import model_folder
     from ..pipelines.base import DiffusionPipeline
     from ..pipelines.lora import COMPONENTS
     from .convert import parts_of, read_file
     from .model import is_single_file
-    from .request import PICTUREBOOK
+    from .request import place_of
 
-    place = str(model_folder()) if model == PICTUREBOOK else model
+    place = place_of(model)
     thing = read_file(place)[0] if is_single_file(place) else DiffusionPipeline.from_pretrained(place)
     return {name: part for name, part in parts_of(thing).items() if name in COMPONENTS and isinstance(part, nn.Module)}
 

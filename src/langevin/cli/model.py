@@ -5,44 +5,42 @@ from __future__ import annotations
 import inspect
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+
+import langevin
 
 from ..core.errors import InputError, WeightsError, check_choice
-from ..picturebook import control_folder, model_folder
+from ..models.controlnets.controlnet import ControlNetModel
+from ..picturebook import control_folder
+from ..pipelines import auto
+from ..pipelines.base import DiffusionPipeline
+from ..pipelines.latent import LatentPipeline
+from ..weights.checkpoint import header_of
+from ..weights.detect import recognise
+from ..weights.wishes import locate
 from .loras import attach, teach
-from .request import PICTUREBOOK, Request
-
-if TYPE_CHECKING:
-    from ..pipelines.base import DiffusionPipeline
+from .request import PICTUREBOOK, Request, place_of
 
 
-def folder_of(request: Request) -> str:
-    """Return the folder or hub repository of the model."""
-    return str(model_folder()) if request.model == PICTUREBOOK else request.model
-
-
-def is_single_file(model: str) -> bool:
+def is_single_file(place: str) -> bool:
     """Tell whether a model is one file in its authors' own layout: a file on disk, or its address on the hub."""
-    return "/blob/" in model or Path(model).expanduser().is_file()
+    return "/blob/" in place or Path(place).expanduser().is_file()
 
 
-def class_of(request: Request) -> str:
+def class_of(model: str) -> str:
     """Return the pipeline class that a model is for.
 
     Raises:
         WeightsError: for a single file that holds no pipeline.
     """
-    from ..pipelines import auto
-
-    if not is_single_file(request.model):
-        return auto.class_in(folder_of(request))
-    from ..weights.checkpoint import header_of
-    from ..weights.detect import recognise
-    from ..weights.wishes import locate
-
-    _, facts = recognise(header_of(locate(request.model)), request.model)
+    place = place_of(model)
+    if not is_single_file(place):
+        return auto.class_in(place)
+    _, facts = recognise(header_of(locate(place)), model)
     if facts.pipeline is None:
-        raise WeightsError(f"{request.model} is a {facts.kind} and no whole model; `langevin inspect` says more.")
+        raise WeightsError(f"{model} is a {facts.kind} and no whole model; `langevin inspect` says more.")
     return facts.pipeline
 
 
@@ -54,9 +52,7 @@ def pick_class(request: Request) -> type[Any]:
     Raises:
         LangevinError: for a model that is not here, or a family without the task.
     """
-    from ..pipelines import auto
-
-    row = auto.row_of(class_of(request))
+    row = auto.row_of(class_of(request.model))
     if auto.task_of(row) in auto.AUTO:
         row = auto.row_for(row, request.task, {"controlnet"} if request.control else set())
     return auto.load_class(row)
@@ -64,10 +60,6 @@ def pick_class(request: Request) -> type[Any]:
 
 def load(cls: type[Any], request: Request) -> DiffusionPipeline:
     """Load a pipeline in the asked number format onto the asked device."""
-    import torch
-
-    from ..models.controlnets.controlnet import ControlNetModel
-
     device, dtype = pick_device(request.device), getattr(torch, request.dtype)
     given = {}
     net = controlnet_of(request)
@@ -75,8 +67,9 @@ def load(cls: type[Any], request: Request) -> DiffusionPipeline:
         given["controlnet"] = ControlNetModel.from_pretrained(net, torch_dtype=dtype)
     if not request.quiet:
         print(f"Loading {request.model} on {device} in {request.dtype} ...", file=sys.stderr)
-    build = cls.from_single_file if is_single_file(request.model) else cls.from_pretrained
-    pipe = build(folder_of(request), torch_dtype=dtype, **given).to(device)
+    place = place_of(request.model)
+    build = cls.from_single_file if is_single_file(place) else cls.from_pretrained
+    pipe = build(place, torch_dtype=dtype, **given).to(device)
     pipe.set_progress_bar_config(disable=request.quiet)
     attach(pipe, request.lora)
     teach(pipe, request.embedding)
@@ -92,13 +85,11 @@ def controlnet_of(request: Request) -> str | None:
     Raises:
         InputError: when there is none.
     """
-    from ..pipelines import auto
-
     if request.control is None or request.controlnet is not None:
         return request.controlnet
     if request.model == PICTUREBOOK:
         return str(control_folder())
-    if "controlnet" in auto.control_of(auto.row_of(class_of(request))):
+    if "controlnet" in auto.control_of(auto.row_of(class_of(request.model))):
         return None
     raise InputError(f"--control needs a ControlNet made for {request.model}; name it by --controlnet FOLDER_OR_REPO.")
 
@@ -109,8 +100,6 @@ def pick_device(name: str) -> str:
     Raises:
         InputError: naming the devices at hand.
     """
-    import torch
-
     present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
         return present.type if present is not None else "cpu"
@@ -126,10 +115,6 @@ def build_scheduler(pipe: DiffusionPipeline, name: str) -> Any:
 
     Latents have no bounds as pixels have, so samplers that clip what they predict do so only where that was said.
     """
-    import langevin
-
-    from ..pipelines.latent import LatentPipeline
-
     present, cls = getattr(pipe, "scheduler", None), getattr(langevin, name)
     if present is None:
         raise InputError(f"{type(pipe).__name__} has no scheduler that --scheduler could replace.")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import InputError
+from ..core.errors import InputError, LangevinError
 from ..core.files import atomic_file
+from ..core.images import grid
 from .metadata import chunks
 
 if TYPE_CHECKING:
@@ -30,6 +33,17 @@ def free(path: Path) -> Path:
     while candidate.exists():
         candidate, number = path.with_stem(f"{path.stem}-{number}"), number + 1
     return candidate
+
+
+@contextmanager
+def writing(path: Path, cure: str) -> Iterator[None]:
+    """Turn the errors of a disk into one that names the path and a cure."""
+    try:
+        yield
+    except LangevinError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}); {cure}.") from error
 
 
 @dataclass(frozen=True)
@@ -66,12 +80,8 @@ class Place:
             InputError: when the folder cannot be written.
         """
         path = free(self.folder / f"{base}{'-' * bool(ending)}{ending}.png")
-        try:
-            with atomic_file(path) as partial:
-                image.save(partial, format="PNG", pnginfo=chunks(facts))
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"{path} cannot be written ({reason}); choose another --output.") from error
+        with writing(path, "choose another --output"), atomic_file(path) as partial:
+            image.save(partial, format="PNG", pnginfo=chunks(facts))
         return path
 
 
@@ -89,8 +99,6 @@ def write(images: list[Image], facts: list[dict[str, Any]], place: Place) -> lis
     for image, fact in zip(images, facts, strict=True):
         paths.append(place.save(image, fact, base, "" if place.name and not several else str(fact["seed"])))
     if several:
-        from ..core.images import grid
-
         cols = math.ceil(math.sqrt(len(images)))
         sheet = grid(images, math.ceil(len(images) / cols), cols)
         fact = {**facts[0], "seeds": [fact["seed"] for fact in facts], "width": sheet.width, "height": sheet.height}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .. import registry
 from ..core.errors import InputError, check_choice, did_you_mean
-from ..picturebook import GUIDANCE_SCALE, STEPS
+from ..picturebook import GUIDANCE_SCALE, STEPS, model_folder
 
 DTYPES = ("float32", "bfloat16", "float16")
 PICTUREBOOK = "picturebook"
@@ -83,6 +83,7 @@ def check(request: Request) -> None:
     Raises:
         InputError: naming the option.
     """
+    from ..core.rng import streams
     from ..pipelines.inputs import check_count, check_number
     from ..prompts.syntax import SYNTAXES, parse
     from .loras import parse as parse_loras
@@ -101,12 +102,19 @@ def check(request: Request) -> None:
             check_number(flag(option), getattr(request, option))
     if request.steps is not None:
         check_count("--steps", request.steps)
-    if request.scheduler:
+    if request.scheduler is not None:
         find_scheduler(request.scheduler)
+    if request.seed is not None:
+        streams(request.num_images, seed=request.seed)
     parse_size(request.size)
     parse_loras(request.lora)
     for text in (request.prompt, request.negative_prompt):
         parse(text or "", syntax(request))
+
+
+def place_of(model: str) -> str:
+    """Return where a model is: the folder of the shipped one for its name, and any other as it was written."""
+    return str(model_folder()) if model == PICTUREBOOK else model
 
 
 def syntax(request: Request) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from ..compat.alias import ROOT, NotThere, install, is_alias, is_module, lookup
 from ..core.errors import InputError
 from ..core.files import missing
 
@@ -35,8 +36,6 @@ def run(script: str, arguments: Sequence[str]) -> NoReturn:
     Raises:
         SystemExit: always; 0 at the end of the script, 1 after a traceback, or what the script asks for.
     """
-    from ..compat import install
-
     path = _script(script)
     install()
     sys.argv = [script, *arguments]
@@ -57,6 +56,8 @@ def run(script: str, arguments: Sequence[str]) -> NoReturn:
 
 def _script(name: str) -> Path:
     path = Path(name)
+    if path.is_dir():
+        raise InputError(f"{name} is a folder; name the script in it.")
     if not path.is_file():
         raise missing(name)
     return path
@@ -71,16 +72,15 @@ def check(script: str) -> dict[Use, str | None]:
     Raises:
         InputError: when the file is no Python.
     """
+    path = _script(script)
     try:
-        tree = ast.parse(_script(script).read_bytes(), script)
+        tree = ast.parse(path.read_bytes(), script)
     except (SyntaxError, ValueError) as error:
         raise InputError(f"{script} is no Python that can be read ({error}).") from None
     return {use: _missing(use) for use in sorted(set(uses(tree)), key=lambda use: (use.line, use.dotted))}
 
 
 def _missing(use: Use) -> str | None:
-    from ..compat.alias import NotThere, lookup
-
     try:
         lookup(use.module, use.name)
     except NotThere as error:
@@ -100,8 +100,6 @@ def report(script: str) -> tuple[list[str], int]:
 
 def uses(tree: ast.Module) -> Iterator[Use]:
     """Yield the names that a script imports from `diffusers`, or reaches through the module."""
-    from ..compat.alias import ROOT, is_alias
-
     bound: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and not node.level and is_alias(node.module or ""):
@@ -120,8 +118,6 @@ def uses(tree: ast.Module) -> Iterator[Use]:
 
 def _reached(node: ast.Attribute, bound: dict[str, str]) -> tuple[str, str] | None:
     """Return (module, name) for an attribute of a module of `diffusers`, else None."""
-    from ..compat.alias import is_module
-
     if isinstance(node.value, ast.Name):
         module = bound.get(node.value.id)
     elif isinstance(node.value, ast.Attribute) and (outer := _reached(node.value, bound)) is not None:

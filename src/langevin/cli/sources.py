@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError
+from ..core.images import load_image
+from ..pipelines.control_images import canny
+from ..pipelines.masks import mask_tensor, outpaint
+from ..pipelines.regions import Crop
 from .request import Request, parse_margins, parse_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from ..pipelines.regions import Crop
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,6 @@ class Sources:
         Args:
             size: (width, height) of a picture that starts from none; those given have their own.
         """
-        from ..pipelines.masks import outpaint
-        from ..pipelines.regions import Crop
-
         call: dict[str, Any] = {}
         control = getattr(pipe, "_control_name", "control_image")
         pictures = {"image": self.image, "mask_image": self.mask, control: self.control}
@@ -59,10 +58,6 @@ def read(request: Request) -> Sources:
     Raises:
         InputError: for a file that is missing or no picture, sizes that differ, or a mask without any white.
     """
-    from ..core.images import load_image
-    from ..pipelines.control_images import canny
-    from ..pipelines.masks import outpaint
-
     size = parse_size(request.size)
     image = load_image(request.image) if request.image else None
     mask = read_mask(request.mask) if request.mask else None
@@ -91,15 +86,12 @@ def read_mask(path: str) -> Image:
     Raises:
         InputError: when no pixel is white.
     """
-    from PIL import Image as pil
-
-    from ..core.images import load_image
-    from ..pipelines.masks import mask_tensor
+    from PIL import Image
 
     hole = mask_tensor(load_image(path, convert_method=lambda picture: picture))[0, 0] > 0
     if not hole.any():
         raise InputError(f"--mask {path} is black, so nothing would be painted; white is painted anew.")
-    return pil.fromarray(hole.numpy()).convert("L")
+    return Image.fromarray(hole.numpy()).convert("L")
 
 
 def same_size(what: str, one: Image, image: Image) -> None:

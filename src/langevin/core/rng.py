@@ -68,7 +68,13 @@ def fresh() -> torch.Generator:
 
 
 def seeded(seed: int) -> torch.Generator:
-    """Return a CPU generator with the given seed."""
+    """Return a CPU generator with the given seed.
+
+    Raises:
+        InputError: for a seed that torch cannot take.
+    """
+    if not -(2**63) <= seed < 2**64:
+        raise InputError(f"The seed {seed} is out of bounds; take a whole number from -2^63 to 2^64 - 1.")
     return torch.Generator("cpu").manual_seed(seed)
 
 
