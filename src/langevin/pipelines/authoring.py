@@ -93,25 +93,26 @@ class OwnLoopMixin:
         return LatentSpace(self.vae, channels, height, width, **facts)
 
 
-def check_texts(pipe: Any, prompt: Any, *, pictures: Sequence[Any], callbacks: Sequence[Any], **texts: Any) -> None:
-    """Check the prompts of a call, its picture prompts (as pictures or embeddings), and its callbacks' options."""
-    check_prompts(prompt, **texts)
-    if all(one is not None for one in pictures):
-        raise InputError("Both `ip_adapter_image` and `ip_adapter_image_embeds` were given; pass one of them.")
-    every, wanted = callbacks
-    if every is not None:
-        check_count("callback_steps", every)
-    check_wanted(wanted or (), pipe._callback_tensor_inputs)
-
-
 class PromptLoopMixin:
     """Helpers of pipelines with one text encoder: the checks of a call, and prompts for both halves of a batch."""
 
     def check_inputs(
+        self, prompt: str | Sequence[str] | None, height: int, width: int, *rest: Any, **more: Any
+    ) -> None:
+        """Check a call's prompts, size and callbacks before any work.
+
+        Args:
+            rest, more: what else the call has, see `_check_rest`.
+
+        Raises:
+            InputError: naming the argument that cannot be used.
+        """
+        check_size(height, width, factor=self.vae_scale_factor)  # type: ignore[attr-defined]
+        self._check_rest(prompt, *rest, **more)
+
+    def _check_rest(
         self,
         prompt: str | Sequence[str] | None,
-        height: int,
-        width: int,
         callback_steps: int | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         prompt_embeds: Tensor | None = None,
@@ -120,21 +121,14 @@ class PromptLoopMixin:
         ip_adapter_image_embeds: Sequence[Tensor] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
     ) -> None:
-        """Check a call's prompts, size and callbacks before any work.
-
-        Raises:
-            InputError: naming the argument that cannot be used.
-        """
-        check_size(height, width, factor=self.vae_scale_factor)  # type: ignore[attr-defined]
-        check_texts(
-            self,
-            prompt,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            pictures=(ip_adapter_image, ip_adapter_image_embeds),
-            callbacks=(callback_steps, callback_on_step_end_tensor_inputs),
-        )
+        """Check what the documented `check_inputs` of all tasks end with."""
+        texts = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
+        check_prompts(prompt, negative_prompt=negative_prompt, **texts)
+        if ip_adapter_image is not None and ip_adapter_image_embeds is not None:
+            raise InputError("Both `ip_adapter_image` and `ip_adapter_image_embeds` were given; pass one of them.")
+        if callback_steps is not None:
+            check_count("callback_steps", callback_steps)
+        check_wanted(callback_on_step_end_tensor_inputs or (), self._callback_tensor_inputs)  # type: ignore[attr-defined]
 
     def _encode_prompt(
         self,
@@ -155,36 +149,15 @@ class PromptLoopMixin:
         return positive if negative is None else torch.cat([negative, positive])
 
 
-class PictureLoopMixin(OwnLoopMixin):
+class PictureLoopMixin(PromptLoopMixin, OwnLoopMixin):
     """The same for pipelines with one text encoder that start from a picture."""
 
-    def check_inputs(
-        self,
-        prompt: str | Sequence[str] | None,
-        strength: float,
-        callback_steps: int | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        ip_adapter_image: Any = None,
-        ip_adapter_image_embeds: Sequence[Tensor] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
+    def check_inputs(  # type: ignore[override]
+        self, prompt: str | Sequence[str] | None, strength: float, *rest: Any, **more: Any
     ) -> None:
-        """Check a call's prompts, strength and callbacks before any work.
-
-        Raises:
-            InputError: naming the argument that cannot be used.
-        """
+        """Check a call's prompts, strength and callbacks before any work; otherwise as without a picture."""
         CHECKS["strength"]("strength", strength)
-        check_texts(
-            self,
-            prompt,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            pictures=(ip_adapter_image, ip_adapter_image_embeds),
-            callbacks=(callback_steps, callback_on_step_end_tensor_inputs),
-        )
+        self._check_rest(prompt, *rest, **more)
 
     def prepare_latents(  # type: ignore[override]
         self,
