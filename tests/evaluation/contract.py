@@ -14,8 +14,9 @@ from langevin import registry
 from langevin.core.rng import seeded
 from langevin.diffusion import noised
 from langevin.evaluation.analytic import Gaussian
-from langevin.evaluation.driving import Bench, network
-from langevin.evaluation.lab import ONE
+from langevin.evaluation.driving import Bench
+from langevin.evaluation.lab import ONE, PICTURE
+from langevin.evaluation.schedule import network
 
 APART = {"VQDiffusionScheduler": "it draws discrete tokens, which have no noise level and a loop of their own"}
 """Public schedulers that cannot take part, with the reason."""
@@ -79,10 +80,10 @@ def exact_noise(bench: Bench, steps: int, first: int) -> float:
     The data are the sample at the last level, or the estimate of the data where a sampler hands that out.
     """
     schedule = bench.schedule(steps)
-    draw = torch.randn(ONE.mean.shape, generator=seeded(first), dtype=torch.float64)
-    x = noised(ONE.mean, draw, schedule.calls[first].level)
+    draw = torch.randn(PICTURE.shape, generator=seeded(first), dtype=torch.float64)
+    x = noised(PICTURE, draw, schedule.calls[first].level)
     x = bench.by_table(steps, network(ONE, schedule.prediction), x, generator=seeded(steps), first=first)
-    ends = (noised(ONE.mean, draw, schedule.end), ONE.mean)
+    ends = (noised(PICTURE, draw, schedule.end), PICTURE)
     return min(float((x - end).abs().max()) for end in ends)
 
 

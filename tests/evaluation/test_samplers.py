@@ -13,9 +13,10 @@ from langevin.core.errors import ConfigError, InputError
 from langevin.diffusion.process import Level
 from langevin.evaluation.analytic import Gaussian
 from langevin.evaluation.convergence import moments, sampled, weak_error
-from langevin.evaluation.driving import Bench, Unreadable
+from langevin.evaluation.driving import Bench
 from langevin.evaluation.report import Curve, Finding, Report, plain
 from langevin.evaluation.samplers import check
+from langevin.evaluation.schedule import Unreadable
 
 QUICK = {"steps": 8, "ladder": (8, 16), "samples": 2000}
 
@@ -169,6 +170,14 @@ def test_moments_are_those_of_many_draws() -> None:
     assert drawn.sigmas(mean, deviation) < 4
     wrong = weak_error((mean, deviation), Gaussian(), Level(-1, 1.0, 0.0))
     assert wrong == pytest.approx(abs(deviation - 0.2), rel=1e-6)
+
+
+def test_draws_at_some_number_of_steps_alone_are_followed_too() -> None:
+    """RePaint goes back, and draws, only in runs of more steps than a jump is long."""
+    plans = [langevin.RePaintScheduler().plan(steps) for steps in (8, 16)]
+    assert [plan.stochastic for plan in plans] == [False, True]
+    reports = [check(langevin.RePaintScheduler(), **QUICK) for _ in range(2)]
+    assert reports[0] == reports[1] and "mean and deviation at the end" in reports[0].curves[0].what
 
 
 def test_moments_refuse_what_is_not_affine() -> None:

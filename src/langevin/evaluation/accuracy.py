@@ -7,21 +7,22 @@ from collections.abc import Generator, Iterator
 
 from .analytic import Gaussian, Mixture
 from .convergence import SMOOTH, errors, labelling, moments, sampled, shares, smooth, smooth_errors, weak_error
-from .driving import Unreadable
-from .lab import Lab, able, judged, unchecked
+from .lab import Lab, judged, unchecked
 from .report import Curve, Finding
+from .schedule import Unreadable
 
 
 def look_at_errors(lab: Lab) -> Iterator[Finding | Curve]:
     """Compare with the exact solution, by number of steps."""
-    ladder = [steps for steps in lab.ladder if able(lab.bench, steps)]
+    ladder = [steps for steps in lab.ladder if lab.bench.able(steps)]
     if len(ladder) < len(lab.ladder):
         left = [steps for steps in lab.ladder if steps not in ladder]
         yield Finding("errors", "numbers of steps refused", len(left), "", "note",
                       f"It does not run {', '.join(map(str, left))} steps; the curves leave them out.")  # fmt: skip
     if len(ladder) < 2:
         raise Unreadable("fewer than two numbers of steps can be run")
-    yield from drawn(lab, ladder) if lab.stochastic else flowing(lab, ladder)
+    draws = lab.stochastic or (lab.bench.has_table and any(lab.bench.plan(steps).stochastic for steps in ladder))
+    yield from drawn(lab, ladder) if draws else flowing(lab, ladder)
 
 
 def flowing(lab: Lab, ladder: list[int]) -> Iterator[Finding | Curve]:
@@ -96,7 +97,7 @@ def drawn(lab: Lab, ladder: list[int]) -> Iterator[Finding | Curve]:
 
 def smoothly(lab: Lab, what: str) -> Generator[Curve, None, Curve]:
     """Yield and return the errors on levels that are even in lambda."""
-    dense = next(steps for steps in (999, 250, *sorted(lab.ladder, reverse=True)) if able(lab.bench, steps))
+    dense = next(steps for steps in (999, 250, *sorted(lab.ladder, reverse=True)) if lab.bench.able(steps))
     plan, space = lab.bench.plan(dense), lab.bench.schedule(dense).space
     if space == "other":
         raise Unreadable("its levels are of no known space, so no smooth ones can be made")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,12 +11,14 @@ from torch import Tensor
 from ..core.rng import seeded
 from .analytic import Gaussian
 from .convergence import COARSE, FINE
-from .driving import Bench, Network, Unreadable, network
-from .report import Finding
+from .driving import Bench
+from .report import Finding, Verdict
+from .schedule import Network, Unreadable, network
 
 DISTILLED = frozenset({"LCMScheduler", "TCDScheduler", "CMStochasticIterativeScheduler"})
 """Samplers of networks that jump along the probability flow."""
-ONE = Gaussian(torch.linspace(-0.6, 0.6, 48, dtype=torch.float64).reshape(1, 3, 4, 4), 0.0)
+PICTURE = torch.linspace(-0.6, 0.6, 48, dtype=torch.float64).reshape(1, 3, 4, 4)
+ONE = Gaussian(PICTURE, 0.0)
 """A data set of one picture, whose perfect network returns the exact noise of its sample."""
 
 
@@ -30,7 +33,7 @@ class Lab:
     seed: int
     distilled: bool
 
-    @property
+    @cached_property
     def stochastic(self) -> bool:
         """Whether a run draws noise: by its table, or because two seeds end differently."""
         if self.bench.has_table:
@@ -55,14 +58,6 @@ class Lab:
         return torch.cat([Gaussian().noised((1, 3, 4, 4), level, seeded(seed + k)) for k in range(batch)])
 
 
-def able(bench: Bench, steps: int) -> bool:
-    """Tell whether a run of `steps` can be set up."""
-    try:
-        return bool(bench.schedule(steps).calls)
-    except Exception:
-        return False
-
-
 def unchecked(topic: str, what: str, error: Exception) -> Finding:
     """Return the row for what could not be looked at: a note where it was not there to see, a fault where it failed."""
     if isinstance(error, Unreadable):
@@ -71,8 +66,8 @@ def unchecked(topic: str, what: str, error: Exception) -> Finding:
 
 
 def judged(
-    topic: str, what: str, figure: float, limit: float, good: str, bad: str, *, verdict: str = "fault"
+    topic: str, what: str, figure: float, limit: float, good: str, bad: str, *, verdict: Verdict = "fault"
 ) -> Finding:
     """Return a row that is ok up to `limit` and has `verdict` beyond it, with the sentence of its side."""
     ok = figure <= limit
-    return Finding(topic, what, figure, f"<= {limit:g}", "ok" if ok else verdict, good if ok else bad)  # type: ignore[arg-type]
+    return Finding(topic, what, figure, f"<= {limit:g}", "ok" if ok else verdict, good if ok else bad)

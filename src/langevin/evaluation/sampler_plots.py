@@ -13,7 +13,7 @@ from ..core.imports import require
 from .analytic import Gaussian
 from .convergence import errors, moments, weak_error
 from .driving import Bench
-from .lab import DISTILLED, able
+from .lab import DISTILLED
 
 INK, PAPER, RULE = "#1b2330", "#ffffff", "#dfe3ea"
 COLOURS = ("#2b6cb0", "#d9601a", "#2f855a", "#9b3fa0", "#b7791f", "#c53030", "#319795", "#4a5568")
@@ -78,7 +78,7 @@ def draw_errors(axis: Any, bench: Bench, ladder: Sequence[int], look: dict[str, 
     """Draw the error at the end by network calls; of mean and deviation, dashed, where a table draws noise."""
     data, points, stochastic = Gaussian(), [], False
     distilled = bench.name in DISTILLED
-    for steps in (n for n in ladder if able(bench, n)):
+    for steps in (n for n in ladder if bench.able(n)):
         plan = bench.plan(steps) if bench.has_table else None
         stochastic = plan is not None and plan.stochastic
         if plan is not None and stochastic:
