@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 JOBS   ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
-CODE   := src tests benchmarks
+CODE   := src tests benchmarks scripts docs
 PROMPT ?= a red house under a yellow sun
 
 # Handed over through the environment, so that quotes and apostrophes in a prompt stay what they are.

@@ -88,15 +88,20 @@ def machine() -> str:
     return f"{platform.machine()}, {cpu}, {load}; Python {platform.python_version()}, {packages}"
 
 
-def main() -> None:
-    """Parse the options, measure, print the table and write it to benchmarks/results/."""
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "--only", nargs="+", choices=sorted(ROWS), default=sorted(set(ROWS) - LARGE), help="rows to run"
     )
     parser.add_argument("--rounds", type=int, default=3, help="A B B A blocks per row (default 3)")
     parser.add_argument("--output", type=Path, default=RESULTS / "latest.md", help="Markdown file to write")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Parse the options, measure, print the table and write it to benchmarks/results/."""
+    options = parser().parse_args()
     where = machine()
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))

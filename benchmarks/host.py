@@ -11,13 +11,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from .probes import seconds
 
 STEPS = 20
 SHAPE = (1, 4, 8, 8)
@@ -184,13 +185,6 @@ def recorded(name: str) -> Arithmetic:
     return arithmetic
 
 
-def clocked(call: Loop) -> float:
-    """Return how long one call takes, in seconds."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def host_times(
     library: str, name: str, rounds: int = 60, middle: Callable[[list[float]], float] = statistics.median
 ) -> dict[str, float]:
@@ -211,7 +205,7 @@ def host_times(
     for _ in range(rounds):
         calls = {"whole": bench.loop(), "again": arithmetic.again, "idle": arithmetic.idle}
         for kind, call in calls.items():
-            kinds[kind].append(clocked(call))
+            kinds[kind].append(seconds(call))
     turns = len(bench.sampler.timesteps)
     whole, again, idle = (middle(times) / turns * 1e6 for times in kinds.values())
     return {f"{name}, us per step": whole, f"{name}, us beyond arithmetic": whole - (again - idle)}

@@ -14,6 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .load import load
+from .lora import lora
+
 SCHEDULERS = (
     "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "IPNDMScheduler", "LMSDiscreteScheduler",
     "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
@@ -32,15 +35,17 @@ UNET = {
 }
 
 
+def seconds(call: Callable[[], Any]) -> float:
+    """Return how long one call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def clocked(call: Callable[[], Any], repeats: int) -> float:
     """Return the median time of one call in seconds, after one call that is not counted."""
     call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(seconds(call) for _ in range(repeats))
 
 
 def imports(library: str, folder: Path) -> dict[str, float]:
@@ -103,20 +108,6 @@ def unet(library: str, folder: Path) -> dict[str, float]:
         torch.save(model(x, 500, text).sample, folder / f"unet-{library}.pt")
         call = clocked(lambda: model(x, 500, text), 30)
     return {"UNet load, ms": loaded * 1e3, "UNet call, ms": call * 1e3}
-
-
-def lora(library: str, folder: Path) -> dict[str, float]:
-    """Load and fuse a LoRA on a UNet of SDXL's size; needs 8 GB. See `lora`. Unit: ms."""
-    from .lora import lora as row
-
-    return row(library, folder)
-
-
-def load(library: str, folder: Path) -> dict[str, float]:
-    """Load a UNet of 860 M weights with a cast; needs 6 GB. See `load`. Units: s, ratio."""
-    from .load import load as row
-
-    return row(library, folder)
 
 
 ROWS = {

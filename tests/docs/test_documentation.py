@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -63,15 +64,29 @@ def commands() -> list[tuple[str, list[str]]]:
     return lines
 
 
+def spans(pattern: str) -> list[tuple[str, str]]:
+    """Return (where, text) for every piece of code inside a line that the pattern matches whole."""
+    found = []
+    for page in PAGES:
+        name = page.relative_to(ROOT).as_posix()
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+            found += [
+                (f"{name}:{number}", code) for code in re.findall("`([^`]+)`", line) if re.fullmatch(pattern, code)
+            ]
+    return found
+
+
 def check_make(words: list[str]) -> None:
     run = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
 
 def check_langevin(words: list[str]) -> None:
-    group = typer.main.get_command(app)
-    command = group.commands[words[0]]
-    command.make_context(words[0], words[1:])
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        name, *words = words
+        command = command.commands[name]
+    command.make_context(name, words)
 
 
 def check_pip(words: list[str]) -> None:
@@ -83,8 +98,14 @@ def check_pip(words: list[str]) -> None:
 
 
 def check_python(words: list[str]) -> None:
-    assert words[0] == "-m" and importlib.util.find_spec(words[1]), words
-    assert all((ROOT / word).exists() for word in words[2:] if "/" in word), words
+    """A module that is there; where it has a `parser`, that takes the rest."""
+    option, name, *rest = words
+    spec = importlib.util.find_spec(name)
+    assert option == "-m" and spec, words
+    assert all((ROOT / word).exists() for word in rest if "/" in word), words
+    module = importlib.import_module(f"{name}.__main__" if spec.submodule_search_locations else name)
+    if hasattr(module, "parser"):
+        module.parser().parse_args(rest)
 
 
 def check_torchrun(words: list[str]) -> None:
@@ -104,6 +125,36 @@ def test_shell_commands_parse(where, words) -> None:
     CHECKS[words[0]](words[1:])
 
 
+@pytest.mark.parametrize("where, code", spans("(langevin|make|python -m|torchrun) .*"))
+def test_commands_inside_lines_exist(where, code) -> None:
+    """A command of ours is there, and a `python -m` parses; what stands inside a line may leave arguments out."""
+    words = shlex.split(code)
+    if words[0] == "langevin":
+        assert words[1] in typer.main.get_command(app).commands, where
+    else:
+        CHECKS[words[0]](words[1:])
+
+
+FOLDERS = {path.name for root in (ROOT, ROOT / "src" / "langevin") for path in root.iterdir() if path.is_dir()}
+
+
+def test_paths_of_the_code_exist() -> None:
+    """What reads like a path, and begins with a folder of ours, is one: of the repository, or of the package."""
+    named = [(where, path) for where, path in spans(r"[\w./-]+/[\w./-]*") if path.split("/")[0] in FOLDERS - {"model"}]
+    assert len(named) > 30
+    roots = (ROOT, ROOT / "src", ROOT / "src" / "langevin")
+    made = ("docs/reference.md", "outputs/")
+    assert [
+        each for each in named if each[1] not in made and not any((root / each[1]).exists() for root in roots)
+    ] == []
+
+
+def test_every_page_is_listed() -> None:
+    listed = re.findall(r"\]\((\S+\.md)\)", (ROOT / "docs" / "README.md").read_text(encoding="utf-8"))
+    there = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md", "reference.md"}
+    assert there <= {Path(page).name for page in listed}
+
+
 @pytest.mark.parametrize("block", every("python", "python no-run"), ids=lambda b: f"{b.page}:{b.line}")
 def test_python_blocks_compile_and_their_imports_exist(block) -> None:
     for node in ast.walk(ast.parse(block.text)):
@@ -112,12 +163,27 @@ def test_python_blocks_compile_and_their_imports_exist(block) -> None:
             assert all(hasattr(home, alias.name) for alias in node.names), block
 
 
-@pytest.mark.parametrize("block", every("python"), ids=lambda b: f"{b.page}:{b.line}")
-def test_python_blocks_run(block, tmp_path) -> None:
-    if not (Path(langevin.__file__).parent / "picturebook" / "model" / "model_index.json").is_file():
-        pytest.skip("this checkout carries no picturebook model")
-    run = subprocess.run([sys.executable, "-c", block.text], cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+RUNNABLE = {block.text: block for block in every("python")}
+"""Each program once: the two READMEs show the same."""
+
+RUN = """
+import json, os, sys
+for k, (where, text) in enumerate(json.load(sys.stdin)):
+    os.mkdir(str(k))
+    os.chdir(str(k))
+    print(where, flush=True)
+    exec(compile(text, where, "exec"), {"__name__": "__main__"})
+    os.chdir("..")
+"""
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in RUNNABLE.values()}))
+def test_python_blocks_run(page, tmp_path) -> None:
+    """The programs of a page run, each with names and a folder of its own, in one process that imports torch once."""
+    blocks = [(f"{b.page}:{b.line}", b.text) for b in sorted(RUNNABLE.values(), key=lambda b: b.line) if b.page == page]
+    command = [sys.executable, "-c", RUN]
+    run = subprocess.run(command, input=json.dumps(blocks), cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_every_block_is_of_a_known_kind() -> None:
