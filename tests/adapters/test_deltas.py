@@ -186,7 +186,7 @@ def test_parts_come_back_as_they_were(form: str) -> None:
     layer, _ = made("conv2d")
     for alpha in (None, 0.1):
         parts = Parts(form.split()[0], tensors(form, layer.weight.shape), alpha)
-        for options in ({}, {"target_rank": 5}, {"trainable": True}):
+        for options in ({}, {"target_rank": 5}, {"target_rank": 2}, {"trainable": True}):
             back = build(parts, layer, **options).parts()
             assert (back.algorithm, back.alpha) == (parts.algorithm, alpha)
             assert {n: t.shape for n, t in back.tensors.items()} == {n: t.shape for n, t in parts.tensors.items()}

@@ -167,12 +167,18 @@ def test_adapters_move_with_the_network(unet) -> None:
     assert processor.scale_0.dtype == torch.float32, "half precision rounds a scale"
 
 
+def test_an_adapter_comes_in_the_type_of_the_network(unet) -> None:
+    adapters.attach(unet.half(), [parse(ip.adapter("base", unet))])
+    assert {weight.dtype for weight in unet.parameters()} == {torch.float16}
+
+
 def test_plain_processors_stay_plain(unet) -> None:
     unet.set_attn_processor(AttnProcessor())
     adapters.attach(unet, [parse(ip.adapter("base", unet))])
     assert {p.backend for p in adapters.processors(unet).values()} == {"eager"}
     plain = run(unet, pictures())
     adapters.detach(unet)
+    assert {type(each) for each in unet.attn_processors.values()} == {AttnProcessor}
     unet.set_attn_processor(AttnProcessor2_0())
     adapters.attach(unet, [parse(ip.adapter("base", unet))])
     assert torch.allclose(run(unet, pictures()), plain, atol=1e-5)
@@ -238,6 +244,11 @@ def test_adapters_of_other_networks(unet) -> None:
     with pytest.raises(ConfigError, match="UNet2DConditionModel"):
         adapters.attach(langevin.UNet2DModel(**tiny.PIXELS), [parse(ip.adapter("base", unet))])
     assert adapters.attached(unet) is None and torch.equal(run(unet), before)
+    assert [adapters.family_of(count)[:23] for count in (16, 70, 4)] == [
+        "Stable Diffusion 1 and ",
+        "Stable Diffusion XL has",
+        "",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,32 @@ def test_weights_active_ones_and_undoing(unet) -> None:
         unet.unfuse_lora()
 
 
+def test_what_is_left_after_deleting(unet) -> None:
+    for name, seed in (("one", 0), ("two", 5)):
+        unet.load_lora_adapter(file_of(unet, seed), adapter_name=name)
+    unet.set_adapters("two", 0.5)
+    unet.delete_adapters("one")
+    assert unet.active_adapters() == ["two"] and set(Stack(unet).weights("two").values()) == {0.5}
+    unet.load_lora_adapter(file_of(unet), adapter_name="one")
+    unet.set_adapters([])
+    unet.delete_adapters("two")
+    assert unet.active_adapters() == []
+    unet.delete_adapters("one")
+    assert Stack(unet).names == []
+
+
+def test_one_kind_of_file_alone(unet, tmp_path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(file_of(unet), tmp_path / "a.safetensors")
+    torch.save(file_of(unet, 5), tmp_path / "b.bin")
+    for safe, name in ((None, "a.safetensors"), (True, "a.safetensors"), (False, "b.bin")):
+        assert open_source(tmp_path, use_safetensors=safe).what.endswith(name)
+    (tmp_path / "a.safetensors").unlink()
+    with pytest.raises(InputError, match=r"no adapter file \(\.safetensors\)"):
+        open_source(tmp_path, use_safetensors=True)
+
+
 def test_saved_in_the_names_of_peft(unet, tmp_path) -> None:
     unet.load_lora_adapter(loras.kohya({"unet": loras.halves(unet)}, alpha=1.0), adapter_name="style")
     styled = call(unet)

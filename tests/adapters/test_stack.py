@@ -301,6 +301,15 @@ def test_swapping_without_a_reserve_never_writes_into_the_tensors_of_the_caller(
     assert all(torch.equal(old[p].tensors["down"], kept[p].tensors["down"]) for p in old)
 
 
+def test_a_reserve_never_writes_into_the_tensors_of_the_caller() -> None:
+    model = net()
+    stack, given = Stack(model), {"conv": Parts("full", {"diff": torch.ones(8, 3, 3, 3)})}
+    stack.add("a", given, target_rank=4)
+    stack.swap("a", {"conv": Parts("full", {"diff": torch.zeros(8, 3, 3, 3)})})
+    assert torch.equal(given["conv"].tensors["diff"], torch.ones(8, 3, 3, 3))
+    assert torch.equal(model(sample()), net()(sample()))
+
+
 def test_one_graph_that_sees_every_change_and_compiles_only_for_new_structure() -> None:
     compiled = 0
 
