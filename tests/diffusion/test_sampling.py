@@ -176,6 +176,20 @@ def test_preview_of_the_data() -> None:
     assert torch.allclose(run.x0, ((X - level.sigma * 0.5 * X) / level.alpha).clamp(-1, 1), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "name", ["FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"]
+)
+def test_half_precision_is_rounded_once_per_step(name: str, dtype: torch.dtype) -> None:
+    x, output = X.to(dtype), X.flip(0).to(dtype)
+    runs = [plan(name).begin() for _ in range(2)]
+    for index in range(2):
+        wide = runs[1].advance(x.float(), output.float(), index)
+        x = runs[0].advance(x, output, index)
+        assert x.dtype == dtype and torch.equal(x, wide.to(dtype))
+        assert runs[0].x0.dtype == torch.float32 and torch.equal(runs[0].x0, runs[1].x0)
+
+
 def test_the_loop_compiles_to_one_graph() -> None:
     """A whole step is traced without a break: rows are host numbers."""
     table = plan("DPMSolverMultistepScheduler", 3)

@@ -134,6 +134,8 @@ def test_schedules_of_ones_own() -> None:
         assert np.allclose([v.ratio for v in scheduler.plan(sigmas=[9.0, 1.0, 0.2]).grid], [9.0, 1.0, 0.2])
         with pytest.raises(InputError, match="descend"):
             scheduler.plan(timesteps=[0.1, 0.5])
+        with pytest.raises(InputError, match="at least two levels"):
+            scheduler.plan(sigmas=[9.0])
         with pytest.raises(InputError, match="not in the schedule"):
             scheduler.set_timesteps(4)
             scheduler._position(0.7777)

@@ -126,7 +126,7 @@ class Run:
         """The estimate of the data at the last network call, as precise as the arithmetic; None before the first."""
         if self._data is None and self._last is not None:
             reading, x, output = self._last
-            self._data = reading.data(x, output)
+            self._data = reading.data(x, widen(output))
         return self._data
 
     def advance(self, x: torch.Tensor, output: torch.Tensor, index: int) -> torch.Tensor:
@@ -136,7 +136,7 @@ class Run:
     def apply(self, move: Move, x: torch.Tensor, output: torch.Tensor, noise: Noise | None = None) -> torch.Tensor:
         """Return the sample after `move`; remembers what later ones need."""
         dtype, row, reading, variance = x.dtype, move.row, move.reading, None
-        x, output = widen(x), widen(output)
+        x, output = widen(x), output if move.linear else widen(output)  # an addition widens the output by itself
         if reading.prediction.variance is not None:
             output, variance = reading.prediction.split(output, x)
         if self.stream is not None:

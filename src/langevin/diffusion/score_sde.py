@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .grid import Grid
+from .grid import Ask, Grid, check_descending, check_levels
 from .process import Level, preserving
 
 CLEAN = Level(0.0, 1.0, 0.0)
@@ -71,6 +71,19 @@ class PreservingSDE:
         rise, total = self.beta_max - self.beta_min, 2 * math.log1p(ratio**2)
         t = total / (self.beta_min + math.sqrt(self.beta_min**2 + rise * total))
         return preserving(t, ratio)
+
+
+def visited(process: ExplodingSDE | PreservingSDE, ask: Ask, steps: int, last: float) -> Grid:
+    """Return the levels of a run, its end included; `steps` of them down to the time `last` if nothing else is asked.
+
+    Raises:
+        InputError: for timesteps or sigmas that do not descend, or timesteps outside (0, 1].
+    """
+    if ask.timesteps is not None:
+        return (*map(process.level, check_descending("timesteps", ask.timesteps, low=1e-9, high=1.0)), CLEAN)
+    if ask.sigmas is not None:
+        return tuple(process.at(sigma) if sigma else CLEAN for sigma in check_levels(ask.sigmas))
+    return process.grid(ask.count or steps, last)
 
 
 def along(x: torch.Tensor, a: float, b: float, *slopes: torch.Tensor) -> torch.Tensor:

@@ -13,11 +13,10 @@ from ..core.errors import InputError
 from ..core.outputs import BaseOutput
 from ..core.rng import Generators
 from ..diffusion import Ask, Grid, Level, Plan
-from ..diffusion import grid as grids
 from ..diffusion.levels import between_ends
 from ..diffusion.process import noised_at
 from ..diffusion.rows import langevin, widen
-from ..diffusion.score_sde import CLEAN, ExplodingSDE, PreservingSDE, along
+from ..diffusion.score_sde import ExplodingSDE, PreservingSDE, along, visited
 from ..diffusion.solvers import Churn, Churned, EulerMaruyama, Heun, ReverseDiffusion, rise
 from .base import Device, DrawingScheduler, SchedulerOutput, Stepped, When
 
@@ -50,12 +49,7 @@ class ScoreScheduler(DrawingScheduler):
     def _grid(self, ask: Ask) -> Grid:
         ends = dict(ask.options)
         last = ends.pop("sampling_eps", None)
-        process = self._process(**ends)
-        if ask.timesteps is not None:
-            return (*map(process.level, grids.check_descending("timesteps", ask.timesteps, low=1e-9, high=1.0)), CLEAN)
-        if ask.sigmas is not None:
-            return tuple(process.at(v) if v else CLEAN for v in grids.check_descending("sigmas", ask.sigmas, low=0))
-        return process.grid(ask.count or len(self), self.config.sampling_eps if last is None else last)
+        return visited(self._process(**ends), ask, len(self), self.config.sampling_eps if last is None else last)
 
     def _predicted(self, *args: Any, generator: Generators) -> tuple[Tensor, Tensor]:
         """Return the sample after the step and the same before noise was added."""

@@ -22,7 +22,12 @@ def halved_third(values: list[float], z: float) -> list[float]:
 class DPMMultistep:
     """The multistep solver.
 
-    Of order p it integrates the polynomial through the last p predictions. With algorithm "dpmsolver", without
+    Of order p it integrates the polynomial through the last p predictions. Of order 2 with `midpoint` over data this is
+    algorithm 2 of 2211.01095: with h the length of the step and r that of the step before it in units of h,
+
+        x' = sigma' / sigma * x + alpha' * (1 - e^-h) * ((1 + 1 / (2 r)) * m_0 - 1 / (2 r) * m_1).
+
+    With algorithm "dpmsolver", without
     `midpoint` and with `exact_third` it is DEIS in log rho = -lambda: Zhang & Chen 2022 (2204.13902), section 3.3.
 
     Attributes:
