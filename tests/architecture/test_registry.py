@@ -29,7 +29,9 @@ SHARED = {
     "LatentPipeline": "base of the pipelines that denoise latents",
     "StableDiffusionControlNetFamily": "base of the Stable Diffusion pipelines with ControlNets",
     "StableDiffusionFamily": "base of the Stable Diffusion pipelines of all tasks",
+    "StableDiffusionXLControlNetPictureFamily": "base of those with ControlNets that change a picture",
     "StableDiffusionXLFamily": "base of the Stable Diffusion XL pipelines of all tasks",
+    "StableDiffusionXLPictureFamily": "base of the Stable Diffusion XL pipelines that change a picture",
     "TwoStageScheduler": "base of the schedulers that ask the network twice per step",
     "LogSNRScheduler": "base of the schedulers whose solvers step in the log signal-to-noise ratio",
 }

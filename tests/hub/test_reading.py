@@ -253,17 +253,17 @@ def test_branch_tag_and_commit(hub, sd_folder, folder) -> None:
 
 
 def test_a_load_stays_at_one_commit(hub, sd_folder, folder, monkeypatch) -> None:
-    from langevin.pipelines import loading
+    from langevin.pipelines import files
 
     hub.publish(REPO, sd_folder)
     (folder / "unet" / "config.json").write_text("{}")
-    read = loading.read_json
+    read = files.read_json
 
     def push_meanwhile(path):
         hub.publish(REPO, folder)
         return read(path)
 
-    monkeypatch.setattr(loading, "read_json", push_meanwhile)
+    monkeypatch.setattr(files, "read_json", push_meanwhile)
     DiffusionPipeline.from_pretrained(REPO)
 
 

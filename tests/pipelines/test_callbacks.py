@@ -123,6 +123,15 @@ def test_the_deprecated_callback_still_works(pipe) -> None:
     assert seen == [(0, (1, 4, 8, 8)), (2, (1, 4, 8, 8))]
     with pytest.raises(InputError, match="callback_steps"), pytest.warns(FutureWarning):
         pipe(**CALL, callback=print, callback_steps=0)
+    with pytest.warns(FutureWarning):
+        assert np.array_equal(pipe(**CALL).images, pipe(**CALL, callback=None).images)
+
+
+def test_a_callback_is_a_function(pipe) -> None:
+    with pytest.raises(InputError, match="`callback_on_step_end` is a int; it must be a function"):
+        pipe(**CALL, callback_on_step_end=3)
+    with pytest.raises(InputError, match="`callback` is a str"), pytest.warns(FutureWarning):
+        pipe(**CALL, callback="print")
 
 
 def test_interruption_keeps_what_the_callback_returned(pipe, caplog_ours) -> None:

@@ -162,6 +162,10 @@ def test_to_moves_and_casts_in_place(sd_folder, args, kwargs, dtype) -> None:
 def test_to_refuses_contradictions(pipe) -> None:
     with pytest.raises(ConfigError, match="two values for device"):
         pipe.to("cpu", device="meta")
+    with pytest.raises(ConfigError, match="two values for dtype"):
+        pipe.to(dtype=torch.float32, torch_dtype=torch.float16)
+    with pytest.raises(ConfigError, match="two values for device: cpu and meta"):
+        pipe.to("cpu", "meta")
     with pytest.raises(ConfigError, match="did you mean 'dtype'"):
         pipe.to(dtyp=torch.float16)
 

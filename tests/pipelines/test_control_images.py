@@ -38,7 +38,7 @@ def test_controlnet_images_follow_the_peer(kind, prompts, per_prompt) -> None:
     tensor = torch.from_numpy(values).movedim(-1, 1)
     image = {"RGB": picture(), "L": picture(mode="L"), "1 each": [picture(seed=k) for k in range(prompts)],
              "np": values, "pt": tensor, "[pt]": list(tensor)}[kind]  # fmt: skip
-    got = control_tensor(image, 64, 48, prompts * per_prompt, factor=8, per_prompt=per_prompt)
+    got = control_tensor(image, 64, 48, prompts * per_prompt, per_prompt=per_prompt)
     assert got.shape == (prompts * per_prompt, 3, 64, 48)
     assert torch.equal(got, peer_control(image, 64, 48, prompts, per_prompt))
 
@@ -47,20 +47,20 @@ def test_controlnet_images_follow_the_peer(kind, prompts, per_prompt) -> None:
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
 def test_adapter_images_follow_the_peer(mode, channels) -> None:
     image = picture(mode=mode)
-    got = control_tensor(image, 64, 48, 1, factor=1, channels=channels)
+    got = control_tensor(image, 64, 48, 1, channels=channels)
     assert got.shape[1] == channels and torch.equal(got, _preprocess_adapter_image(image, 64, 48).float())
     two = [image, picture(mode=mode, seed=1)]
-    got = control_tensor(two, 64, 48, 2, factor=1, channels=channels)
+    got = control_tensor(two, 64, 48, 2, channels=channels)
     assert torch.equal(got, _preprocess_adapter_image(two, 64, 48))
     tensor = torch.rand(2, channels, 16, 24)
-    assert torch.equal(control_tensor(tensor, 16, 24, 2, factor=8, channels=channels), tensor)
+    assert torch.equal(control_tensor(tensor, 16, 24, 2, channels=channels), tensor)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_mode_is_a_control_image(mode, channels) -> None:
     image = picture(mode="L").convert(mode) if mode in ("I", "F", "LA", "PA") else picture(mode=mode)
-    got = control_tensor(image, None, None, 2, factor=8, channels=channels)
+    got = control_tensor(image, 48, 32, 2, channels=channels)
     assert got.shape == (2, channels, 48, 32) and got.min() >= 0 and got.max() <= 1 and torch.equal(got[0], got[1])
 
 
@@ -68,10 +68,7 @@ def test_transparency_is_no_condition() -> None:
     strokes = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
     strokes.putpixel((3, 2), (255, 255, 255, 255))
     for image in (strokes, np.asarray(strokes)):
-        assert control_tensor(image, 8, 8, 1, factor=8).sum() == 3
-    assert control_tensor(strokes, 8, 8, 1, factor=8, background="white").min() == 1
-    with pytest.raises(InputError, match="transparent"):
-        control_tensor(strokes, 8, 8, 1, factor=8, background=None)
+        assert control_tensor(image, 8, 8, 1).sum() == 3
 
 
 @pytest.mark.parametrize(
@@ -88,16 +85,16 @@ def test_transparency_is_no_condition() -> None:
 )
 def test_bad_control_images_are_named(image, options, message) -> None:
     with pytest.raises(InputError, match=message):
-        control_tensor(image, 8, 8, **{"batch": 1, "factor": 8, **options})
+        control_tensor(image, 8, 8, **{"batch": 1, **options})
 
 
 def test_other_channels_and_values() -> None:
-    assert control_tensor(torch.zeros(1, 6, 8, 8), 8, 8, 2, factor=8, channels=6).shape == (2, 6, 8, 8)
-    assert control_tensor(torch.zeros(1, 4, 16, 16), 8, 8, 1, factor=8, channels=4).shape == (1, 4, 8, 8)
-    assert control_tensor(torch.zeros(1, 8, 8), 8, 8, 1, factor=8).shape == (1, 3, 8, 8)
-    assert control_tensor(torch.zeros(1, 1, 8, 8).half(), 8, 8, 1, factor=8).dtype == torch.float32
+    assert control_tensor(torch.zeros(1, 6, 8, 8), 8, 8, 2, channels=6).shape == (2, 6, 8, 8)
+    assert control_tensor(torch.zeros(1, 4, 16, 16), 8, 8, 1, channels=4).shape == (1, 4, 8, 8)
+    assert control_tensor(torch.zeros(1, 8, 8), 8, 8, 1).shape == (1, 3, 8, 8)
+    assert control_tensor(torch.zeros(1, 1, 8, 8).half(), 8, 8, 1).dtype == torch.float32
     with pytest.raises(NonFiniteError):
-        control_tensor(torch.full((1, 3, 8, 8), torch.nan), 8, 8, 1, factor=8)
+        control_tensor(torch.full((1, 3, 8, 8), torch.nan), 8, 8, 1)
 
 
 def test_the_inpaint_condition_is_the_documented_recipe() -> None:
@@ -106,7 +103,7 @@ def test_the_inpaint_condition_is_the_documented_recipe() -> None:
     want[np.asarray(mask, dtype=np.float32) / 255 > 0.5] = -1.0
     got = make_inpaint_condition(image, mask)
     assert got.dtype == torch.float32 and np.array_equal(got[0].movedim(0, -1).numpy(), want)
-    assert torch.equal(control_tensor(got, 48, 32, 1, factor=8), torch.nn.functional.interpolate(got, (48, 32)))
+    assert torch.equal(control_tensor(got, 48, 32, 1), torch.nn.functional.interpolate(got, (48, 32)))
     assert make_inpaint_condition([image, image], np.ones((5, 5))).unique().tolist() == [-1]
     assert make_inpaint_condition(picture(mode="L"), np.zeros((50, 37))).shape == (1, 3, 50, 37)
     with pytest.raises(InputError, match="do not fit"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import langevin
 from langevin.core.errors import ConfigError, InputError
@@ -126,9 +127,10 @@ def test_the_host_never_waits_for_the_device() -> None:
             assert (INSIDE in call.options) == (index < 2) and MIDDLE in call.options
 
 
-def test_pictures_are_repeated_for_the_branches_once(build, monkeypatch) -> None:
-    pictures = []
+def test_pictures_are_repeated_and_read_once(build, monkeypatch) -> None:
+    pictures, read = [], []
     pipe = build()
+    pipe.controlnet.controlnet_cond_embedding.register_forward_hook(lambda *given: read.append(given))
     forward = type(pipe.controlnet).forward
     monkeypatch.setattr(
         type(pipe.controlnet),
@@ -136,7 +138,8 @@ def test_pictures_are_repeated_for_the_branches_once(build, monkeypatch) -> None
         lambda self, *args, **kwargs: (pictures.append(kwargs["controlnet_cond"]), forward(self, *args, **kwargs))[1],
     )
     pipe(**CALL, image=EDGES[0])
-    assert len(pictures) == 4 and all(one is pictures[0] for one in pictures) and len(pictures[0]) == 2
+    assert len(pictures) == 4 and all(one is pictures[0] for one in pictures) and len(pictures[0].pixels) == 2
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize(
@@ -208,6 +211,18 @@ def test_the_control_keeps_its_place_beside_a_picture_with_a_margin(build) -> No
     pipe(**CALL, image=tiny.picture(1, size), control_image=tiny.picture(11, size), strength=0.5)
     want = torch.from_numpy(np.asarray(tiny.picture(11, size), dtype=np.float32) / 255).movedim(-1, 0)
     assert torch.equal(seen[0][0, :, :15, :17], want)
+
+
+def test_a_crop_of_a_picture_that_lies_on_its_side(build) -> None:
+    pipe, size = build("Inpaint"), (50, 34)
+    image = tiny.picture(1, size)
+    call = {**CALL, "output_type": "pil", "mask_image": tiny.hole(size), "control_image": tiny.picture(11, size)}
+    lying = image.transpose(Image.Transpose.ROTATE_90)
+    lying.getexif()[0x0112] = 6
+    pictures = [pipe(**call, image=one, padding_mask_crop=3).images[0] for one in (image, lying)]
+    assert pictures[0].size == size and pictures[0].tobytes() == pictures[1].tobytes()
+    with pytest.raises(InputError, match="control pictures are PIL pictures of the size of `image`"):
+        pipe(**{**call, "control_image": EDGES[0]}, image=image, padding_mask_crop=3)
 
 
 def test_pictures_of_a_prompt_language_and_of_alpha(build) -> None:

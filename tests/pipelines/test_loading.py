@@ -16,7 +16,7 @@ import langevin
 from langevin import DDPMPipeline, DiffusionPipeline, StableDiffusionPipeline
 from langevin.core.errors import ConfigError, InputError, WeightsError
 from langevin.core.variants import weights_in
-from langevin.pipelines import loading
+from langevin.pipelines.files import Choices, needed_files
 from tests.pipelines import tiny
 from tests.pipelines.conftest import quiet
 
@@ -292,7 +292,7 @@ def test_sharded_weights_are_one_kind() -> None:
     names += ["model.bin.index.fp16.json", "config.json"]
     assert weights_in(names) == {(None, "safetensors"), ("fp16", "bin")}
     files = [f"text_encoder/{name}" for name in names]
-    needed = loading.needed_files(files, ["text_encoder"], loading.Choices({}, "fp16", False))
+    needed = needed_files(files, ["text_encoder"], Choices({}, "fp16", False))
     assert [Path(name).name for name in needed] == [
         "model_index.json",
         "config.json",
@@ -302,8 +302,6 @@ def test_sharded_weights_are_one_kind() -> None:
 
 
 def test_every_network_of_a_component_of_several_is_fetched() -> None:
-    from langevin.pipelines.loading import Choices, needed_files
-
     names = ("config.json", "diffusion_pytorch_model.safetensors")
     folders = ("controlnet", "controlnet_1", "controlnet_extra", "unet")
     files = ["model_index.json", *(f"{folder}/{name}" for folder in folders for name in names)]

@@ -66,6 +66,12 @@ def test_no_strength_gives_the_picture_back(request, name, size) -> None:
     assert [r.tobytes() for r in result] == [expected.tobytes()] * 2
 
 
+def test_no_strength_gives_the_whole_picture_back_where_a_part_would_be_painted(paint) -> None:
+    image, mask = tiny.picture(1, (50, 34)), tiny.hole((50, 34))
+    result = paint(**CALL, image=image, mask_image=mask, padding_mask_crop=3, strength=0.0).images[0]
+    assert result.tobytes() == image.tobytes()
+
+
 def test_any_strength_runs_a_step(change) -> None:
     seen = []
     change(

@@ -482,6 +482,10 @@ def test_what_the_file_does_not_hold_is_asked_for(made) -> None:
         langevin.StableDiffusionPipeline.from_single_file(path)
     with pytest.raises(ConfigError, match="tokeniser"):
         langevin.StableDiffusionPipeline.from_single_file(path, tokeniser=pipe.tokenizer)
+    with pytest.raises(ConfigError, match="does not accept 'orginal_config'; did you mean 'original_config'"):
+        langevin.StableDiffusionPipeline.from_single_file(path, orginal_config=None)
+    with pytest.raises(ConfigError, match="does not accept 'args'"):
+        langevin.StableDiffusionPipeline.from_single_file(path, args=3)
 
 
 def test_paths_and_addresses(made, tmp_path, monkeypatch) -> None:

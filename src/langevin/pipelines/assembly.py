@@ -16,7 +16,8 @@ from ..weights.bundled import clip_tokenizer
 from ..weights.family import Facts
 from ..weights.single_file import SingleFile
 from ..weights.wishes import locate, wishes_of
-from . import loading
+from . import files, loading
+from .glossary import keywords
 
 logger = get_logger(__name__)
 FAMILIES = {
@@ -58,7 +59,7 @@ def load_single_file(
     link_or_path: str | os.PathLike,
     given: Mapping[str, Any],
     *,
-    choices: loading.Choices,
+    choices: files.Choices,
     hub: Mapping[str, Any],
     overrides: Mapping[str, Any],
     scheduler_type: str | None,
@@ -82,7 +83,7 @@ class Assembly:
         ConfigError: when the file is for another pipeline, which is named.
     """
 
-    def __init__(self, cls: type[Any], file: SingleFile, choices: loading.Choices) -> None:
+    def __init__(self, cls: type[Any], file: SingleFile, choices: files.Choices) -> None:
         self.cls, self.file, self.choices = cls, file, choices
         self.accepted = loading.constructor(cls)
         check_class(cls, file.facts, file.what)
@@ -96,7 +97,7 @@ class Assembly:
             scheduler_type: key of `SCHEDULERS`.
         """
         file = self.file
-        known = [*self.accepted, *loading.constructor(self.cls.from_single_file)]
+        known = [*self.accepted, *keywords(self.cls.from_single_file)]
         check_known(f"{self.cls.__name__}.from_single_file", given, known)
         options = {**file.options("options"), **self._stated_options()}
         parts = {name: value for name, value in {**options, **given}.items() if name in self.accepted}
@@ -155,8 +156,8 @@ class Assembly:
             parts.setdefault("requires_safety_checker", False)
         if checker and "safety_checker" not in given:
             logger.warning("%s holds no safety checker: pictures are returned unchecked.", file.what)
-        parts |= dict.fromkeys(loading.absent(cls, self.accepted, set(parts)))
-        missing = loading.lacking(cls, self.accepted, parts)
+        parts |= dict.fromkeys(loading.absent(cls, parts))
+        missing = loading.lacking(cls, parts)
         if missing:
             held = ", ".join(file.places) or "no network that is known here"
             raise ConfigError(

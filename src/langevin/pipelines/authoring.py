@@ -7,7 +7,7 @@ of this library are made of.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,25 @@ Place = torch.device | str | None
 
 
 class StableDiffusionMixin:
-    """The documented name of the memory switches of latent pipelines, which every pipeline of this library has."""
+    """The memory switches of pipelines with an autoencoder, under their documented name."""
+
+    _delegate: Callable[..., None]
+
+    def enable_vae_slicing(self) -> None:
+        """Decode the pictures of a batch one after the other."""
+        self._delegate("enable_slicing", only="vae")
+
+    def disable_vae_slicing(self) -> None:
+        """Decode a batch in one step again."""
+        self._delegate("disable_slicing", only="vae")
+
+    def enable_vae_tiling(self) -> None:
+        """Decode large pictures tile by tile."""
+        self._delegate("enable_tiling", only="vae")
+
+    def disable_vae_tiling(self) -> None:
+        """Decode pictures whole again."""
+        self._delegate("disable_tiling", only="vae")
 
 
 class OwnLoopMixin:

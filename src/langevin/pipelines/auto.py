@@ -13,7 +13,7 @@ from ..core.errors import ConfigError, did_you_mean, nearest
 from ..core.files import is_local, read_json, resolve_file, resolve_folder
 from ..core.hub import hub_options
 from ..registry import PIPELINES, Row
-from . import loading
+from . import files, loading
 from .base import DiffusionPipeline
 from .sharing import share
 
@@ -141,7 +141,7 @@ def class_in(path: str | os.PathLike, **hub: Any) -> str:
         hub: see `core.hub`.
     """
     if is_local(path):
-        index = loading.read_index(DiffusionPipeline, resolve_folder(path))
+        index = files.read_index(DiffusionPipeline, resolve_folder(path))
     else:
         index = read_json(resolve_file(path, DiffusionPipeline.config_name, **hub))
     return str(index.get("_class_name", "?"))

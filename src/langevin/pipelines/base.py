@@ -19,7 +19,7 @@ from ..core.progress import progress_bar
 from ..core.push import PushToHubMixin, check_push
 from ..families.common import dtype_of
 from ..models.placement import resolve_device
-from . import loading
+from . import files, loading
 from .runs import InterruptField
 from .sharing import share
 
@@ -96,8 +96,8 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         *,
-        torch_dtype: loading.DtypeChoice = None,
-        dtype: loading.DtypeChoice = None,
+        torch_dtype: files.DtypeChoice = None,
+        dtype: files.DtypeChoice = None,
         variant: str | None = None,
         use_safetensors: bool | None = None,
         device_map: Any = None,
@@ -140,7 +140,7 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
             WeightsError: for missing or damaged weights.
         """
         hub = hub_options(locals())
-        choices = loading.Choices(loading.dtypes(torch_dtype, dtype), variant, use_safetensors)
+        choices = files.Choices(files.dtypes(torch_dtype, dtype), variant, use_safetensors)
         device = None if device_map is None else resolve_device(device_map)
         from . import custom
 
@@ -173,8 +173,8 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
         Args:
             hub: `revision`, `cache_dir`, `local_files_only`, `token`, `force_download`.
         """
-        choices = loading.Choices({}, variant, use_safetensors)
-        return loading.fetch(cls, pretrained_model_name, choices=choices, hub=hub)
+        choices = files.Choices({}, variant, use_safetensors)
+        return files.fetch(cls, pretrained_model_name, choices=choices, hub=hub)
 
     def save_pretrained(
         self,
@@ -234,12 +234,13 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
         `torch_dtype`. `silence_dtype_warnings` is accepted as documented; there is no warning to silence.
         """
         check_known("DiffusionPipeline.to", kwargs, ["device", "dtype", "torch_device", "torch_dtype"])
-        named = {name.removeprefix("torch_"): value for name, value in kwargs.items() if value is not None}
-        for value in args:
-            kind = "dtype" if isinstance(value, torch.dtype) else "device"
+        given = [(name.removeprefix("torch_"), value) for name, value in kwargs.items()]
+        given += [("dtype" if isinstance(value, torch.dtype) else "device", value) for value in args]
+        named: dict[str, Any] = {}
+        for kind, value in given:
             if kind in named and value is not None:
                 raise ConfigError(f"`to` was given two values for {kind}: {named[kind]} and {value}.")
-            named |= {kind: value} if value is not None else {}
+            named |= {} if value is None else {kind: value}
         for module in self._networks.values():
             module.to(**named)
         return self
@@ -291,19 +292,3 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
     def disable_xformers_memory_efficient_attention(self) -> None:
         """Compute attention with torch again."""
         self._delegate("disable_xformers_memory_efficient_attention")
-
-    def enable_vae_slicing(self) -> None:
-        """Decode the pictures of a batch one after the other."""
-        self._delegate("enable_slicing", only="vae")
-
-    def disable_vae_slicing(self) -> None:
-        """Decode a batch in one step again."""
-        self._delegate("disable_slicing", only="vae")
-
-    def enable_vae_tiling(self) -> None:
-        """Decode large pictures tile by tile."""
-        self._delegate("enable_tiling", only="vae")
-
-    def disable_vae_tiling(self) -> None:
-        """Decode pictures whole again."""
-        self._delegate("disable_tiling", only="vae")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, ClassVar
 
@@ -106,9 +106,10 @@ class IPAdapterScaleCutoffCallback(PipelineCallback):
         return callback_kwargs
 
 
-def wanted(callback: Callback | PipelineCallback | MultiPipelineCallbacks | None, names: Iterable[str]) -> list[str]:
-    """Return the tensor names a callback asks for: its own `tensor_inputs`, or `names` for a plain function."""
-    return list(getattr(callback, "tensor_inputs", names) if callback is not None else ())
+def wanted_by(call: Mapping[str, Any]) -> list[str]:
+    """Return the tensor names that a call's callback asks for: its own `tensor_inputs`, or those the call names."""
+    callback, names = call.get("callback_on_step_end"), call.get("callback_on_step_end_tensor_inputs", ())
+    return list(getattr(callback, "tensor_inputs", names)) if callback is not None else []
 
 
 def check_wanted(names: Iterable[str], offered: Sequence[str]) -> None:
@@ -132,7 +133,9 @@ class StepHook:
 
     def __init__(self, run: RunState, model: Any, bar: Any) -> None:
         self.run, self.model, self.bar = run, model, bar
-        self.callback, self.names, self.old = run.call.get("callback_on_step_end"), run.call.names, run.call.old
+        call = run.call
+        self.callback, self.names = call.get("callback_on_step_end"), wanted_by(call.given)
+        self.old, self.every = call.get("callback"), call.get("callback_steps", 1)
 
     def __call__(self, step: Step, x: Tensor) -> Tensor:
         """Report a step and return the sample to go on with.
@@ -143,9 +146,8 @@ class StepHook:
         self.bar.update()
         if self.callback is not None:
             x = self.ask(self.callback, step, x)
-        old, every = self.old
-        if old is not None and step.index % every == 0:
-            old(step.index, timestep_on(step.timestep, torch.device("cpu")), x)
+        if self.old is not None and step.index % self.every == 0:
+            self.old(step.index, timestep_on(step.timestep, torch.device("cpu")), x)
         if self.run.interrupt and not step.last:
             logger.warning(
                 "The run was interrupted after step %d of %d; its result is unfinished.", step.index + 1, step.count

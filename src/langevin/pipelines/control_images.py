@@ -1,6 +1,6 @@
 """Control images: the one way from a user's picture to the tensor that ControlNets and T2I-Adapters see.
 
-Training reads its conditions through `control_tensor` too, so that no network meets another scaling than it learned.
+The picturebook's ControlNet was trained on the same numbers, which a test compares.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..core.errors import InputError
-from ..core.images import Colour, ImageInput, decode, luminance, sort_out, to_tensor
+from ..core.images import ImageInput, decode, luminance, sort_out, to_tensor
 from .image_processor import VaeImageProcessor
 from .masks import mask_tensor
 
@@ -20,28 +20,19 @@ SMOOTHING = 1.4
 
 
 def control_tensor(
-    image: ImageInput,
-    height: int | None,
-    width: int | None,
-    batch: int,
-    *,
-    factor: int,
-    channels: int = 3,
-    per_prompt: int = 1,
-    background: Colour = "black",
+    image: ImageInput, height: int, width: int, batch: int, *, channels: int = 3, per_prompt: int = 1
 ) -> torch.Tensor:
     """Return control images as float32 (batch, channels, height, width) in [0, 1].
 
     PIL pictures are converted to RGB or grey and resampled with Lanczos; arrays and tensors take the nearest pixel.
-    Nothing is normalised. Tensors may hold -1 for hidden pixels, as `make_inpaint_condition` makes them.
+    Transparency is laid over black, on which conditions are drawn. Nothing is normalised. Tensors may hold -1 for
+    hidden pixels, as `make_inpaint_condition` makes them.
 
     Args:
         image: one picture, or one per prompt, of any kind; four-channel tensors are not taken for latents.
-        height, width: in pixels, rounded down to a multiple of `factor`; None takes the first picture's own.
+        height, width: in pixels.
         batch: number of pictures that are generated, `per_prompt` for each prompt.
-        factor: pixels per latent and side.
         channels: of the network's condition: 3, 1 (luminance), or a number that `image`, a tensor, has.
-        background: what transparent pixels are laid over. Conditions are drawn on black; None refuses transparency.
 
     Raises:
         InputError: when the number of pictures is neither 1 nor that of the prompts, or the channels do not fit.
@@ -49,15 +40,12 @@ def control_tensor(
     """
     kind, many = sort_out(image, what="control image")
     if kind == "pil":
-        pictures = [decode(one, background=background) for one in many]
+        pictures = [decode(one, background="black") for one in many]
         image = [one.convert("L") for one in pictures] if channels == 1 else pictures
     elif kind == "np":
-        image = to_tensor(image, background=background)
+        image = to_tensor(image, background="black")
     processor = VaeImageProcessor(
-        vae_scale_factor=factor,
-        vae_latent_channels=0,
-        do_normalize=False,
-        do_convert_rgb=channels == 3,
+        vae_scale_factor=1, vae_latent_channels=0, do_normalize=False, do_convert_rgb=channels == 3
     )
     pixels = processor.preprocess(image, height, width).float()
     if channels == 1 and pixels.shape[1] == 3:

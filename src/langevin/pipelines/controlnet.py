@@ -19,16 +19,24 @@ from ..families.latents import LatentSpace
 from ..models.controlnets.multicontrolnet import MultiControlNetModel
 from . import tasks
 from .callbacks import Callback, MultiPipelineCallbacks, PipelineCallback
-from .controls import check_fits, control_pixels, networks_of, per_network, per_network_pictures, several, sized
+from .controls import (
+    Numbers,
+    check_fits,
+    control_pixels,
+    networks_of,
+    per_network,
+    per_network_pictures,
+    several,
+    sized,
+)
 from .glossary import documented
-from .inpainting import inpaint
+from .inpainting import MASKED, inpaint
 from .inputs import Call, begin
 from .outputs import StableDiffusionPipelineOutput
 from .stable_diffusion import StableDiffusionFamily, corrected
 
 FITTING = ("cross_attention_dim", "block_out_channels")
 """Configuration values in which a ControlNet and its UNet agree."""
-Numbers = float | Sequence[float]
 
 
 class ControlNetMixin:
@@ -44,7 +52,7 @@ class ControlNetMixin:
     def _attachments(self, call: Call, space: LatentSpace, plan: Plan) -> Sequence[ControlNet]:
         """Return what asks the ControlNets at each step."""
         controls = []
-        for net, picture, settings in controls_of(call, self._control_name):
+        for net, picture, settings in controls_of(call):
             pixels = control_pixels(call, picture, space, channels=option(net, "conditioning_channels", 3))
             pixels = pixels.to(call.device, dtype_of(net, pixels.dtype))
             controls.append(Control(net, pixels, count=whole(plan), **settings))
@@ -53,7 +61,7 @@ class ControlNetMixin:
 
 def whole(plan: Plan) -> int:
     """Return how many network calls a run would make without `denoising_end`."""
-    return len(replace(plan, end=None).steps) if getattr(plan, "end", None) is not None else len(plan.steps)
+    return len((plan if plan.end is None else replace(plan, end=None)).steps)
 
 
 def controlled(call: Call) -> Call:
@@ -61,24 +69,20 @@ def controlled(call: Call) -> Call:
 
     That is the control picture, or for inpainting the picture; a picture that is changed as a whole keeps its own size.
     """
-    name = call.pipe._control_name
-    pictures = [picture for _, picture, _ in controls_of(call, name)]
-    if name == "image":
-        return sized(call, pictures[0])
+    _, picture, _ = controls_of(call)[0]
+    if call.pipe._control_name == "image":
+        return sized(call, picture)
     return sized(call, call["image"]) if call.get("image") is not None and "mask_image" in call.given else call
 
 
-def controls_of(call: Call, name: str) -> list[tuple[Any, Any, dict[str, Any]]]:
+def controls_of(call: Call) -> list[tuple[Any, Any, dict[str, Any]]]:
     """Return each ControlNet of a call with its pictures and its settings.
-
-    Args:
-        name: the argument that holds the pictures.
 
     Raises:
         InputError: when the number of pictures or values does not fit, or a part of the run is empty.
         ConfigError: when a network was made for another UNet.
     """
-    pipe = call.pipe
+    pipe, name = call.pipe, call.pipe._control_name
     nets = networks_of(pipe._part("controlnet"))
     for net in nets:
         check_fits(net, pipe._part("unet"), FITTING)
@@ -94,10 +98,8 @@ def controls_of(call: Call, name: str) -> list[tuple[Any, Any, dict[str, Any]]]:
                 "to switch a ControlNet off, give it a `controlnet_conditioning_scale` of 0."
             )
     guess = [call["guess_mode"] or bool(option(net, "global_pool_conditions")) for net in nets]
-    settings = [
-        {"scale": scale, "start": start, "end": end, "guess": weak}
-        for scale, start, end, weak in zip(scales, starts, ends, guess, strict=True)
-    ]
+    names = ("scale", "start", "end", "guess")
+    settings = [dict(zip(names, each, strict=True)) for each in zip(scales, starts, ends, guess, strict=True)]
     return list(zip(nets, pictures, settings, strict=True))
 
 
@@ -121,7 +123,7 @@ class StableDiffusionControlNetFamily(ControlNetMixin, StableDiffusionFamily):
         requires_safety_checker: bool = True,
     ) -> None:
         controlnet, scheduler = several(controlnet, MultiControlNetModel), corrected(scheduler)
-        self._assemble(locals(), "requires_safety_checker")
+        self._assemble(locals())
 
 
 class StableDiffusionControlNetPipeline(StableDiffusionControlNetFamily):
@@ -130,7 +132,7 @@ class StableDiffusionControlNetPipeline(StableDiffusionControlNetFamily):
     Draw order: as in `StableDiffusionPipeline`. Components as there, and `controlnet`.
     """
 
-    _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds", "image")
+    _callback_tensor_inputs = (*StableDiffusionFamily._callback_tensor_inputs, "image")
 
     @documented
     @torch.no_grad()
@@ -179,7 +181,7 @@ class StableDiffusionControlNetImg2ImgPipeline(StableDiffusionControlNetFamily):
     """
 
     _control_name = "control_image"
-    _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds", "control_image")
+    _callback_tensor_inputs = (*StableDiffusionFamily._callback_tensor_inputs, "control_image")
 
     @documented
     @torch.no_grad()
@@ -229,14 +231,7 @@ class StableDiffusionControlNetInpaintPipeline(StableDiffusionControlNetFamily):
     """
 
     _control_name = "control_image"
-    _callback_tensor_inputs = (
-        "latents",
-        "prompt_embeds",
-        "negative_prompt_embeds",
-        "control_image",
-        "mask",
-        "masked_image_latents",
-    )
+    _callback_tensor_inputs = (*StableDiffusionFamily._callback_tensor_inputs, "control_image", *MASKED)
 
     @documented
     @torch.no_grad()

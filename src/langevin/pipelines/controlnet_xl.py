@@ -13,10 +13,10 @@ from ..core.rng import Generators
 from ..models.controlnets.multicontrolnet import MultiControlNetModel
 from . import tasks
 from .callbacks import Callback, MultiPipelineCallbacks, PipelineCallback
-from .controlnet import ControlNetMixin, Numbers, controlled
-from .controls import several
+from .controlnet import ControlNetMixin, controlled
+from .controls import Numbers, several
 from .glossary import documented
-from .inpainting import inpaint
+from .inpainting import MASKED, inpaint
 from .inputs import begin
 from .outputs import StableDiffusionXLPipelineOutput
 from .stable_diffusion_xl import Pair, StableDiffusionXLFamily
@@ -106,14 +106,13 @@ class StableDiffusionXLControlNetPipeline(ControlNetMixin, StableDiffusionXLFami
         return tasks.text_to_image(self, controlled(begin(self, locals())))
 
 
-class StableDiffusionXLControlNetImg2ImgPipeline(ControlNetMixin, StableDiffusionXLFamily):
-    """Pictures from a prompt, a picture to start from, and control pictures.
+class StableDiffusionXLControlNetPictureFamily(ControlNetMixin, StableDiffusionXLFamily):
+    """What the pipelines with ControlNets that change a picture share: components, and the name of the control.
 
-    Draw order: as in `StableDiffusionXLImg2ImgPipeline`. Components as there, and `controlnet`.
+    Components as in `StableDiffusionXLImg2ImgPipeline`, and `controlnet`.
     """
 
     _control_name = "control_image"
-    _callback_tensor_inputs = (*SEEN, *SEEN_NEGATIVE, "control_image")
 
     def __init__(
         self,
@@ -133,6 +132,15 @@ class StableDiffusionXLControlNetImg2ImgPipeline(ControlNetMixin, StableDiffusio
     ) -> None:
         controlnet = several(controlnet, MultiControlNetModel)
         self._assemble(locals())
+
+
+class StableDiffusionXLControlNetImg2ImgPipeline(StableDiffusionXLControlNetPictureFamily):
+    """Pictures from a prompt, a picture to start from, and control pictures.
+
+    Draw order: as in `StableDiffusionXLImg2ImgPipeline`.
+    """
+
+    _callback_tensor_inputs = (*SEEN, *SEEN_NEGATIVE, "control_image")
 
     @documented
     @torch.no_grad()
@@ -186,34 +194,14 @@ class StableDiffusionXLControlNetImg2ImgPipeline(ControlNetMixin, StableDiffusio
         return tasks.image_to_image(self, controlled(begin(self, locals())))
 
 
-class StableDiffusionXLControlNetInpaintPipeline(ControlNetMixin, StableDiffusionXLFamily):
+class StableDiffusionXLControlNetInpaintPipeline(StableDiffusionXLControlNetPictureFamily):
     """Pictures of which a part is painted anew under control pictures, with 9-channel networks or any other.
 
-    Draw order: as in `StableDiffusionXLInpaintPipeline`. Components as there, and `controlnet`.
+    Draw order: as in `StableDiffusionXLInpaintPipeline`.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
-    _control_name = "control_image"
-    _callback_tensor_inputs = (*SEEN, *SEEN_NEGATIVE, "mask", "masked_image_latents", "control_image")
-
-    def __init__(
-        self,
-        vae: Any,
-        text_encoder: Any,
-        text_encoder_2: Any,
-        tokenizer: Any,
-        tokenizer_2: Any,
-        unet: Any,
-        controlnet: Any,
-        scheduler: Any,
-        requires_aesthetics_score: bool = False,
-        force_zeros_for_empty_prompt: bool = True,
-        add_watermarker: bool | None = None,
-        feature_extractor: Any = None,
-        image_encoder: Any = None,
-    ) -> None:
-        controlnet = several(controlnet, MultiControlNetModel)
-        self._assemble(locals())
+    _callback_tensor_inputs = (*SEEN, *SEEN_NEGATIVE, *MASKED, "control_image")
 
     @documented
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import lcm
 from numbers import Real
@@ -16,13 +16,14 @@ from ..core.logging import get_logger
 from ..families.common import option
 from ..families.latents import LatentSpace, scale_factor
 from .control_images import control_tensor
-from .image_processor import VaeImageProcessor
+from .image_processor import VaeImageProcessor, is_latents
 from .inpainting import crop_of
 from .inputs import Call
-from .pictures import is_latents
 from .regions import pad_to_multiple
 
 logger = get_logger(__name__)
+Numbers = float | Sequence[float]
+"""One number, or one per network."""
 
 
 def several(networks: Any, together: type) -> Any:
@@ -140,8 +141,7 @@ def control_pixels(call: Call, picture: Any, space: LatentSpace, *, channels: in
     height, width = space.visible or (space.height, space.width)
     if call.get("padding_mask_crop") is not None:
         picture = cut(call, picture, space)
-    count: Mapping[str, int] = {"channels": channels, "per_prompt": call.per_prompt}
-    pixels = control_tensor(picture, height, width, call.images, factor=1, **count)
+    pixels = control_tensor(picture, height, width, call.images, channels=channels, per_prompt=call.per_prompt)
     return pad_to_multiple(pixels, scale_factor(space.vae))[0]
 
 
@@ -154,7 +154,7 @@ def cut(call: Call, picture: Any, space: LatentSpace) -> list[Any]:
     box = crop_of(call, (space.height, space.width))
     kind, many = sort_out(picture, what="control picture")
     many = [decode(one, background="black") for one in many] if kind == "pil" else many
-    if kind != "pil" or any(one.size != call["image"].size for one in many):
+    if kind != "pil" or any(one.size != upright(call["image"]).size for one in many):
         raise InputError("With `padding_mask_crop`, control pictures are PIL pictures of the size of `image`.")
     processor = VaeImageProcessor(vae_scale_factor=1)
     return [processor.resize(one.crop(box), space.height, space.width, "fill") for one in many]

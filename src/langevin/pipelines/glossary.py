@@ -143,9 +143,7 @@ GLOSSARY: dict[str, str] = {
         "Margin in pixels around the masked part: that part alone is enlarged, painted and put back. None works on the "
         "whole picture."
     ),
-    "paste_back": (
-        "Give every kept pixel back exactly as it was; False returns what the autoencoder makes of it."
-    ),
+    "paste_back": ("Give every kept pixel back exactly as it was; False returns what the autoencoder makes of it."),
     "pooled_prompt_embeds": "Pooled encodings (prompts, width) of the prompts, beside `prompt_embeds`.",
     "prompt": "What the picture should show: one text, or a list for several pictures.",
     "prompt_2": "Prompts of the second text encoder; None is `prompt`.",
@@ -174,9 +172,14 @@ GLOSSARY: dict[str, str] = {
 
 
 def parameters(call: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a `__call__`, without self."""
+    """Return the parameters of a method by name, without self."""
     found = inspect.signature(call).parameters
     return {name: p for name, p in found.items() if name != "self"}
+
+
+def keywords(call: Callable[..., Any]) -> list[str]:
+    """Return the names under which a method takes arguments."""
+    return [name for name, p in parameters(call).items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def describe(call: Callable[..., Any]) -> str:

@@ -83,16 +83,13 @@ class VaeImageProcessor(ConfigMixin):
             InputError: for an empty or mixed list, values outside [-1, 1], or a picture smaller than a latent.
             NonFiniteError: for NaN and infinity.
         """
-        check_choice("resize_mode", resize_mode, RESIZE_MODES)
         kind, many = sort_out(image)
+        check_mode(resize_mode, kind == "pil")
+        if is_latents(image, self.config.vae_latent_channels):
+            return to_tensor(image)
         if kind == "pil":
             pixels = self._from_pictures(many, height, width, resize_mode, crops_coords)
-        elif resize_mode != "default":
-            raise InputError(f"resize_mode={resize_mode!r} is for PIL pictures; arrays and tensors know 'default'.")
         else:
-            latents = kind == "pt" and many[0].ndim > 2 and many[0].shape[-3] == self.config.vae_latent_channels
-            if latents:
-                return to_tensor(image)
             pixels = self._from_values(image, height, width, crops_coords)
         if pixels.min() < -1 - SLACK or pixels.max() > 1 + SLACK:
             raise InputError(
@@ -125,9 +122,7 @@ class VaeImageProcessor(ConfigMixin):
         plain = image.mode in ("RGB", "L") and not image.has_transparency_data
         return decode(image) if self.config.do_convert_rgb or not plain else image
 
-    def _from_values(
-        self, image: ImageInput, height: int | None, width: int | None, box: Box | None
-    ) -> torch.Tensor:
+    def _from_values(self, image: ImageInput, height: int | None, width: int | None, box: Box | None) -> torch.Tensor:
         """Return arrays or tensors converted, cut and resized."""
         pixels = to_grey(image) if self.config.do_convert_grayscale else to_tensor(image)
         check_axes(pixels)
@@ -181,13 +176,11 @@ class VaeImageProcessor(ConfigMixin):
 
         PIL pictures are resampled with the configured filter, arrays and tensors take the nearest pixel.
         """
-        check_choice("resize_mode", resize_mode, RESIZE_MODES)
-        if _is_pil(image):
-            if resize_mode == "default":
-                return self._resample(image, height, width, reducing_gap=self.config.reducing_gap)
-            return self._centred(image, height, width, cover=resize_mode == "crop")
+        check_mode(resize_mode, _is_pil(image))
         if resize_mode != "default":
-            raise InputError(f"resize_mode={resize_mode!r} is for PIL pictures; arrays and tensors know 'default'.")
+            return self._centred(image, height, width, cover=resize_mode == "crop")
+        if _is_pil(image):
+            return self._resample(image, height, width, reducing_gap=self.config.reducing_gap)
         if isinstance(image, np.ndarray):
             return self.pt_to_numpy(self.resize(self.numpy_to_pt(image), height, width))
         return functional.interpolate(image, size=(height, width))
@@ -227,12 +220,13 @@ class VaeImageProcessor(ConfigMixin):
 
     @staticmethod
     def get_crop_region(mask_image: Image, width: int, height: int, pad: int = 0) -> Box:
-        """Return the box (left, top, right, bottom) around a mask in the ratio width : height."""
-        return crop_box(np.asarray(mask_image.convert("L")), width, height, pad)
+        """Return the box (left, top, right, bottom) around a mask in the ratio width : height.
 
-    def apply_overlay(
-        self, mask: Image, init_image: Image, image: Image, crop_coords: Box | None = None
-    ) -> Image:
+        Everything that is not black counts; transparent pixels are black. An empty mask gives the whole picture.
+        """
+        return crop_box(np.asarray(decode(mask_image, background="black").convert("L")), width, height, pad)
+
+    def apply_overlay(self, mask: Image, init_image: Image, image: Image, crop_coords: Box | None = None) -> Image:
         """Return `init_image` with `image` in the white part of the mask; grey mixes the two.
 
         Args:
@@ -354,3 +348,16 @@ class IPAdapterMaskProcessor(VaeImageProcessor):
 
 def _is_pil(image: Any) -> bool:
     return hasattr(image, "getbands") and hasattr(image, "resize")
+
+
+def is_latents(image: Any, channels: int) -> bool:
+    """Tell whether a caller's picture is latents: tensors with the latents' number of channels, as documented."""
+    many = image if isinstance(image, (list, tuple)) else [image]
+    return all(isinstance(one, torch.Tensor) and one.ndim > 2 and one.shape[-3] == channels for one in many)
+
+
+def check_mode(resize_mode: str, pil: bool) -> None:
+    """Raise InputError for a way to resize that is unknown, or that pictures other than PIL's do not know."""
+    check_choice("resize_mode", resize_mode, RESIZE_MODES)
+    if not pil and resize_mode != "default":
+        raise InputError(f"resize_mode={resize_mode!r} is for PIL pictures; arrays and tensors know 'default'.")

@@ -20,11 +20,15 @@ from ..diffusion.table import Plan, Step
 from ..families.common import option
 from ..families.denoiser import Channels
 from ..families.latents import LatentSpace, spread_rows
+from .image_processor import VaeImageProcessor
 from .inputs import Call, check_rows
-from .masks import crop_region, latent_mask, mask_tensor, masked_image, paste_back
-from .pictures import Picture
+from .masks import latent_mask, mask_tensor, masked_image, paste_back
+from .pictures import Picture, read_picture
 from .regions import Box
 from .tasks import keeps_all, started, starting_noise, unchanged
+
+MASKED = ("mask", "masked_image_latents")
+"""What callbacks of every inpainting pipeline may ask for beside what its family offers."""
 
 
 @dataclass
@@ -100,7 +104,7 @@ def crop_of(call: Call, size: tuple[int, int]) -> Box:
     image, mask = upright(image), upright(mask)
     if image.size != mask.size:
         raise InputError(f"The mask, {mask.size}, must be as large as the picture, {image.size}.")
-    return crop_region(mask, size[1], size[0], call["padding_mask_crop"])
+    return VaeImageProcessor.get_crop_region(mask, size[1], size[0], call["padding_mask_crop"])
 
 
 def inpaint(pipe: Any, call: Call) -> Any:
@@ -122,25 +126,22 @@ def inpaint(pipe: Any, call: Call) -> Any:
     if sees and given is None and picture.latent:
         raise ConfigError("This network sees the masked picture, and latents cannot be masked; pass pixels.")
     if keeps_all(call):
-        return unchanged(pipe, call, space, picture)
+        whole = picture if scene.box is None else read_picture(call["image"], factor=pipe.vae_scale_factor)
+        return unchanged(pipe, call, space, whole)
     with started(pipe, call, space) as start:
         place, plan = start.place, start.plan
         hole = spread_rows(latent_mask(scene.mask, *space.size).to(**place), call.images)
-        source: Tensor | None = None
-        if not sees or strength < 1 or begun:
-            source = picture.latents(call, space, place)
+        source = picture.latents(call, space, place) if not sees or strength < 1 or begun else None
         noise = starting_noise(call, space, place)
-        x = plan.start(noise, source if strength < 1 else None)
-        x = source if begun and source is not None else x
+        x = source if begun else plan.start(noise, source if strength < 1 else None)
         masked = masked_latents(call, space, scene, place, needed=sees)
-        channels: tuple[Channels, ...] = ()
-        after: tuple[KeepOutside, ...] = ()
+        task: dict[str, Any]
         if sees:
-            channels = (Channels("mask", hole), Channels("masked_image_latents", masked))
+            task = {"channels": (Channels("mask", hole), Channels("masked_image_latents", masked))}
         else:
-            after = (KeepOutside(hole, source, noise, plan),)
+            task = {"after": (KeepOutside(hole, source, noise, plan),)}
             x = blend(x, plan.start(noise, source), 1.0 - hole) if begun else x
-        return deliver(pipe, call, space, scene, pipe._sample(start, x, channels=channels, after=after))
+        return deliver(pipe, call, space, scene, pipe._sample(start, x, **task))
 
 
 def masked_latents(call: Call, space: LatentSpace, scene: Scene, place: dict[str, Any], *, needed: bool) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +19,13 @@ from ..core.rng import Generators, streams
 from ..diffusion.table import Plan
 from ..prompts import SYNTAXES, parse_all
 from ..prompts.encoding import LONG_PROMPTS
-from .callbacks import check_wanted, wanted
+from .callbacks import check_wanted, wanted_by
+from .glossary import keywords, parameters
 from .runs import call_of
 
 logger = get_logger(__name__)
 TEXTS = ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds")
+POOLED = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,6 @@ class Call:
         prompts: number of prompts.
         per_prompt: pictures per prompt.
         rng: one random stream, or one per picture.
-        names: the tensors that the caller's callback wants.
-        old: the deprecated callback, and every how many steps it is called.
         numbers: the number of the step of every network call of the run, once it is planned.
     """
 
@@ -49,8 +48,6 @@ class Call:
     prompts: int
     per_prompt: int
     rng: Generators
-    names: Sequence[str] = ()
-    old: tuple[Callable[..., Any] | None, int] = (None, 1)
     numbers: tuple[int, ...] = (0,)
 
     def planned(self, plan: Plan) -> Call:
@@ -87,14 +84,10 @@ def begin(pipe: Any, given: Mapping[str, Any], *, prompts: int | None = None) ->
         ConfigError: for an unknown keyword.
     """
     given = {name: value for name, value in given.items() if name not in ("self", "__class__")}
-    old = old_callback(call_of(pipe), given.pop("deprecated", {}))
-    if given.get("callback") is not None:
-        old = (given["callback"], given["callback_steps"])
-    callback = given.get("callback_on_step_end")
-    names = wanted(callback, given.get("callback_on_step_end_tensor_inputs", ()))
-    check_wanted(names, pipe._callback_tensor_inputs)
+    given |= old_keywords(call_of(pipe), given.pop("deprecated", {}))
+    check_wanted(wanted_by(given), pipe._callback_tensor_inputs)
     check_steps(given.get("num_inference_steps", 1), given.get("timesteps"), given.get("sigmas"))
-    known = inspect.signature(call_of(pipe)).parameters
+    known = parameters(call_of(pipe))
     optional = {name for name, parameter in known.items() if parameter.default is None} | {"num_images_per_prompt"}
     for name, value in given.items():
         if name in CHECKS and (value is not None or name not in optional):
@@ -105,12 +98,11 @@ def begin(pipe: Any, given: Mapping[str, Any], *, prompts: int | None = None) ->
     if "prompt_syntax" in given:
         for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
             parse_all(given.get(name) or (), given["prompt_syntax"])
-    per_prompt = given.get("num_images_per_prompt")
-    per_prompt = 1 if per_prompt is None else per_prompt
+    per_prompt = given.get("num_images_per_prompt") or 1
     seed = given.get("seed")
     seed = int(seed) if isinstance(seed, Integral) else seed
     rng = streams(prompts * per_prompt, generator=given.get("generator"), seed=seed)
-    call = Call(pipe, given, pipe._execution_device, prompts, per_prompt, rng, names, old)
+    call = Call(pipe, given, pipe._execution_device, prompts, per_prompt, rng)
     if "ip_adapter_image" in given:
         pipe._check_picture_prompts(call)
     return call
@@ -235,9 +227,7 @@ def check_second_prompts(given: Mapping[str, Any], count: int) -> None:
             if not isinstance(text, str) and found != count:
                 raise InputError(f"`{name}_2` has {found} texts for {count} prompts; pass one text or one per prompt.")
         if pooled_name(name) in given and embeds is not None and pooled is None:
-            raise InputError(
-                f"`{name}_embeds` need `{pooled_name(name)}` beside them; `encode_prompt` returns both."
-            )
+            raise InputError(f"`{name}_embeds` need `{pooled_name(name)}` beside them; `encode_prompt` returns both.")
         if pooled is not None and (not isinstance(pooled, torch.Tensor) or pooled.ndim != 2 or len(pooled) != count):
             what = tuple(pooled.shape) if isinstance(pooled, torch.Tensor) else f"a {type(pooled).__name__}"
             raise InputError(f"`{pooled_name(name)}` is {what}; it must be a tensor ({count}, width).")
@@ -256,22 +246,22 @@ def check_pair(name: str, value: Any) -> None:
         check_number(name, part, low=0.0)
 
 
-def old_callback(call: Callable[..., Any], given: Mapping[str, Any]) -> tuple[Callable[..., Any] | None, int]:
+def old_keywords(call: Callable[..., Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the deprecated `callback` and `callback_steps` among the extra keywords of `call`, with a warning.
 
     Raises:
         ConfigError: for any other keyword, naming the nearest valid one.
     """
-    if not given:
-        return None, 1
-    known = [name for name, p in inspect.signature(call).parameters.items() if p.kind is not p.VAR_KEYWORD]
-    check_known(call.__qualname__, given, [*known, "callback", "callback_steps"])
-    callback, every = given.get("callback"), given.get("callback_steps", 1)
-    warnings.warn("`callback` is deprecated; use `callback_on_step_end`.", FutureWarning, stacklevel=4)
-    check_count("callback_steps", every)
-    if callback is not None and not callable(callback):
-        raise InputError(f"`callback` is a {type(callback).__name__}; it must be a function.")
-    return callback, every
+    if given:
+        check_known(call.__qualname__, given, [*keywords(call), "callback", "callback_steps"])
+        warnings.warn("`callback` is deprecated; use `callback_on_step_end`.", FutureWarning, stacklevel=4)
+    return given
+
+
+def check_callback(name: str, value: Any) -> None:
+    """Raise InputError unless `value` is None or can be called."""
+    if value is not None and not callable(value):
+        raise InputError(f"`{name}` is a {type(value).__name__}; it must be a function.")
 
 
 def check_each(name: str, value: Any, check: Callable[[str, Any], None] = check_number) -> None:
@@ -294,13 +284,17 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "adapter_conditioning_scale": check_each,
     "aesthetic_score": check_number,
     "batch_size": check_count,
+    "callback": check_callback,
+    "callback_on_step_end": check_callback,
     "callback_steps": check_count,
+    "clip_skip": partial(check_count, low=0),
     "control_guidance_end": partial(check_each, check=share),
     "control_guidance_start": partial(check_each, check=share),
     "controlnet_conditioning_scale": check_each,
     "crops_coords_top_left": check_pair,
     "denoising_end": share,
     "denoising_start": share,
+    "depth_map": check_finite,
     "eta": share,
     "guidance_rescale": share,
     "guidance_scale": check_number,
@@ -314,6 +308,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "negative_crops_coords_top_left": check_pair,
     "negative_original_size": check_pair,
     "negative_target_size": check_pair,
+    "noise_level": partial(check_count, low=0),
     "num_images_per_prompt": check_count,
     "original_size": check_pair,
     "padding_mask_crop": partial(check_count, low=0),

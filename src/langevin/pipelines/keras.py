@@ -14,7 +14,7 @@ from ..core.hub import hub_options
 from ..weights.layouts.keras import shape_of
 from ..weights.single_file import SingleFile
 from ..weights.wishes import locate, wishes_of
-from . import loading
+from . import files
 from .base import DiffusionPipeline
 
 
@@ -46,7 +46,7 @@ def from_keras(
     if words and text_encoder is None:
         raise InputError("`placeholder_token` names words that a text encoder learned; pass `text_encoder`")
     hub = hub_options(options)
-    choices = loading.Choices(loading.dtypes(options.get("torch_dtype"), options.get("dtype")))
+    choices = files.Choices(files.dtypes(options.get("torch_dtype"), options.get("dtype")))
     given = {"unet": unet, "text_encoder": text_encoder}
     networks = {name: _network(file, name, base, choices, hub) for name, file in given.items() if file is not None}
     pipe = DiffusionPipeline.from_pretrained(base, **networks, **options)
@@ -75,7 +75,7 @@ def _network(
     link_or_path: str | os.PathLike,
     component: str,
     base: str | os.PathLike,
-    choices: loading.Choices,
+    choices: files.Choices,
     hub: Mapping[str, Any],
 ) -> nn.Module:
     """Return a network of a file with the configuration of the base's."""

@@ -18,7 +18,7 @@ from ..families.conditioning import Conditions, members
 from ..families.denoiser import Attachment, Channels, Denoiser, guidance_embedding
 from ..families.latents import LatentSpace, default_size, scale_factor
 from ..nn.embedding import sinusoidal
-from .authoring import OwnLoopMixin
+from .authoring import OwnLoopMixin, StableDiffusionMixin
 from .base import DiffusionPipeline
 from .image_processor import VaeImageProcessor
 from .inputs import Call, check_latents, check_rows, check_size
@@ -60,6 +60,7 @@ class LatentPipeline(
     TextualInversionLoaderMixin,
     IPAdapterMixin,
     FromSingleFileMixin,
+    StableDiffusionMixin,
     OwnLoopMixin,
     DiffusionPipeline,
 ):
@@ -70,18 +71,20 @@ class LatentPipeline(
 
     Attributes:
         upcasts_vae: whether an autoencoder in float16 works in float32.
-        adds: what the task shows the network beside the sample -> its channels.
+        adds: what the task shows the network beside the sample -> its channels, None for those of a latent.
         denoiser: how the network is called.
         scaling: scale of the latents, where it is not for the autoencoder's configuration to say.
+        _saved_options: what constructors take beside components and what is saved.
     """
 
     vae: Any
     unet: Any
     scheduler: Any
     upcasts_vae: ClassVar[bool] = False
-    adds: ClassVar[Mapping[str, int]] = {}
+    adds: ClassVar[Mapping[str, int | None]] = {}
     denoiser: ClassVar[type[Denoiser]] = Denoiser
     scaling: ClassVar[float | None] = None
+    _saved_options: ClassVar[Sequence[str]] = ()
 
     guidance_scale = _guidance_scale = RunField("guidance_scale")
     guidance_rescale = _guidance_rescale = RunField("guidance_rescale")
@@ -89,11 +92,12 @@ class LatentPipeline(
     cross_attention_kwargs = _cross_attention_kwargs = RunField("cross_attention_kwargs")
     num_timesteps = _num_timesteps = RunField("num_timesteps")
 
-    def _assemble(self, given: Mapping[str, Any], *options: str) -> None:
-        """Take over a constructor's arguments, its `locals()`: `options` are saved, the rest are components."""
-        parts = {name: value for name, value in given.items() if name not in ("self", "__class__", *options)}
-        self.register_modules(**parts)
-        self.register_to_config(**{name: given[name] for name in options if name in given})
+    def _assemble(self, given: Mapping[str, Any]) -> None:
+        """Take over a constructor's arguments, its `locals()`: options are saved, the rest are components."""
+        given = {name: value for name, value in given.items() if name not in ("self", "__class__")}
+        options = {name: given.pop(name) for name in self._saved_options if name in given}
+        self.register_modules(**given)
+        self.register_to_config(**options)
 
     # What a family and a control write ------------------------------------------------------------------------------
 
@@ -149,19 +153,17 @@ class LatentPipeline(
         return VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     def _picture(self, call: Call, *, box: Box | None = None, size: tuple[int, int] | None = None) -> Picture:
-        """Return the picture of the call, resized to the call's height and width, else to `size`, where there are any.
+        """Return the picture of the call, resized to `size` or to the call's height and width, where there are any.
 
         Args:
             box: (left, top, right, bottom) of the part to take.
         """
-        height, width = (call.get(name) for name in ("height", "width"))
-        if size is not None:
-            height, width = size[0] if height is None else height, size[1] if width is None else width
+        height, width = size or (call.get("height"), call.get("width"))
         factor = self.vae_scale_factor
         if height is not None and width is not None:
             check_size(height, width, factor=factor)
-        place = {"factor": factor, "channels": self._channels(), "height": height, "width": width}
-        return read_picture(call["image"], box=box, **place)
+        channels = self._channels()
+        return read_picture(call["image"], factor=factor, channels=channels, height=height, width=width, box=box)
 
     def _space(self, call: Call, picture: Picture | None = None) -> LatentSpace:
         """Return the latent space of a call: of the picture's size, else of the size asked for, else that of the given
@@ -183,8 +185,9 @@ class LatentPipeline(
             height, width = (side * factor for side in latents.shape[-2:])
         height, width = self._size(height, width)
         check_size(height, width, factor=factor)
-        facts = {"upcast": self.upcasts_vae, "scaling": self.scaling}
-        space = LatentSpace(self.vae, self._channels(), height, width, visible, **facts)
+        space = LatentSpace(
+            self.vae, self._channels(), height, width, visible, scaling=self.scaling, upcast=self.upcasts_vae
+        )
         check_latents(latents, space.shape(call.images))
         return space
 
@@ -199,8 +202,9 @@ class LatentPipeline(
         """Return the channels of a latent: the network's input, less what a task adds to it."""
         return option(self._part("unet"), "out_channels") or option(self.unet, "in_channels", 4)
 
-    def _check_channels(self, space: LatentSpace, extra: Mapping[str, int]) -> None:
+    def _check_channels(self, space: LatentSpace, adds: Mapping[str, int | None]) -> None:
         """Raise ConfigError unless the network takes the latents and the channels that the task adds."""
+        extra = {name: space.channels if n is None else n for name, n in adds.items()}
         wanted, has = space.channels + sum(extra.values()), option(self.unet, "in_channels")
         if has is not None and has != wanted:
             parts = " and ".join([f"{space.channels} of the latents", *(f"{n} of {name}" for name, n in extra.items())])
@@ -221,12 +225,9 @@ class LatentPipeline(
         """Whether the run in progress asks the network twice per step."""
         return self._is_guided(self.guidance_scale or 0.0)
 
-    def _is_guided(self, guidance_scale: float, negative_prompt: Any = None) -> bool:
+    def _is_guided(self, guidance_scale: float) -> bool:
         """Tell whether a guidance scale needs the negative prompts: not when the network was distilled to embed it."""
-        guided = CFG(guidance_scale).active and not self._embeds_guidance
-        if negative_prompt and not guided:
-            logger.warning("`negative_prompt` has no effect: guidance_scale=%s switches guidance off.", guidance_scale)
-        return guided
+        return CFG(guidance_scale).active and not self._embeds_guidance
 
     def get_guidance_scale_embedding(
         self, w: Tensor, embedding_dim: int = 512, dtype: torch.dtype = torch.float32
@@ -238,8 +239,12 @@ class LatentPipeline(
         return sinusoidal(w, embedding_dim, scale=1000.0).to(dtype)
 
     def _wants_negative(self, call: Call) -> bool:
-        """Tell whether the negative prompts of a call are asked at all."""
-        return self._is_guided(call["guidance_scale"], call.get("negative_prompt"))
+        """Tell whether the negative prompts of a call are asked at all, with a warning where they are given in vain."""
+        scale = call["guidance_scale"]
+        guided = self._is_guided(scale)
+        if call.get("negative_prompt") and not guided:
+            logger.warning("`negative_prompt` has no effect: guidance_scale=%s switches guidance off.", scale)
+        return guided
 
     def _guidance(self, run: RunState, conditions: Conditions) -> Guidance:
         """Return the guidance of a run, which follows when a callback changes the run's scale."""
@@ -269,12 +274,18 @@ class LatentPipeline(
             channels: channels of the task, which follow the pipeline's own attachments.
             after: edits of the sample after each step.
         """
-        call, conditions = start.call, start.conditions
+        call = start.call
         options: dict[str, Any] = {"cross_attention_kwargs": for_processors(call.get("cross_attention_kwargs"))}
         if self._embeds_guidance:
             scale = call.get("guidance_scale", 0.0)
             options["timestep_cond"] = guidance_embedding(self.unet, scale, call.images, device=call.device)
-        rest: dict[str, Any] = {"options": options, "shared": self._shared(call), "shown": after}
-        attach = (*start.attach, *channels)
-        model = self.denoiser(self.unet, conditions, self._guidance(start.run, conditions), attach=attach, **rest)
+        model = self.denoiser(
+            self.unet,
+            start.conditions,
+            self._guidance(start.run, start.conditions),
+            attach=(*start.attach, *channels),
+            options=options,
+            shared=self._shared(call),
+            shown=after,
+        )
         return denoise(start.run, model, x, start.plan, after=after)

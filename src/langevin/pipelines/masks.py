@@ -12,7 +12,7 @@ from ..core.errors import InputError, check_choice
 from ..core.images import ImageInput, decode, from_array, luminance, sort_out, to_grey, to_tensor
 from ..core.logging import get_logger
 from .image_processor import SLACK, VaeImageProcessor
-from .regions import FILLS, Box, crop_box, margin_index
+from .regions import FILLS, margin_index
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,32 +82,17 @@ def _grey(mask: Any, kind: str) -> torch.Tensor:
     return values.float()
 
 
-def latent_mask(mask: torch.Tensor, height: int, width: int, *, cover: bool = False) -> torch.Tensor:
-    """Return the mask at the size of the latents.
+def latent_mask(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Return a mask (batch, 1, height, width) at the size of the latents.
 
-    Args:
-        mask: (batch, 1, height, width) of 0 and 1.
-        height, width: of the latents.
-        cover: False takes one pixel of each latent's patch, as the documented pipelines do, so that thin strokes can
-            vanish; True repaints every latent that has a repainted pixel.
+    One pixel of each latent's patch decides, as in the documented pipelines, so that thin strokes can vanish.
     """
-    if cover:
-        return functional.adaptive_max_pool2d(mask, (height, width))
     return functional.interpolate(mask, size=(height, width))
 
 
 def masked_image(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return pixels (batch, 3, height, width) in [-1, 1] with 0, mid-grey, where the mask is one half or more."""
     return image * (mask < 0.5)
-
-
-def crop_region(mask: ImageInput, width: int, height: int, pad: int = 0) -> Box:
-    """Return the box (left, top, right, bottom) around all masks of a call in the ratio width : height.
-
-    `padding_mask_crop` is the margin `pad`. Everything that is not black counts, as documented for
-    `VaeImageProcessor.get_crop_region`; an empty mask gives the whole picture.
-    """
-    return crop_box(to_grey(mask).amax((0, 1)).cpu().numpy(), width, height, pad)
 
 
 def paste_back(

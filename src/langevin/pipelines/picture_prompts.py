@@ -23,6 +23,7 @@ from ..families.conditioning import Conditioning, Conditions, Scheduled, is_memb
 from ..nn.ip_processors import masks_of
 from ..weights.dialects.ip_adapter import IPAdapter, Kind, parse, read
 from . import loading
+from .files import Choices
 from .inputs import Call, check_finite
 from .pictures import upright_pictures
 
@@ -88,7 +89,7 @@ def parts_of(pipe: Any, place: Place, folder: str | None, found: Sequence[IPAdap
 
 def load_encoder(pipe: Any, folder: Path) -> Any:
     """Return the picture encoder in a local folder, in the type and on the device of the UNet."""
-    choices = loading.Choices({"default": dtype_of(pipe.unet, torch.float32)})
+    choices = Choices({"default": dtype_of(pipe.unet, torch.float32)})
     listed = {folder.name: ("transformers", "CLIPVisionModelWithProjection")}
     encoder = loading.load_components(listed, folder.parent, choices)[folder.name]
     return encoder.to(pipe._execution_device)

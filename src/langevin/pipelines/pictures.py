@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.images import ImageInput, decode
 from ..families.latents import LatentSpace, spread_rows
-from .image_processor import VaeImageProcessor
+from .image_processor import VaeImageProcessor, is_latents
 from .inputs import Call
 from .regions import Box, pad_to_multiple
 
@@ -88,12 +87,6 @@ def read_picture(
         return Picture(unit, None, own, own)
     padded, crop = pad_to_multiple(unit if unit.min() < 0 else reader.normalize(unit), factor)
     return Picture(padded, unit, (padded.shape[-2], padded.shape[-1]), (crop.height, crop.width))
-
-
-def is_latents(image: Any, channels: int) -> bool:
-    """Tell whether a caller's picture is latents: tensors with the latents' number of channels, as documented."""
-    many = image if isinstance(image, (list, tuple)) else [image]
-    return all(isinstance(one, torch.Tensor) and one.ndim > 2 and one.shape[-3] == channels for one in many)
 
 
 def upright_pictures(image: Any) -> list[Any]:

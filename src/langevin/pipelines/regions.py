@@ -21,10 +21,6 @@ class Crop:
     height: int
     width: int
 
-    def scaled(self, factor: float) -> Crop:
-        """Return the place after the padded picture was enlarged `factor` times."""
-        return Crop(round(self.height * factor), round(self.width * factor))
-
     def apply(self, x: Any) -> Any:
         """Return the picture without its margin.
 
@@ -40,19 +36,19 @@ class Crop:
         return x if x.size == (self.width, self.height) else x.crop((0, 0, self.width, self.height))
 
 
-def pad_to_multiple(pixels: torch.Tensor, factor: int, *, fill: str = "reflect") -> tuple[torch.Tensor, Crop]:
+def pad_to_multiple(pixels: torch.Tensor, factor: int) -> tuple[torch.Tensor, Crop]:
     """Return pixels whose height and width are multiples of `factor`, and the place of the picture in them.
 
-    The margin is added below and at the right, so that every pixel keeps its coordinates. `Crop.apply` takes it away.
+    The margin mirrors the picture at its last row and column. It is added below and at the right, so that every pixel
+    keeps its coordinates; `Crop.apply` takes it away.
 
     Args:
         pixels: (..., height, width), any type and size from 1 x 1.
         factor: in pixels.
-        fill: "reflect" mirrors the picture at its last row and column, "edge" repeats them.
     """
     height, width = pixels.shape[-2:]
     for axis, length in ((-2, height), (-1, width)):
-        index = torch.from_numpy(margin_index(0, length, -length % factor, fill=fill)).to(pixels.device)
+        index = torch.from_numpy(margin_index(0, length, -length % factor, fill="reflect")).to(pixels.device)
         pixels = pixels if len(index) == length else pixels.index_select(axis, index)
     return pixels, Crop(height, width)
 

@@ -9,7 +9,7 @@ import torch
 
 from ..core.errors import ConfigError, check_known
 from ..core.logging import get_logger
-from . import loading
+from . import files, loading
 
 logger = get_logger(__name__)
 CASTS = ("torch_dtype", "dtype")
@@ -42,12 +42,12 @@ def share(cls: type[Any], pipe: Any, given: Mapping[str, Any], *, without: Itera
     accepted = loading.constructor(cls)
     check_known(f"{cls.__name__}.from_pipe", given, [*accepted, *CASTS])
     asked = [given.get(name) for name in CASTS]
-    types = loading.dtypes(*asked) if asked != [None, None] else {}
+    types = files.dtypes(*asked) if asked != [None, None] else {}
     given = {name: value for name, value in given.items() if name not in CASTS}
     have = {name: part for name, part in pipe.components.items() if name not in given and name not in without}
     parts = {name: part for name, part in have.items() if name in accepted}
     homeless = sorted(name for name, part in have.items() if name not in accepted and part is not None)
-    missing = loading.lacking(cls, accepted, {*parts, *given})
+    missing = loading.lacking(cls, {*parts, *given})
     if missing:
         raise ConfigError(
             f"{cls.__name__} needs {', '.join(missing)}, which this {type(pipe).__name__} does not have; pass "
@@ -57,7 +57,7 @@ def share(cls: type[Any], pipe: Any, given: Mapping[str, Any], *, without: Itera
         logger.warning("%s has no place for %s of this %s.", cls.__name__, ", ".join(homeless), type(pipe).__name__)
     carried = options_of(pipe)
     options = {name: value for name, value in carried.items() if name in accepted and name not in given}
-    nothing = dict.fromkeys(loading.absent(cls, accepted, {*parts, *given}))
+    nothing = dict.fromkeys(loading.absent(cls, {*parts, *given}))
     built = cls(**{**nothing, **options, **parts, **given})
     state = {name: value for name, value in carried.items() if name not in accepted}
     built.__dict__.update(_carried_options=state, _name_or_path=pipe.name_or_path)

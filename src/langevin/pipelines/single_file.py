@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.hub import hub_options
 from ..models.placement import resolve_device
-from . import loading
+from . import files
 
 
 class FromSingleFileMixin:
@@ -19,8 +19,8 @@ class FromSingleFileMixin:
         cls,
         pretrained_model_link_or_path: str | os.PathLike,
         *,
-        torch_dtype: loading.DtypeChoice = None,
-        dtype: loading.DtypeChoice = None,
+        torch_dtype: files.DtypeChoice = None,
+        dtype: files.DtypeChoice = None,
         config: str | os.PathLike | None = None,
         original_config: Any = None,
         original_config_file: Any = None,
@@ -80,7 +80,7 @@ class FromSingleFileMixin:
             cls,
             pretrained_model_link_or_path,
             components,
-            choices=loading.Choices(loading.dtypes(torch_dtype, dtype)),
+            choices=files.Choices(files.dtypes(torch_dtype, dtype)),
             hub=hub,
             overrides={name: value for name, value in unet.items() if value is not None},
             scheduler_type=scheduler_type,

@@ -22,7 +22,7 @@ from .authoring import PictureLoopMixin, PromptLoopMixin
 from .callbacks import Callback, MultiPipelineCallbacks, PipelineCallback
 from .glossary import documented
 from .image_processor import VaeImageProcessor
-from .inpainting import inpaint
+from .inpainting import MASKED, inpaint
 from .inputs import TEXTS, Call, begin, check_prompts
 from .latent import LatentPipeline, identity
 from .outputs import ImagePipelineOutput, StableDiffusionPipelineOutput
@@ -41,7 +41,7 @@ class StableDiffusionFamily(PromptLoopMixin, LatentPipeline):
     """
 
     judged: ClassVar[bool] = True
-
+    _saved_options = ("requires_safety_checker",)
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
     _optional_components: ClassVar[Sequence[str]] = ("safety_checker", "feature_extractor", "image_encoder")
     _callback_tensor_inputs: ClassVar[Sequence[str]] = ("latents", "prompt_embeds", "negative_prompt_embeds")
@@ -65,13 +65,11 @@ class StableDiffusionFamily(PromptLoopMixin, LatentPipeline):
         requires_safety_checker: bool = True,
     ) -> None:
         scheduler = corrected(scheduler)
-        self._assemble(locals(), "requires_safety_checker")
+        self._assemble(locals())
 
-    def _assemble(self, given: Mapping[str, Any], *options: str) -> None:
-        checker, extractor = given.get("safety_checker"), given.get("feature_extractor")
-        required = given.get("requires_safety_checker", False)
-        check_safety(type(self).__name__, checker, extractor, required=required)
-        super()._assemble(given, *options)
+    def _assemble(self, given: Mapping[str, Any]) -> None:
+        check_safety(type(self).__name__, given)
+        super()._assemble(given)
 
     def encode_prompt(
         self,
@@ -272,13 +270,7 @@ class StableDiffusionInpaintPipeline(StableDiffusionFamily):
     `StableDiffusionPipeline`.
     """
 
-    _callback_tensor_inputs = (
-        "latents",
-        "prompt_embeds",
-        "negative_prompt_embeds",
-        "mask",
-        "masked_image_latents",
-    )
+    _callback_tensor_inputs = (*StableDiffusionFamily._callback_tensor_inputs, *MASKED)
 
     @documented
     @torch.no_grad()
@@ -323,15 +315,16 @@ class StableDiffusionInpaintPipeline(StableDiffusionFamily):
         return inpaint(self, begin(self, locals()))
 
 
-def check_safety(pipeline: str, checker: Any, extractor: Any, *, required: bool) -> None:
-    """Warn about a missing safety checker; ConfigError for one that cannot see."""
-    if checker is None and required:
+def check_safety(pipeline: str, given: Mapping[str, Any]) -> None:
+    """Warn about a safety checker that a constructor was not given; ConfigError for one that cannot see."""
+    checker = given.get("safety_checker")
+    if checker is None and given.get("requires_safety_checker"):
         logger.warning(
             "%s has no safety checker: pictures are returned unchecked. Pass requires_safety_checker=False when "
             "that is meant; keep the checker where the licence of the weights asks for it.",
             pipeline,
         )
-    if checker is not None and extractor is None:
+    if checker is not None and given.get("feature_extractor") is None:
         raise ConfigError("A safety checker needs a `feature_extractor` (CLIPImageProcessor); pass one or drop both.")
 
 

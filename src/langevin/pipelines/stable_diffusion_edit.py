@@ -43,7 +43,7 @@ class StableDiffusionDepth2ImgPipeline(StableDiffusionFamily):
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ()
-    _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds", "depth_mask")
+    _callback_tensor_inputs = (*StableDiffusionFamily._callback_tensor_inputs, "depth_mask")
     adds = {"the depth map": 1}
     judged = False
 
@@ -67,9 +67,7 @@ class StableDiffusionDepth2ImgPipeline(StableDiffusionFamily):
     ) -> Sequence[Channels]:
         depth = call["depth_map"]
         depth = self._estimate(call) if depth is None else depth_rows(depth)
-        depth = nn.functional.interpolate(
-            depth.to(**place), size=space.size, mode="bicubic", align_corners=False
-        )
+        depth = nn.functional.interpolate(depth.to(**place), size=space.size, mode="bicubic", align_corners=False)
         low, high = depth.amin((1, 2, 3), keepdim=True), depth.amax((1, 2, 3), keepdim=True)
         depth = 2.0 * (depth - low) / (high - low).clamp(min=torch.finfo(depth.dtype).tiny) - 1.0
         return (Channels("depth_mask", spread_rows(depth, call.images)),)
@@ -114,17 +112,14 @@ class StableDiffusionDepth2ImgPipeline(StableDiffusionFamily):
         return tasks.image_to_image(self, begin(self, locals()))
 
 
-def depth_rows(depth: Any) -> Tensor:
+def depth_rows(depth: Tensor) -> Tensor:
     """Return a given depth map as (rows, 1, height, width).
 
     Raises:
-        InputError: for anything but a finite tensor (height, width), (rows, height, width) or (rows, 1, height, width).
+        InputError: for anything but (height, width), (rows, height, width) or (rows, 1, height, width).
     """
-    if not isinstance(depth, Tensor) or depth.ndim not in (2, 3, 4) or (depth.ndim == 4 and depth.shape[1] != 1):
-        what = tuple(depth.shape) if isinstance(depth, Tensor) else type(depth).__name__
-        raise InputError(f"`depth_map` is {what}; it must be a tensor (rows, height, width).")
-    if not torch.isfinite(depth).all():
-        raise InputError("`depth_map` holds NaN or infinity.")
+    if depth.ndim not in (2, 3, 4) or (depth.ndim == 4 and depth.shape[1] != 1):
+        raise InputError(f"`depth_map` is {tuple(depth.shape)}; it must be a tensor (rows, height, width).")
     return depth if depth.ndim == 4 else depth[:, None] if depth.ndim == 3 else depth[None, None]
 
 
@@ -235,7 +230,7 @@ class StableDiffusionImageVariationPipeline(StableDiffusionFamily):
         requires_safety_checker: bool = True,
     ) -> None:
         scheduler = corrected(scheduler)
-        self._assemble(locals(), "requires_safety_checker")
+        self._assemble(locals())
 
     def _conditions(self, call: Call, space: LatentSpace) -> Conditions:
         """Return the picture's embedding, and zeros for the negative branch."""
@@ -243,6 +238,7 @@ class StableDiffusionImageVariationPipeline(StableDiffusionFamily):
         if not isinstance(image, Tensor):
             reader = self._part("feature_extractor")
             image = reader(images=upright_pictures(image), return_tensors="pt").pixel_values
+        image = image if image.ndim == 4 else image[None]
         embeds = encoder(image.to(call.device, dtype_of(encoder, torch.float32))).image_embeds[:, None]
         positive = sd.Text(embeds).repeat(call.per_prompt)
         negative = sd.Text(torch.zeros_like(positive.text)) if self._wants_negative(call) else None

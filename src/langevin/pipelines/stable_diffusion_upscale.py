@@ -44,6 +44,7 @@ class StableDiffusionUpscalePipeline(StableDiffusionFamily):
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ("watermarker", "safety_checker", "feature_extractor")
+    _saved_options = ("max_noise_level",)
     watermarker: Any
     upcasts_vae = True
     scaling = 0.08333
@@ -62,7 +63,7 @@ class StableDiffusionUpscalePipeline(StableDiffusionFamily):
         watermarker: Any = None,
         max_noise_level: int = 350,
     ) -> None:
-        self._assemble(locals(), "max_noise_level")
+        self._assemble(locals())
 
     def _picture(self, call: Call, **place: Any) -> Picture:
         """Return the small picture; its size is that of the latents, so any size fits."""
@@ -122,7 +123,7 @@ class StableDiffusionUpscalePipeline(StableDiffusionFamily):
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Enlarge a picture four times."""
         call, most = begin(self, locals()), self.config["max_noise_level"]
-        if not 0 <= noise_level <= most:
+        if noise_level > most:
             raise InputError(f"`noise_level` is {noise_level}; this network was trained for 0 to {most}.")
         return tasks.text_to_image(self, call, self._picture(call))
 

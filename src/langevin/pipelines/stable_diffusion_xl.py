@@ -16,18 +16,16 @@ from ..families.latents import LatentSpace
 from . import tasks
 from .callbacks import Callback, MultiPipelineCallbacks, PipelineCallback
 from .glossary import documented
-from .inpainting import inpaint
-from .inputs import TEXTS, Call, begin, check_prompts, check_second_prompts
+from .inpainting import MASKED, inpaint
+from .inputs import POOLED, TEXTS, Call, begin, check_prompts, check_second_prompts
 from .latent import LatentPipeline, identity
 from .outputs import StableDiffusionXLPipelineOutput
 from .runs import RunField
 from .watermark import Watermark, watermark
 
 Pair = tuple[int, int]
-OPTIONS = ("force_zeros_for_empty_prompt", "requires_aesthetics_score", "is_cosxl_edit")
-"""What the classes are built with beside components, and what is saved."""
 MORE_TEXTS = (
-    *("prompt_2", "negative_prompt_2", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+    *("prompt_2", "negative_prompt_2", *POOLED),
     *("clip_skip", "prompt_syntax", "long_prompt"),
 )
 
@@ -40,6 +38,7 @@ class StableDiffusionXLFamily(LatentPipeline):
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->vae"
     upcasts_vae = True
+    _saved_options = ("force_zeros_for_empty_prompt", "requires_aesthetics_score", "is_cosxl_edit")
     _optional_components: ClassVar[Sequence[str]] = (
         *("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"),
         *("image_encoder", "feature_extractor"),
@@ -55,9 +54,9 @@ class StableDiffusionXLFamily(LatentPipeline):
     denoising_end = _denoising_end = RunField("denoising_end")
     denoising_start = _denoising_start = RunField("denoising_start")
 
-    def _assemble(self, given: Mapping[str, Any], *options: str) -> None:
+    def _assemble(self, given: Mapping[str, Any]) -> None:
         self.watermark = watermark(given.get("add_watermarker", False))
-        super()._assemble({name: value for name, value in given.items() if name != "add_watermarker"}, *OPTIONS)
+        super()._assemble({name: value for name, value in given.items() if name != "add_watermarker"})
 
     @property
     def _encoders(self) -> sdxl.Encoders:
@@ -146,9 +145,7 @@ class StableDiffusionXLFamily(LatentPipeline):
 class StableDiffusionXLPipeline(StableDiffusionXLFamily):
     """Pictures from prompts.
 
-    Draw order: the starting latents (pictures, channels, height / factor, width / factor) in the type of the text
-    embeddings; then one draw of the same shape per step, as the scheduler asks. Decoding draws nothing. A list of
-    generators, or `seed`, draws row k from stream k.
+    Draw order: as in `StableDiffusionPipeline`.
 
     Args:
         vae: `AutoencoderKL` or another autoencoder of pictures.
@@ -225,12 +222,10 @@ class StableDiffusionXLPipeline(StableDiffusionXLFamily):
         return tasks.text_to_image(self, begin(self, locals()))
 
 
-class StableDiffusionXLImg2ImgPipeline(StableDiffusionXLFamily):
-    """Pictures from a prompt and a picture to start from; also the refiner, which goes on with another run's latents.
+class StableDiffusionXLPictureFamily(StableDiffusionXLFamily):
+    """What the pipelines that change a picture share: refiners do so too.
 
-    Draw order: the latents of the picture, one draw per picture given or, with a list of generators or `seed`, per
-    result; the noise, unless `denoising_start` is given; then one draw per step, as the scheduler asks. Components as
-    in `StableDiffusionXLPipeline`.
+    Components as in `StableDiffusionXLPipeline`, and:
 
     Args:
         requires_aesthetics_score: the network is told an aesthetic score in place of the target size.
@@ -252,6 +247,13 @@ class StableDiffusionXLImg2ImgPipeline(StableDiffusionXLFamily):
         add_watermarker: bool | None = None,
     ) -> None:
         self._assemble(locals())
+
+
+class StableDiffusionXLImg2ImgPipeline(StableDiffusionXLPictureFamily):
+    """Pictures from a prompt and a picture to start from; also the refiner, which goes on with another run's latents.
+
+    Draw order: as in `StableDiffusionImg2ImgPipeline`; with `denoising_start` the noise is not drawn.
+    """
 
     @documented
     @torch.no_grad()
@@ -303,35 +305,13 @@ class StableDiffusionXLImg2ImgPipeline(StableDiffusionXLFamily):
         return tasks.image_to_image(self, begin(self, locals()))
 
 
-class StableDiffusionXLInpaintPipeline(StableDiffusionXLFamily):
+class StableDiffusionXLInpaintPipeline(StableDiffusionXLPictureFamily):
     """Pictures of which a part is painted anew, with networks trained for it (9 channels) or any other (4 channels).
 
-    Draw order: the latents of the picture, unless the network sees them and strength is 1; the noise; the latents of
-    the picture without its masked part; then one draw per step, as the scheduler asks. Components as in
-    `StableDiffusionXLImg2ImgPipeline`.
+    Draw order: as in `StableDiffusionInpaintPipeline`.
     """
 
-    _callback_tensor_inputs = (
-        *("latents", "prompt_embeds", "add_text_embeds", "add_time_ids"),
-        *("mask", "masked_image_latents"),
-    )
-
-    def __init__(
-        self,
-        vae: Any,
-        text_encoder: Any,
-        text_encoder_2: Any,
-        tokenizer: Any,
-        tokenizer_2: Any,
-        unet: Any,
-        scheduler: Any,
-        image_encoder: Any = None,
-        feature_extractor: Any = None,
-        requires_aesthetics_score: bool = False,
-        force_zeros_for_empty_prompt: bool = True,
-        add_watermarker: bool | None = None,
-    ) -> None:
-        self._assemble(locals())
+    _callback_tensor_inputs = (*StableDiffusionXLFamily._callback_tensor_inputs, *MASKED)
 
     @documented
     @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.images import ImageInput
 from ..core.rng import Generators
 from ..families.denoiser import Channels
-from ..families.latents import LatentSpace, default_size
+from ..families.latents import LatentSpace
 from . import tasks
 from .glossary import documented
 from .inputs import Call, begin
@@ -95,4 +95,4 @@ class StableDiffusionXLInstructPix2PixPipeline(EditsByInstruction, StableDiffusi
     ) -> StableDiffusionXLPipelineOutput | tuple[Any]:
         """Edit a picture as the prompt instructs."""
         call = begin(self, locals())
-        return tasks.text_to_image(self, call, self._picture(call, size=default_size(self.unet, self.vae)))
+        return tasks.text_to_image(self, call, self._picture(call, size=self._size(height, width)))

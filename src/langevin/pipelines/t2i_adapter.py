@@ -18,14 +18,12 @@ from ..families.control import Adapter
 from ..families.latents import LatentSpace, scale_factor
 from ..models.t2i_adapters.t2i_adapter import MultiAdapter
 from . import tasks
-from .controls import control_pixels, networks_of, per_network, per_network_pictures, several, sized
+from .controls import Numbers, control_pixels, networks_of, per_network, per_network_pictures, several, sized
 from .glossary import documented
 from .inputs import Call, begin, check_size
 from .outputs import StableDiffusionPipelineOutput, StableDiffusionXLPipelineOutput
 from .stable_diffusion import StableDiffusionFamily, corrected
 from .stable_diffusion_xl import Pair, StableDiffusionXLFamily
-
-Numbers = float | Sequence[float]
 
 
 class AdapterMixin:
@@ -113,7 +111,7 @@ class StableDiffusionAdapterPipeline(AdapterMixin, StableDiffusionFamily):
         requires_safety_checker: bool = True,
     ) -> None:
         adapter, scheduler = several(adapter, MultiAdapter), corrected(scheduler)
-        self._assemble(locals(), "requires_safety_checker")
+        self._assemble(locals())
 
     @documented
     @torch.no_grad()
