@@ -23,8 +23,6 @@ def pixels(tmp_path_factory) -> str:
     return str(folder)
 
 
-
-
 def test_a_picture_carries_what_made_it(capsys, tmp_path, model) -> None:
     options = [
         "--steps",

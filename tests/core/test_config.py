@@ -3,8 +3,11 @@
 import copy
 import json
 import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from langevin.core.config import Config, ConfigMixin, register_to_config
 from langevin.core.errors import ConfigError
@@ -19,7 +22,7 @@ class Lamp(ConfigMixin):
         self.power = power
 
 
-class Torch(ConfigMixin):
+class Lantern(ConfigMixin):
     config_name = "lamp.json"
 
     @register_to_config
@@ -48,7 +51,7 @@ def test_config_is_immutable(change):
 
 def test_config_survives_copy_and_pickle():
     config = Lamp(5).config
-    assert copy.deepcopy(config) == config == pickle.loads(pickle.dumps(config))
+    assert copy.deepcopy(config) == config == pickle.loads(pickle.dumps(config)) and copy.copy(config) is config
     assert isinstance(pickle.loads(pickle.dumps(config)), Config)
     with pytest.raises(AttributeError, match="watts"):
         _ = config.watts
@@ -60,6 +63,18 @@ def test_json_is_sorted_with_two_spaces(tmp_path):
     values = json.loads(text)
     assert list(values) == sorted(values) and text.startswith('{\n  "_class_name": "Lamp"') and text.endswith("}\n")
     assert values["power"] == 7 and "_use_default_values" not in values
+
+
+def test_values_that_json_does_not_know_are_written_in_its_terms():
+    values = {
+        "path": Path("a") / "b", "array": np.arange(2), "tensor": torch.ones(1, 1), "kind": torch.float16, 3: {4},
+        "part": Lamp(2), "nothing": None, "truth": True,
+    }  # fmt: skip
+    read = json.loads(repr(Config(values)))
+    assert {**read, "part": read["part"]["power"]} == {
+        "path": "a/b", "array": [0, 1], "tensor": [[1.0]], "kind": "torch.float16", "3": [4],
+        "part": 2, "nothing": None, "truth": True,
+    }  # fmt: skip
 
 
 def test_unknown_keys_of_a_file_are_kept_and_reported(tmp_path, caplog):
@@ -84,10 +99,10 @@ def test_unknown_options_of_the_caller_are_errors():
 
 
 def test_another_class_takes_its_own_defaults_and_gives_back_what_it_does_not_know():
-    torch = Torch.from_config(Lamp(shade="silk").config)
-    assert torch.power == 3 and torch.config.shade == "silk"
-    assert Torch.from_config(Lamp(60).config).power == 60
-    back = Lamp.from_config(torch.config)
+    lantern = Lantern.from_config(Lamp(shade="silk").config)
+    assert lantern.power == 3 and lantern.config.shade == "silk"
+    assert Lantern.from_config(Lamp(60).config).power == 60
+    back = Lamp.from_config(lantern.config)
     assert back.config.shade == "silk" and back.power == 40
 
 
@@ -107,3 +122,16 @@ def test_a_broken_file_is_named(tmp_path, content):
 def test_from_config_wants_a_mapping():
     with pytest.raises(ConfigError, match="from_pretrained"):
         Lamp.from_config("folder")
+
+
+def test_what_a_configuration_cannot_do_is_said():
+    class Bare(ConfigMixin):
+        @register_to_config
+        def __init__(self, size: int):
+            pass
+
+    with pytest.raises(ConfigError, match="Bare needs size, which the configuration does not hold"):
+        Bare.from_config({})
+    with pytest.raises(ConfigError, match="Bare names no configuration file"):
+        Bare.load_config("folder")
+    assert Bare.load_config({"size": 1}) == {"size": 1} and Bare(2).config.size == 2

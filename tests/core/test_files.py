@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,6 +36,49 @@ def test_atomic_folder_replaces_and_carries_over(tmp_path):
         (partial / "a").write_text("3")
         raise RuntimeError
     assert (target / "a").read_text() == "2" and os.listdir(tmp_path) == ["model"]
+
+
+def swapping(**functions):
+    """Return a C library that has only these functions."""
+    return lambda name: SimpleNamespace(**functions)
+
+
+def test_a_system_that_cannot_exchange_folders_moves_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.ctypes, "CDLL", swapping())
+    target = tmp_path / "model"
+    for text in ("1", "2"):
+        with files.atomic_folder(target) as partial:
+            (partial / "a").write_text(text)
+    assert (target / "a").read_text() == "2" and os.listdir(tmp_path) == ["model"]
+    target.rename(tmp_path / ".model.previous")
+    with files.atomic_folder(target) as partial:
+        (partial / "b").write_text("3")
+    assert (target / "a").read_text() == "2", "what a killed save left aside is put back first"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("name", ["renameat2", "renamex_np"])
+@pytest.mark.parametrize("status", [0, -1])
+def test_the_exchange_of_every_system(tmp_path, monkeypatch, name, status):
+    asked = []
+    monkeypatch.setattr(files.ctypes, "CDLL", swapping(**{name: lambda *words: asked.append(words) or status}))
+    assert files._exchange(tmp_path / "a", tmp_path / "b") is (status == 0)
+    (words,) = asked
+    assert [word for word in words if isinstance(word, bytes)] == [os.fsencode(tmp_path / k) for k in "ab"]
+    assert words[-1] == 2
+
+
+def test_files_are_copied_where_they_cannot_be_linked(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(files.os, "link", refuse)
+    for name in ("old", "new"):
+        with files.atomic_folder(tmp_path / "model", drop=lambda name: name == "dropped") as partial:
+            (partial / name).write_text(name)
+            if name == "old":
+                (partial / "dropped").write_text("x")
+    assert sorted(os.listdir(tmp_path / "model")) == ["new", "old"]
 
 
 def test_saved_files_have_the_permissions_of_the_umask(tmp_path):
@@ -96,6 +140,11 @@ def test_local_names_never_touch_the_network(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="does not exist or is empty"):
         files.resolve_file(tmp_path / "model", "config.json", subfolder="unet")
     (tmp_path / "model" / "a.json").write_text("{}")
+    assert files.resolve_file(tmp_path / "model" / "a.json", "config.json") == tmp_path / "model" / "a.json"
+    with pytest.raises(InputError, match=r"a\.json is a file; a folder or a hub repository was expected"):
+        files.resolve_folder(tmp_path / "model" / "a.json")
+    with pytest.raises(InputError, match="did you mean 'model'"):
+        files.resolve_file(str(tmp_path / "modle"), "config.json")
     with pytest.raises(InputError, match=r"a\.json"):
         files.resolve_file(tmp_path / "model", "config.json")
 

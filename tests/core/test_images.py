@@ -208,3 +208,62 @@ def test_grid_places_pictures_row_by_row():
     assert sheet.size == (6, 4) and sheet.getpixel((2, 2)) == (4, 0, 0) and sheet.getpixel((5, 3)) == (255, 255, 255)
     with pytest.raises(InputError, match="do not fit"):
         images.grid(cells, 1, 3)
+
+
+GREYS = [
+    (np.full((4, 6), 0.5, np.float32), (1, 1, 4, 6)),
+    (np.full((2, 4, 6), 0.5, np.float32), (2, 1, 4, 6)),
+    (np.full((4, 6, 3), 0.5, np.float32), (1, 1, 4, 6)),
+    (np.full((2, 4, 6, 1), 0.5, np.float32), (2, 1, 4, 6)),
+    (np.full((2, 1, 4, 6), 0.5, np.float32), (2, 1, 4, 6)),
+    (torch.full((4, 6), 0.5), (1, 1, 4, 6)),
+    (torch.full((3, 4, 6), 0.5), (3, 1, 4, 6)),
+    (torch.full((4, 6, 1), 0.5), (1, 1, 4, 6)),
+    (torch.full((2, 3, 4, 6), 0.5), (2, 1, 4, 6)),
+    (torch.full((2, 4, 6, 3), 0.5), (2, 1, 4, 6)),
+    ([torch.full((4, 6), 0.5)] * 2, (2, 1, 4, 6)),
+]
+
+
+@pytest.mark.parametrize(("source", "shape"), GREYS)
+def test_grey_from_every_order_of_axes(source, shape):
+    grey = images.to_grey(source)
+    assert grey.shape == shape and torch.allclose(grey, torch.tensor(0.5))
+
+
+def test_grey_weighs_colours_and_lays_transparency_over_black():
+    picture = Image.new("RGBA", (2, 2), (255, 0, 0, 128))
+    assert images.to_grey(picture).unique().tolist() == pytest.approx([38 / 255])
+    array = np.asarray(picture)
+    assert images.to_grey(array).unique().tolist() == pytest.approx([0.299 * 128 / 255])
+    with pytest.raises(InputError, match=r"Axes \(2, 5, 5, 5\) are not those of a mask"):
+        images.to_grey(np.zeros((2, 5, 5, 5), np.float32))
+
+
+BAD = [
+    (lambda: images.upright(7), "A picture was expected, not int"),
+    (lambda: images.upright(Image.new("RGB", (0, 3))), "no pixels; its size is 0 x 3"),
+    (lambda: images.to_tensor([]), "An empty list of pictures"),
+    (lambda: images.to_tensor([torch.zeros(3, 2, 2), np.zeros((2, 2, 3))]), r"must hold one kind; got \['np', 'pt'\]"),
+    (lambda: images.to_tensor("a.png"), "not str. Open files with load_image"),
+    (lambda: images.to_tensor(7), "a tensor, not int.$"),
+    (lambda: images.to_tensor(np.zeros(3)), r"2, 3 or 4 axes and some pixels; got the shape \(3,\)"),
+    (lambda: images.to_tensor(np.zeros((2, 2, 9))), r"An array has its channels .* got \(1, 2, 2, 9\)"),
+    (lambda: images.to_tensor(np.zeros((2, 2), np.int64)), "no known range; use uint8, uint16 or float"),
+    (lambda: images.to_tensor([torch.zeros(3, 2, 2), torch.zeros(3, 2, 4)]), "must have one size"),
+    (lambda: images.without_alpha(torch.full((1, 4, 2, 2), 2.0)), "alpha must lie in"),
+    (lambda: images.luminance(torch.zeros(1, 8, 8, 3)), "channels before height and width"),
+    (lambda: images.luminance(torch.zeros(1, 2, 8, 8)), "one or three channels, not 2"),
+    (lambda: images.grid([], 1, 1), "0 pictures do not fit a grid of 1 x 1"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD, ids=[message for _, message in BAD])
+def test_what_is_no_picture_is_named(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_alpha_that_hides_nothing_is_dropped_without_a_background():
+    solid = torch.ones(1, 2, 2, 2)
+    assert torch.equal(images.without_alpha(solid, None), torch.ones(1, 1, 2, 2))

@@ -231,6 +231,13 @@ def test_zip_bombs_and_tampered_archives(tmp_path: Path) -> None:
         PickleFile(path)
 
 
+def test_a_program_that_is_far_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = archive(tmp_path / "a.pt", [("a/data.pkl", GOOD), ("a/data/0", bytes(16))])
+    monkeypatch.setattr("langevin.core.pickles.MAX_HEADER", len(GOOD) - 1)
+    with pytest.raises(WeightsError, match=f"data.pkl has {len(GOOD)} bytes, far too many for names"):
+        PickleFile(path)
+
+
 def test_members_on_top_of_each_other_or_beyond_the_file(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.pt", [("a/data.pkl", GOOD), ("a/data/0", bytes(16)), ("a/data/1", bytes(16))])
     content = path.read_bytes()
@@ -274,6 +281,54 @@ def test_programs_that_would_take_all_memory_or_time(tmp_path: Path, body: bytes
             with pytest.raises(WeightsError):
                 reader(path)
                 raise WeightsError("an odd object and no harm")
+
+
+STORAGE = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(4) + b"tQ"
+PLACE = (number(0), b"(" + number(4) + b"t", b"(" + number(1) + b"t", b"\x89", b"}")
+NONSENSE: dict[str, tuple[bytes, str]] = {
+    "no storage": (call("torch._utils", "_rebuild_tensor_v2", b"N", *PLACE), "a tensor has no storage"),
+    "negated": (call("torch._utils", "_rebuild_tensor_v2", STORAGE, *PLACE, b"\x88"), "conjugated or negated"),
+    "no type": (call("torch._utils", "_rebuild_tensor_v3", STORAGE, *PLACE, b"N"), "negated or without a type"),
+    "a number of no type": (call("numpy.core.multiarray", "scalar", b"N", b"N"), "a numpy number has an unknown type"),
+    "other bytes": (call("_codecs", "encode", text("a"), text("utf-8")), "bytes in an unknown encoding"),
+    "nothing to fold": (b"\x85", "the stack is empty"),
+    "a name of numbers": (b"K\x01K\x02\x93", "a name is no text"),
+    "a call of a number": (b"K\x01)R", "something is called that is no name"),
+    "a key that is a list": (b"}]Ns", "a dictionary has a key of type list"),
+    "a foreign object": (b"(" + text("other") + b"tQ", "an object outside the file is asked for"),
+    "a foreign storage": (STORAGE.replace(b"ctorch\nFloatStorage", b"ctorch\nSize"), "a storage has an unknown type"),
+}
+"""Name -> a program of permitted instructions that makes no sense, and what is said of it."""
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_programs_without_sense_say_what_they_lack(tmp_path: Path, name: str) -> None:
+    body, message = NONSENSE[name]
+    (tmp_path / "a.pt").write_bytes(new_format(body))
+    with pytest.raises(WeightsError, match=f"a.pt is damaged or cut short .*{message}.*fetch it again"):
+        PickleFile(tmp_path / "a.pt")
+
+
+def test_rare_instructions_are_understood(tmp_path: Path) -> None:
+    parts = {
+        "instance": b"(icollections\nOrderedDict\n",
+        "object": b"(ccollections\nOrderedDict\no",
+        "popped": b"K\x07(00K\x08",
+        "twice": b"K\x052\x86",
+        "frozen": b"(K\x01K\x01\x91",
+        "module": b"(" + text("module") + b"ctorch\nSize\n" + text("a.py") + text("x") + b"tQ",
+        "bytes": call("_codecs", "encode", text("a"), text("latin1")),
+        "typed": call("torch._tensor", "_rebuild_from_type_v2", b"ctorch\nSize\n", b"N", b"((K\x03tt", b"N"),
+    }
+    body = b"}" + b"".join(text(name) + code + b"s" for name, code in parts.items()) + b"ctorch\nSize\nNs"
+    (tmp_path / "a.pt").write_bytes(new_format(body))
+    found = read_objects(tmp_path / "a.pt")
+    module = found.pop("module")
+    assert module.name == "torch.Size"
+    assert found == {
+        "instance": {}, "object": {}, "popped": 8, "twice": (5, 5), "frozen": {1}, "bytes": b"a", "typed": (3,),
+        "torch.Size": None,
+    }  # fmt: skip
 
 
 def test_every_cut_and_many_flips_are_errors_of_ours(tmp_path: Path) -> None:

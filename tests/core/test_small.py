@@ -1,7 +1,10 @@
 """Outputs, errors, optional imports, logging and random streams."""
 
 import io
+import re
 from dataclasses import dataclass
+from logging import StreamHandler
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,13 +50,19 @@ def test_a_missing_package_is_named_with_its_cure():
     with pytest.raises(errors.MissingDependencyError, match=r"langevin\[training\]"):
         imports.require("no_such_package", why="training", extra="training")
     assert imports.require("json", why="x").loads("1") == 1
+    assert not imports.is_available("no_such_package.part") and imports.version("no_such_package") is None
+    with pytest.raises(ModuleNotFoundError, match=r"json\.nothing") as raised:
+        imports.require("json.nothing", why="x")
+    assert not isinstance(raised.value, errors.MissingDependencyError), "the package is there; the fault is elsewhere"
+    assert imports.late("core.rng") is rng
     assert imports.is_available("torch") and imports.version("torch").startswith(torch.__version__.split("+")[0])
 
 
 def test_verbosity_and_bars():
     before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    assert logging.get_verbosity() == logging.ERROR
+    for name in ("debug", "info", "warning", "error"):
+        getattr(logging, f"set_verbosity_{name}")()
+        assert logging.get_verbosity() == logging.log_levels[name]
     logging.set_verbosity(before)
     logging.disable_progress_bar()
     assert progress_bar(range(3)).disable
@@ -61,10 +70,43 @@ def test_verbosity_and_bars():
     assert not progress_bar(range(0), file=io.StringIO()).disable
 
 
+def test_records_go_where_they_are_sent(capsys):
+    own = io.StringIO()
+    handler = StreamHandler(own)
+    logging.add_handler(handler)
+    logging.disable_default_handler()
+    logging.get_logger("langevin.test").warning("one")
+    logging.enable_default_handler()
+    logging.enable_explicit_format()
+    logging.get_logger("langevin.test").warning("two")
+    logging.reset_format()
+    logging.remove_handler(handler)
+    logging.get_logger("langevin.test").warning("three")
+    one, two = own.getvalue().splitlines()
+    assert one == "one" and re.fullmatch(r"\S+ \S+ WARNING langevin\.test:\d+: two", two)
+    assert capsys.readouterr().err.splitlines() == [two, "three"]
+
+
+def test_the_verbosity_of_the_environment(monkeypatch, capsys):
+    before, root = logging.get_verbosity(), logging.get_logger()
+    own = logging._handler
+    for wanted, level in (("INFO", logging.INFO), ("loud", logging.WARNING)):
+        monkeypatch.setenv("LANGEVIN_VERBOSITY", wanted)
+        monkeypatch.setattr(logging, "_handler", None)
+        assert logging.get_verbosity() == level
+        root.removeHandler(logging._handler)
+    monkeypatch.undo()
+    assert logging._handler is own and own in root.handlers
+    logging.set_verbosity(before)
+    assert "'loud'; valid: debug, info, warning" in capsys.readouterr().err
+
+
 def test_list_of_generators_equals_single_images():
     batch = rng.normal((3, 4, 2), generator=[rng.seeded(k) for k in range(3)])
     for k in range(3):
         assert torch.equal(batch[k : k + 1], rng.normal((1, 4, 2), generator=rng.seeded(k)))
+    alone = rng.uniform((3, 2), generator=[rng.seeded(0)])
+    assert torch.equal(alone, rng.uniform((3, 2), generator=rng.seeded(0))) and alone.min() >= 0 and alone.max() < 1
 
 
 def test_seed_plus_k_makes_image_k_alone():
@@ -90,6 +132,13 @@ def test_bad_streams_are_refused():
         rng.streams(3, seed=[1, 2])
     with pytest.raises(errors.InputError, match="seed=0"):
         rng.streams(1, generator=0)
+    for seed in (2**64, -(2**63) - 1):
+        with pytest.raises(errors.InputError, match=f"seed {seed} is out of bounds"):
+            rng.streams(1, seed=seed)
+    with pytest.raises(errors.InputError, match=r"lives on meta and cannot serve cpu"):
+        rng.normal((1,), generator=SimpleNamespace(device=torch.device("meta")))
+    with pytest.raises(errors.InputError, match=r"`layout` is torch\.sparse_coo"):
+        rng.randn_tensor((1,), layout=torch.sparse_coo)
     with pytest.raises(errors.InputError, match="one per image"):
         rng.normal((3, 2), generator=[rng.seeded(0), rng.seeded(1)])
 

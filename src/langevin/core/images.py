@@ -159,10 +159,9 @@ def to_tensor(images: ImageInput, *, background: Colour = WHITE) -> torch.Tensor
         InputError: for an empty list, several kinds or sizes in one list, or axes in another order.
         NonFiniteError: for NaN and infinity.
     """
+    kind, many = sort_out(images)
     if isinstance(images, (list, tuple)):
-        kind, many = sort_out(images)
         return stack([to_tensor(one, background=background) for one in many])
-    kind, _ = sort_out(images)
     if kind == "pil":
         picture: Any = images
         plain = picture.mode in ("L", "RGB") and not picture.has_transparency_data
@@ -271,19 +270,19 @@ def to_grey(images: ImageInput) -> torch.Tensor:
     (one,) = many
     if kind == "pil":
         return to_tensor(decode(one, background="black").convert("L"))
-    shape, last = tuple(one.shape), (1, 3, 4) if kind == "np" else (1, 3)
+    pixels = torch.from_numpy(np.array(one)) if kind == "np" else one
+    shape, counts, last = tuple(pixels.shape), (1, 3, 4) if kind == "np" else (1, 3), False
     if len(shape) == 2:
-        one = one[None, None]
+        pixels = pixels[None, None]
     elif len(shape) == 3:
-        channels = shape[-1] in last if kind == "np" else shape[-1] == 1 != shape[0]
-        one = np.moveaxis(one[None], -1, 1) if channels and kind == "np" else one[None, ..., 0] if channels else one
-        one = one if one.ndim == 4 else one[:, None]
-    elif len(shape) == 4 and (shape[1] not in (1, 3) or (kind == "np" and shape[-1] in last)):
-        one = np.moveaxis(one, -1, 1) if kind == "np" else one.movedim(-1, 1)
-    if one.ndim != 4 or one.shape[1] not in last or 0 in shape:
+        last = shape[-1] in counts if kind == "np" else shape[-1] == 1 != shape[0]
+        pixels = pixels[None] if last else pixels[:, None]
+    elif len(shape) == 4:
+        last = shape[1] not in (1, 3) or (kind == "np" and shape[-1] in counts)
+    pixels = pixels.movedim(-1, 1) if last else pixels
+    if pixels.ndim != 4 or pixels.shape[1] not in counts or 0 in shape:
         raise InputError(f"Axes {shape} are not those of a mask: (height, width), with batch and one channel at most.")
-    pixels = unit(torch.from_numpy(np.array(one)) if kind == "np" else one)
-    return luminance(without_alpha(pixels, "black"))
+    return luminance(without_alpha(unit(pixels), "black"))
 
 
 def to_images(tensor: torch.Tensor, output_type: str = "pil") -> Any:

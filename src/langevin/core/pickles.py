@@ -148,8 +148,6 @@ def _sense(path: Path) -> Iterator[None]:
     try:
         yield
     except (*NONSENSE, zipfile.BadZipFile, NotImplementedError, struct.error) as error:
-        if isinstance(error, WeightsError):
-            raise
         raise WeightsError(f"{path} is damaged or cut short ({error_line(error)}); fetch it again") from error
 
 
