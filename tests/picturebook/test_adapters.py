@@ -28,19 +28,19 @@ def pipe():
     return made
 
 
-def draw(pipe, texts, **options):
-    return generate(pipe, texts, steps=8, guidance_scale=GUIDANCE_SCALE, batch=8, **options)
+def draw(pipe, texts, steps=8, **options):
+    return generate(pipe, texts, steps=steps, guidance_scale=GUIDANCE_SCALE, batch=8, **options)
 
 
 def test_a_style_that_training_never_showed(pipe) -> None:
     before = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
-    plain = draw(pipe, SCENES)
+    plain = draw(pipe, SCENES[:1], steps=2)
     pipe.load_lora_weights(adapters_folder(), weight_name="sepia.safetensors", adapter_name="sepia")
+    assert np.array_equal(draw(pipe, SCENES[:1], steps=2, cross_attention_kwargs={"scale": 0.0})[0], plain[0])
     far = {}
     for scale in (0.0, 0.5, 1.0):
         pictures = draw(pipe, SCENES, cross_attention_kwargs={"scale": scale})
         far[scale] = [distance(picture) for picture in pictures]
-    assert np.allclose(far[0.0], [distance(picture) for picture in plain], atol=0.5)
     assert np.mean(far[0.0]) > np.mean(far[0.5]) > np.mean(far[1.0])
     assert all(there < 0.7 * here for here, there in zip(far[0.0], far[1.0], strict=True)), far
     kinds = [verdict.kinds_right for verdict in check(pictures, SCENES)]
@@ -51,7 +51,8 @@ def test_a_style_that_training_never_showed(pipe) -> None:
 
 
 def test_a_word_for_what_training_never_showed(pipe) -> None:
-    neutral = draw(pipe, [text.format("cat") for text in CAST])
+    texts = [text.format("cat") for text in CAST]
+    neutral, plain = draw(pipe, texts), draw(pipe, texts[:1], steps=2)
     pipe.load_textual_inversion(adapters_folder(), weight_name="mika.safetensors")
     learned = draw(pipe, [text.format(WORD) for text in CAST])
     pipe.unload_textual_inversion()
@@ -59,8 +60,7 @@ def test_a_word_for_what_training_never_showed(pipe) -> None:
     hits = [sum(LOOK in things for things in each) for each in shown]
     assert hits[0] == 0 and hits[1] >= 3, shown
     assert ("red", "house") in shown[1][2]
-    again = draw(pipe, [text.format("cat") for text in CAST])
-    assert all(np.array_equal(a, b) for a, b in zip(again, neutral, strict=True))
+    assert np.array_equal(draw(pipe, texts[:1], steps=2)[0], plain[0])
 
 
 def test_the_files_are_small_and_say_what_they_are() -> None:

@@ -143,6 +143,13 @@ def test_things_lie_as_their_relation_says_and_inside_the_picture() -> None:
             assert along > 0.4 and along > 1.5 * abs(aside)
 
 
+@pytest.mark.parametrize("x, y", [(1.5, 0.5), (-0.5, 0.5), (0.5, 1.5), (0.5, -0.5)])
+def test_a_thing_outside_the_picture_leaves_it_as_it_is(x: float, y: float) -> None:
+    scene = one("cat", "red")
+    away = replace(scene, things=(replace(scene.things[0], x=x, y=y),))
+    assert np.array_equal(render(away), render(replace(scene, things=())))
+
+
 def test_bad_input_names_the_cure() -> None:
     with pytest.raises(InputError, match="multiple of 64"):
         render(one("cat", "red"), 100)

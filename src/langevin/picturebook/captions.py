@@ -6,6 +6,7 @@ for example "a small blue bird above a green tree, night, chalk style".
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -106,6 +107,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
     return text
 
 
+@functools.cache
 def vocabulary() -> tuple[str, ...]:
     """Return every word that a prompt may use, sorted."""
     words = {*_SIZE_WORDS, *_COUNT_WORDS, *_COLOUR_WORDS, *_KIND_WORDS, *BACKGROUNDS, *STYLES, *_LINKS, *_FILLERS}

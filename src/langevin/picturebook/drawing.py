@@ -114,12 +114,6 @@ class Pen:
         s = self.side
         self._draw.ellipse([(x - rx) * s, (y - ry) * s, (x + rx) * s, (y + ry) * s], fill=(*self.tones[tone], 255))
 
-    def half(self, x: float, y: float, rx: float, ry: float, tone: str) -> None:
-        """Fill the upper half of an ellipse around (x, y)."""
-        s = self.side
-        box = [(x - rx) * s, (y - ry) * s, (x + rx) * s, (y + ry) * s]
-        self._draw.pieslice(box, 180, 360, fill=(*self.tones[tone], 255))
-
     def box(self, left: float, top: float, right: float, bottom: float, tone: str, *, radius: float = 0.0) -> None:
         """Fill a rectangle with rounded corners."""
         s = self.side

@@ -14,7 +14,7 @@ import torch
 from ..core.errors import check_choice
 from . import GUIDANCE_SCALE, STEPS, world
 from .captions import Request, describe, request_of
-from .checker import Verdict, check
+from .checker import Verdict, check, judge, look
 from .detector import Detector
 from .world import COLOURS, Scene, render, sample_scene
 
@@ -134,11 +134,11 @@ def accuracy(detector: Detector | None = None, *, n: int = 500, seed: int = 10_0
     for kind in KINDS:
         rng = np.random.default_rng([seed, len(scores)])
         drawn = list(itertools.islice(scenes(kind, rng), n))
-        pictures = [render(scene) for scene in drawn]
-        verdicts = check(pictures, [request_of(scene) for scene in drawn], detector=detector)
+        sights, requests = look([render(scene) for scene in drawn], detector=detector), [request_of(s) for s in drawn]
+        verdicts = [judge(sight, request) for sight, request in zip(sights, requests, strict=True)]
         scores[kind] = float(np.mean([v.all_right for v in verdicts]))
         scores[f"{kind} background"] = float(np.mean([v.background_right for v in verdicts]))
-        wrong = check(pictures, [contradict(request_of(scene), rng) for scene in drawn], detector=detector)
+        wrong = [judge(sight, contradict(request, rng)) for sight, request in zip(sights, requests, strict=True)]
         scores[f"{kind} refused"] = float(np.mean([not v.all_right for v in wrong]))
     return scores
 
