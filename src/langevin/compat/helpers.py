@@ -20,7 +20,6 @@ from ..core.errors import ConfigError, InputError, check_choice
 from ..core.imports import is_available, version
 from ..core.rng import Generators
 from ..diffusion.guidance import rescaled
-from ..diffusion.weighting import signal_to_noise
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 CONFIG_NAME = "config.json"
@@ -190,5 +189,6 @@ def unscale_lora_layers(model: nn.Module, weight: float | None = None) -> None:
 
 
 def compute_snr(noise_scheduler: Any, timesteps: Tensor) -> Tensor:
-    """Return alpha^2 / sigma^2 of a scheduler at the given timesteps, as the min-SNR weight wants it."""
-    return signal_to_noise(noise_scheduler.alphas_cumprod, timesteps)
+    """Return alpha^2 / sigma^2 of a scheduler at the given timesteps, in float32 on their device."""
+    bar = noise_scheduler.alphas_cumprod.to(device=timesteps.device, dtype=torch.float32)[timesteps]
+    return bar / (1 - bar)

@@ -13,7 +13,6 @@ from .process import Level, TableProcess, Time, noised
 from .rows import Row, Run
 from .sampling import Stop, sample
 from .table import Plan, Solver, Step
-from .weighting import min_snr_weight, signal_to_noise
 
 __all__ = [
     "CFG",
@@ -32,8 +31,6 @@ __all__ = [
     "TableProcess",
     "Time",
     "guided",
-    "min_snr_weight",
     "noised",
     "sample",
-    "signal_to_noise",
 ]
