@@ -12,10 +12,12 @@ from diffusers.models.attention_processor import CustomDiffusionAttnProcessor as
 from safetensors.torch import load_file
 
 import langevin
-from langevin.adapters import custom_diffusion
-from langevin.core.errors import WeightsError
+from langevin.adapters import custom_diffusion, ip_adapter
+from langevin.core.errors import ConfigError, WeightsError
 from langevin.core.weights_io import Entry
 from langevin.weights.dialects import custom_diffusion as dialect
+from langevin.weights.dialects.ip_adapter import parse
+from tests.pipelines import ip_adapters as ip
 from tests.pipelines import tiny
 from tests.pipelines.pairs import difference
 
@@ -155,15 +157,6 @@ def test_a_network_is_saved_without_what_was_loaded(pipes, folder, tmp_path) -> 
     unet.load_state_dict(before, strict=True)
 
 
-def test_words_are_saved_beside_the_weights(pipes, folder, tmp_path) -> None:
-    unet = copy.deepcopy(pipes[1].unet)
-    unet.load_attn_procs(folder, weight_name=FILE)
-    custom_diffusion.save(unet, tmp_path, words=WORDS)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["<new1>.bin", "<new2>.bin", FILE]
-    held = torch.load(tmp_path / "<new1>.bin", weights_only=True)
-    assert list(held) == ["<new1>"] and torch.equal(held["<new1>"], WORDS["<new1>"][0])
-
-
 def test_a_second_load_takes_the_place_of_the_first(pipes, folder) -> None:
     unet = copy.deepcopy(pipes[1].unet)
     before = snapshot(unet)
@@ -175,6 +168,19 @@ def test_a_second_load_takes_the_place_of_the_first(pipes, folder) -> None:
     assert set(parts(unet)) == {key for key in state if key.startswith(f"{attention}.processor.")}
     custom_diffusion.unload(unet)
     assert untouched(unet, before) and not custom_diffusion.unload(unet)
+
+
+def test_ip_adapters_and_custom_diffusion_do_not_replace_each_other(pipes, folder) -> None:
+    unet = copy.deepcopy(pipes[1].unet)
+    before, pictures = snapshot(unet), [parse(ip.adapter("base", unet))]
+    ip_adapter.attach(unet, pictures)
+    with pytest.raises(ConfigError, match=r"unload_ip_adapter\(\)"):
+        unet.load_attn_procs(folder, weight_name=FILE)
+    assert ip_adapter.processors(unet) and ip_adapter.detach(unet) and untouched(unet, before)
+    unet.load_attn_procs(folder, weight_name=FILE)
+    with pytest.raises(ConfigError, match="CustomDiffusionAttnProcessor"):
+        ip_adapter.attach(unet, pictures)
+    assert custom_diffusion.unload(unet) and untouched(unet, before)
 
 
 def test_the_type_is_the_attentions(pipes, folder) -> None:

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import WeightsError
-from ..core.files import safe_join
+from ..core.errors import ConfigError, WeightsError
 from ..core.report import paired, some
 from ..nn.attention import Attention
+from ..nn.ip_processors import IPAdapterAttnProcessor
 from ..nn.processors import CustomDiffusionAttnProcessor, named_attentions
 from ..weights.dialects import custom_diffusion as dialect
-from ..weights.dialects import textual_inversion
 from ..weights.dialects.custom_diffusion import FILES, KEYS_VALUES, QUERIES_OUTPUTS
 from .files import write_tensors
 from .guest import make_guest
@@ -29,6 +28,7 @@ def load(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Let attentions use the projections in a state dict, in place of those of an earlier load.
 
     Raises:
+        ConfigError: where an IP-Adapter is attached, whose removal would find other processors than its own.
         WeightsError: for names that lead to no attention of the model, or weights of other shapes. Nothing has changed
             then.
     """
@@ -40,6 +40,9 @@ def load(model: nn.Module, state: Mapping[str, Any]) -> None:
             f"{type(model).__name__} has no attention {some(paired(unknown, list(attentions)))}: the weights were "
             "trained on another model"
         )
+    taken = next((name for name in found if isinstance(attentions[name].processor, IPAdapterAttnProcessor)), None)
+    if taken is not None:
+        raise ConfigError(f"{taken} has the processor of an IP-Adapter; remove that first with `unload_ip_adapter()`.")
     processors = {name: _processor(name, attentions[name], parts) for name, parts in found.items()}
     unload(model)
     for name, processor in processors.items():
@@ -68,14 +71,12 @@ def save(
     *,
     weight_name: str | None = None,
     safe: bool = False,
-    words: Mapping[str, Tensor] | None = None,
     **writing: Any,
 ) -> Path:
     """Write the projections that attentions use, and return the file.
 
     Args:
         weight_name: by default pytorch_custom_diffusion_weights.bin, or .safetensors with `safe`.
-        words: learned words -> vectors (number, width), each written into a file of its own, such as `<new1>.bin`.
         writing: see `files.write_tensors`.
     Raises:
         WeightsError: when there are none.
@@ -87,8 +88,6 @@ def save(
     }
     if not any(parts.values()):
         raise WeightsError(f"No attention of this {type(model).__name__} has weights of Custom Diffusion to save")
-    for word, rows in (words or {}).items():
-        textual_inversion.write(safe_join(folder, f"{word}.bin"), {word: {"text_encoder": rows}})
     name = weight_name or FILES[0 if safe else 1]
     return write_tensors(folder, dialect.spell(parts), {}, weight_name=name, safe=safe, **writing)
 
