@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class ForeignPlan:
 
     scheduler: Any
     options: Mapping[str, Any]
-    noise_dtype: torch.dtype | None = None
+    noise_dtype: ClassVar[None] = None
     first: int = 0
     end: int | None = None
 
