@@ -460,6 +460,8 @@ def test_a_direct_call_of_the_network(ours, caplog_ours) -> None:
     call = {"sample": torch.randn(1, 4, 8, 8), "timestep": 5, "encoder_hidden_states": torch.randn(1, 7, 32)}
     with torch.no_grad():
         plain = unet(**call).sample
+        unet(**call, cross_attention_kwargs={"scale": 1.0})
+        assert not caplog_ours.records
         assert torch.equal(unet(**call, cross_attention_kwargs={"scale": 0.5}).sample, plain)
         unet(**call, cross_attention_kwargs={"scale": 0.5})
         assert len(caplog_ours.records) == 1
@@ -536,7 +538,8 @@ def test_everything_is_undone(ours) -> None:
     ours.load_lora_weights(loras.kohya(adapter(ours, seed=4)))
     ours.set_adapters(["default_0", "default_1"], [0.3, 0.4])
     ours.fuse_lora(adapter_names=["default_0"])
-    ours.set_lora_device("default_1", "cpu")
+    ours.load_lora_weights(in_the_unet(adapter(ours, seed=8)), adapter_name="drawing")
+    ours.set_lora_device(["default_1", "drawing"], "cpu")
     ours.unload_lora_weights()
     assert ours.unet.state_dict().keys() == weights.keys()
     assert all(torch.equal(value, weights[name]) for name, value in ours.unet.state_dict().items())
