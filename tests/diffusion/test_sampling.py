@@ -6,9 +6,10 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import langevin
-from langevin.core.errors import InputError, NonFiniteError
+from langevin.core.errors import ConfigError, InputError, NonFiniteError
 from langevin.diffusion import Stop, noised, sample
 from langevin.diffusion.sampling import FiniteWatch
 from tests.no_reading import NoReading
@@ -174,6 +175,34 @@ def test_preview_of_the_data() -> None:
     run.advance(X, 0.5 * X, 0)
     level = plan(steps=3).steps[0].level
     assert torch.allclose(run.x0, ((X - level.sigma * 0.5 * X) / level.alpha).clamp(-1, 1), atol=1e-5)
+
+
+class Calls(TorchDispatchMode):
+    """Writes down the operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_of_the_sample_and_the_output_alone_is_their_sum() -> None:
+    for name in ("FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler"):
+        run = plan(name).begin()
+        with Calls() as calls:
+            run.advance(X, X, 0)
+        assert calls.names == ["add"], name
+
+
+def test_noise_says_nothing_about_the_data_of_pure_noise() -> None:
+    scheduler = langevin.DDIMScheduler(rescale_betas_zero_snr=True)
+    with pytest.raises(ConfigError, match="says nothing about the data"):
+        scheduler.step(X, 999, X)
+    scheduler = langevin.DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    assert torch.isfinite(scheduler.step(X, 999, X).prev_sample).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -28,11 +28,6 @@ def onehot(tokens: torch.Tensor, classes: int) -> torch.Tensor:
     return tokens.unsqueeze(1) == known
 
 
-def index_to_log_onehot(tokens: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return the logarithm of the one-hot code of `tokens`, (batch, classes, positions), `ZERO` where it is not."""
-    return torch.where(onehot(tokens, classes), 0.0, ZERO)
-
-
 def gumbel_argmax(log_probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Return a token for each position, drawn with the given log probabilities (free of a constant).
 
