@@ -441,6 +441,14 @@ def test_wrong_inputs() -> None:
             model(**{**given, **wrong})
 
 
+def test_a_context_that_only_the_middle_reads_is_missed_too() -> None:
+    model = UNet2DConditionModel(
+        **{**TINY, "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    )
+    with pytest.raises(InputError, match="encoder_hidden_states is None"):
+        model(**{**inputs(TINY, TEXT), "encoder_hidden_states": None})
+
+
 def test_sizes_of_the_latent_upscaler() -> None:
     model = UNet2DConditionModel(**K_BLOCKS).eval()
     given = inputs(*FAMILIES["latent-upscaler"])

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from operator import is_not
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Result = TypeVar("Result")
+
+
+class Kept(Generic[Result]):
+    """A function that is not called again while it is given the same objects; its last result is kept."""
+
+    def __init__(self, make: Callable[..., Result]) -> None:
+        self.make = make
+        self._given: tuple[Any, ...] | None = None
+        self._result: Any = None
+
+    def __call__(self, *given: Any) -> Result:
+        """Return what the function makes of the arguments, which are compared by identity."""
+        if self._given is None or len(given) != len(self._given) or any(map(is_not, given, self._given)):
+            self._result = self.make(*given)
+            self._given = given
+        return self._result
 
 
 def option(module: Any, name: str, default: Any = None) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..diffusion.guidance import Branches
 from ..diffusion.table import Step
-from .common import dtype_of
+from ..models.controlnets.controlnet import ControlNetModel, ControlPicture
+from .common import Kept, dtype_of
 from .conditioning import Conditioning, is_member
 from .denoiser import ModelCall
 
@@ -27,18 +29,15 @@ DOWN, MIDDLE, INSIDE = (
 """Keywords of the UNet: what is added to the maps it keeps on its way down, to its middle, and inside its blocks."""
 
 
-class Spread:
-    """A batch of maps for every number of branches, made once per number."""
+def spread(maps: Tensor, branches: int) -> Tensor:
+    """Return a batch of maps once for every branch, (branches * batch, ...)."""
+    return maps if branches == 1 else torch.cat([maps] * branches)
 
-    def __init__(self, maps: Tensor) -> None:
-        self.maps = maps
-        self.made: dict[int, Tensor] = {1: maps}
 
-    def over(self, branches: int) -> Tensor:
-        """Return the maps once for every branch, (branches * batch, ...)."""
-        if branches not in self.made:
-            self.made[branches] = torch.cat([self.maps] * branches)
-        return self.made[branches]
+def shown(net: Any, picture: Tensor, branches: int) -> Tensor | ControlPicture:
+    """Return a control picture for every branch; a network of this library keeps what it makes of it."""
+    rows = spread(picture, branches)
+    return ControlPicture(rows) if getattr(type(net), "forward", None) is ControlNetModel.forward else rows
 
 
 @dataclass
@@ -63,10 +62,7 @@ class Control:
     end: float = 1.0
     guess: bool = False
     count: int | None = None
-    spread: Spread = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self.spread = Spread(self.picture)
+    shown: Kept[Any] = field(default_factory=partial(Kept, shown), init=False, repr=False)
 
     def weight(self, step: Step) -> float:
         """Return the factor of the residuals at a step, 0 outside of the control's part of the run."""
@@ -87,7 +83,6 @@ class Control:
                 f"this run has {tuple(self.picture.shape)}."
             )
         self.picture = picture[-rows:].expand_as(self.picture).to(self.picture)
-        self.spread = Spread(self.picture)
 
 
 class ControlNet:
@@ -139,7 +134,7 @@ class ControlNet:
             sample.to(dtype),
             call.timestep,
             **replace(cond.to(dtype=dtype), pictures=()).keywords(),
-            controlnet_cond=control.spread.over(len(chosen)),
+            controlnet_cond=control.shown(control.net, control.picture, len(chosen)),
             conditioning_scale=weight,
             guess_mode=control.guess,
             return_dict=False,
@@ -160,13 +155,13 @@ class Adapter:
     """
 
     def __init__(self, maps: Sequence[Tensor], share: float = 1.0) -> None:
-        self.maps = [Spread(part) for part in maps]
+        self.spread = Kept(lambda branches: [spread(part, branches) for part in maps])
         self.share = share
 
     def __call__(self, call: ModelCall, step: Step, branches: Branches) -> None:
         """Add the maps to those of the call."""
         if step.index < int(step.count * self.share):
-            add(call, INSIDE, [part.over(len(branches)).to(call.sample.dtype) for part in self.maps])
+            add(call, INSIDE, [part.to(call.sample.dtype) for part in self.spread(len(branches))])
 
 
 def add(call: ModelCall, name: str, maps: Sequence[Tensor]) -> None:

@@ -14,7 +14,7 @@ from ..core.errors import ConfigError, InputError
 from ..diffusion.guidance import Branch, Branches, Guidance, guided
 from ..diffusion.table import Step
 from ..nn.embedding import sinusoidal
-from .common import dtype_of, option, sample_of, timestep_on
+from .common import Kept, dtype_of, option, sample_of, timestep_on
 from .conditioning import Conditioning, Conditions
 
 
@@ -110,6 +110,7 @@ class Denoiser:
         self.shown = [edit for edit in (*attach, *shown) if isinstance(edit, Shown)]
         self.options = {name: value for name, value in (options or {}).items() if value is not None}
         self.shared = {name: value for name, value in (shared or {}).items() if value is not None}
+        self.joined: Kept[Conditioning] = Kept(joined)
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """Return the guided prediction for a sample (batch, channels, height, width)."""
@@ -123,7 +124,7 @@ class Denoiser:
         if step.in_scale != 1.0:
             samples = samples * step.in_scale
         dtype = dtype_of(self.unet, x.dtype)
-        cond = Conditioning.cat([self.condition(branch, step) for branch in branches]).to(dtype=dtype)
+        cond = self.joined(dtype, *(self.condition(branch, step) for branch in branches))
         shared = {name: torch.cat([rows] * len(branches)) for name, rows in self.shared.items()}
         told = timestep_on(self.told(step), x.device)
         call = ModelCall(samples.to(dtype), told, cond, {**self.options, **shared})
@@ -206,6 +207,11 @@ class Denoiser:
         old = self.conditions.get(name, self.conditions["positive"]).at(call)
         changes: dict[str, Any] = {part: rows}
         self.conditions[name] = replace(old, **changes)
+
+
+def joined(dtype: torch.dtype, *parts: Conditioning) -> Conditioning:
+    """Return the conditionings of several branches as those of one batch, in a type."""
+    return Conditioning.cat(parts).to(dtype=dtype)
 
 
 def negative_names(name: str) -> tuple[str, ...]:

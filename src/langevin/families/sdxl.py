@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -10,14 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .. import prompts
 from ..core.errors import ConfigError, InputError
-from ..prompts import Condition, Encoding, Tower, aligned, given, parse_all
+from ..prompts import Condition, Tower
 from .common import option
 from .conditioning import Conditioning
-from .sd import check_encoded, tower
-
-Prompts = str | Sequence[str] | None
+from .sd import Towers, check_encoded, tower
 
 
 @dataclass(frozen=True)
@@ -156,104 +153,30 @@ def encode_ids(
     return hidden, pooled
 
 
-@dataclass(frozen=True)
-class Encoders:
-    """The text encoders of a pipeline: two, or the second alone, as refiners have it."""
+def two_towers(
+    text_encoder: Any, tokenizer: Any, text_encoder_2: Any, tokenizer_2: Any, *, device: torch.device | str
+) -> Towers:
+    """Return the text encoders of a pipeline, two or the second alone, as `sd.encode` takes them.
 
-    text_encoder: Any
-    tokenizer: Any
-    text_encoder_2: Any
-    tokenizer_2: Any
+    Raises:
+        ConfigError: once they are asked for and the second is missing, or one of a tokenizer and its encoder.
+    """
 
-    def towers(self, *, device: torch.device | str, clip_skip: int | None = None) -> list[Tower]:
-        """Return them as prompts are read with them.
-
-        Raises:
-            ConfigError: when the second is missing, or one of a tokenizer and its encoder.
-        """
-        first, second = self.text_encoder is not None, self.text_encoder_2 is not None
-        for name, there in (("tokenizer", first), ("tokenizer_2", second)):
-            if there != (getattr(self, name) is not None):
-                other = name.replace("tokenizer", "text_encoder")
-                raise ConfigError(f"This pipeline has only one of {other} and {name}; set both, or neither.")
-        if not second:
+    def towers(clip_skip: int | None) -> list[Tower]:
+        pairs = {"text_encoder": (text_encoder, tokenizer), "text_encoder_2": (text_encoder_2, tokenizer_2)}
+        for name, (encoder, words) in pairs.items():
+            if (encoder is None) != (words is None):
+                other = name.replace("text_encoder", "tokenizer")
+                raise ConfigError(f"This pipeline has only one of {name} and {other}; set both, or neither.")
+        if text_encoder_2 is None:
             raise ConfigError(
                 "This pipeline has no text_encoder_2; pass `prompt_embeds` and `pooled_prompt_embeds` (and the "
                 "negative ones) in place of prompts."
             )
-        pairs = {"text_encoder": (self.text_encoder, self.tokenizer)} if first else {}
-        pairs["text_encoder_2"] = (self.text_encoder_2, self.tokenizer_2)
         return [
             tower(*pair, device=device, read=partial(encode_ids, clip_skip=clip_skip, name=name))
             for name, pair in pairs.items()
+            if pair[0] is not None
         ]
 
-
-def encode(
-    encoders: Encoders,
-    prompt: Prompts,
-    *,
-    device: torch.device | str,
-    guided: bool,
-    prompt_2: Prompts = None,
-    negative_prompt: Prompts = None,
-    negative_prompt_2: Prompts = None,
-    prompt_embeds: Tensor | None = None,
-    negative_prompt_embeds: Tensor | None = None,
-    pooled_prompt_embeds: Tensor | None = None,
-    negative_pooled_prompt_embeds: Tensor | None = None,
-    clip_skip: int | None = None,
-    zeros: bool = True,
-    prompt_syntax: str | None = None,
-    long_prompt: str = "chunk",
-    steps: int | None = None,
-) -> tuple[Encoding, Encoding | None]:
-    """Return prompts and negative prompts, encoded, of one length.
-
-    Args:
-        prompt_2, negative_prompt_2: for the second encoder; the other prompt where there is none.
-        guided: whether negative prompts are needed.
-        clip_skip: layers that the prompts leave out; negative prompts leave out none.
-        zeros: a negative prompt that was not given is all zeros (`force_zeros_for_empty_prompt`), not the empty text.
-        prompt_syntax, long_prompt, steps: see `prompts.parse` and `prompts.encode`.
-
-    Raises:
-        ConfigError: when there is something to encode and an encoder or a tokenizer is missing.
-        InputError: for prompts that their syntax cannot read.
-    """
-
-    def states(texts: Sequence[Prompts], count: int, length: int | None, skip: int | None) -> Encoding:
-        towers = encoders.towers(device=device, clip_skip=skip)
-        many = [[text] * count if isinstance(text, str) else text for text in texts]
-        scripts = [parse_all(text or "", prompt_syntax) for text in many]
-        return prompts.encode(towers, scripts[-len(towers) :], steps=steps, long_prompt=long_prompt, length=length)
-
-    if prompt_embeds is None:
-        count = 1 if isinstance(prompt, str) else len(prompt or ())
-        positive = states((prompt, prompt_2 or prompt), count, None, clip_skip)
-        positive = with_pooled(positive, pooled_prompt_embeds)
-    else:
-        count, positive = len(prompt_embeds), given(prompt_embeds, pooled_prompt_embeds)
-    if not guided:
-        return positive, None
-    first = positive.states[0][0]
-    if negative_prompt_embeds is not None:
-        negative = given(negative_prompt_embeds, negative_pooled_prompt_embeds)
-    else:
-        if zeros and negative_prompt is None and negative_prompt_2 is None:
-            nothing = (None if part is None else torch.zeros_like(part) for part in (first.hidden, first.pooled))
-            negative = given(*nothing)  # type: ignore[arg-type]
-        else:
-            texts = (negative_prompt or "", negative_prompt_2 or negative_prompt or "")
-            negative = states(texts, count, positive.tokens, None)
-        negative = with_pooled(negative, negative_pooled_prompt_embeds)
-    positive, negative = aligned(positive, negative)
-    return positive, negative
-
-
-def with_pooled(encoding: Encoding, pooled: Tensor | None) -> Encoding:
-    """Return an encoding with other pooled embeddings, or as it is when there are none."""
-    if pooled is None:
-        return encoding
-    states = tuple(tuple(replace(one, pooled=pooled) for one in state) for state in encoding.states)
-    return replace(encoding, states=states)
+    return towers

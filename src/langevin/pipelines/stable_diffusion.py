@@ -23,7 +23,7 @@ from .callbacks import Callback, MultiPipelineCallbacks, PipelineCallback
 from .glossary import documented
 from .image_processor import VaeImageProcessor
 from .inpainting import MASKED, inpaint
-from .inputs import TEXTS, Call, begin, check_prompts
+from .inputs import POOLED, TEXTS, Call, begin, check_prompts
 from .latent import LatentPipeline, identity
 from .outputs import ImagePipelineOutput, StableDiffusionPipelineOutput
 from .outputs import StableDiffusionXLPipelineOutput as StableDiffusionXLPipelineOutput
@@ -99,25 +99,19 @@ class StableDiffusionFamily(PromptLoopMixin, LatentPipeline):
             "negative_prompt_embeds": negative_prompt_embeds,
         }
         check_prompts(prompt, **texts)
+        device = device or self._execution_device
         with self._adapters_scaled(lora_scale, ["text_encoder"]):
-            positive, negative = sd.encode(
-                self.text_encoder,
-                self.tokenizer,
+            found = sd.encode(
+                sd.one_tower(self.text_encoder, self.tokenizer, device=device),
                 prompt,
                 **texts,
-                device=device or self._execution_device,
                 guided=do_classifier_free_guidance,
                 clip_skip=clip_skip,
                 prompt_syntax=prompt_syntax,
                 long_prompt=long_prompt,
             )
-        kinds: dict[str, Any] = {"dtype": sd.type_of(self.text_encoder, positive)}
-        kinds["device"] = device or self._execution_device
-
-        def rows(encoding: Encoding) -> Tensor:
-            return encoding.only().hidden.to(**kinds).repeat_interleave(num_images_per_prompt, 0)
-
-        return rows(positive), None if negative is None else rows(negative)
+        dtype = sd.type_of(self.text_encoder, found[0])
+        return tuple(sd.rows(found, "hidden", per_prompt=num_images_per_prompt, device=device, dtype=dtype))  # type: ignore[return-value]
 
     def run_safety_checker(
         self, image: Tensor, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -146,13 +140,10 @@ class StableDiffusionFamily(PromptLoopMixin, LatentPipeline):
     def _encoded(self, call: Call, read: Callable[..., Any]) -> tuple[Encoding, Encoding | None]:
         """Return the call's prompts and, when guidance asks for them, negative prompts; see `families.sd.encode`."""
         return sd.encode(
-            self.text_encoder,
-            self.tokenizer,
-            **call.pick(*TEXTS, "clip_skip", "prompt_syntax", "long_prompt"),
-            device=call.device,
+            sd.one_tower(self.text_encoder, self.tokenizer, device=call.device, read=read),
+            **call.pick(*TEXTS, *POOLED, "clip_skip", "prompt_syntax", "long_prompt"),
             guided=self._wants_negative(call),
             steps=call.numbers[-1] + 1,
-            read=read,
         )
 
     def _deliver(self, call: Call, image: Tensor, finish: Callable[[Any], Any] = identity) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +126,7 @@ def depth_rows(depth: Tensor) -> Tensor:
 class EditsByInstruction:
     """Mixin: a network that sees the picture beside the sample, guided by prompt and picture (Brooks et al. 2023)."""
 
-    adds: Mapping[str, int] = {"the picture": 4}
+    adds: ClassVar[Mapping[str, int | None]] = {"the picture": None}
     image_guidance_scale = _image_guidance_scale = RunField("image_guidance_scale")
 
     def _wants_negative(self, call: Call) -> bool:

@@ -19,11 +19,10 @@ from ..families.conditioning import Conditions, branches
 from ..families.denoiser import Channels
 from ..families.latents import LatentSpace, spread_rows
 from ..families.upscaling import PooledText, PreconditionedDenoiser
-from ..prompts import Condition
 from . import tasks
 from .glossary import documented
 from .image_processor import VaeImageProcessor
-from .inputs import Call, begin
+from .inputs import POOLED, TEXTS, Call, begin, check_prompts, check_second_prompts
 from .latent import identity
 from .outputs import ImagePipelineOutput, StableDiffusionPipelineOutput
 from .pictures import Picture
@@ -141,6 +140,7 @@ class StableDiffusionLatentUpscalePipeline(StableDiffusionFamily):
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ()
     denoiser = PreconditionedDenoiser
+    adds = {"the picture": None}
     _embeds_guidance = False
     judged = False
 
@@ -149,11 +149,6 @@ class StableDiffusionLatentUpscalePipeline(StableDiffusionFamily):
 
     def _channels(self) -> int:
         return option(self.vae, "latent_channels", 4) if self.vae is not None else 4
-
-    @property
-    def adds(self) -> Mapping[str, int]:  # type: ignore[override]
-        """The latents of the picture, beside the sample."""
-        return {"the picture": self._channels()}
 
     def _space(self, call: Call, picture: Picture | None = None) -> LatentSpace:
         """Return the latent space of the enlarged picture; the small one is encoded in it too."""
@@ -171,15 +166,9 @@ class StableDiffusionLatentUpscalePipeline(StableDiffusionFamily):
     def _conditions(self, call: Call, space: LatentSpace) -> Conditions:
         """Return the conditioning of the prompts, and of the negative prompts when guidance asks for them."""
         positive, negative = self._encoded(call, read_pooled)
-        place = {"device": call.device, "dtype": sd.type_of(self.text_encoder, positive)}
-
-        def told(pooled: str) -> Callable[[Condition], PooledText]:
-            given = call[pooled]
-            return lambda one: PooledText(one.hidden, pooled_of(one, given, pooled))
-
-        names = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-        make, make_negative = (told(name) for name in names)
-        return branches(positive, negative, make, make_negative=make_negative, numbers=call.numbers, **place)
+        place: dict[str, Any] = {"device": call.device, "dtype": sd.type_of(self.text_encoder, positive)}
+        place |= {"numbers": call.numbers}
+        return branches(positive, negative, lambda one: PooledText(one.hidden, one.pooled), **place)
 
     def encode_prompt(  # type: ignore[override]
         self,
@@ -199,25 +188,18 @@ class StableDiffusionLatentUpscalePipeline(StableDiffusionFamily):
         The embeddings are (prompts, tokens, width), the last layer without the final normalisation; the pooled ones
         (prompts, width). The negative halves are None without guidance.
         """
-        positive, negative = sd.encode(
-            self.text_encoder,
-            self.tokenizer,
-            prompt,
-            device=device or self._execution_device,
+        device = device or self._execution_device
+        given = {name: value for name, value in locals().items() if name in (*TEXTS, *POOLED)}
+        check_second_prompts(given, check_prompts(**{name: given[name] for name in TEXTS}))
+        found = sd.encode(
+            sd.one_tower(self.text_encoder, self.tokenizer, device=device, read=read_pooled),
+            **given,
             guided=do_classifier_free_guidance,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
             prompt_syntax=prompt_syntax,
             long_prompt=long_prompt,
-            read=read_pooled,
         )
-        one, other = positive.only(), negative.only("negative prompt") if negative is not None else None
-        pooled = pooled_of(one, pooled_prompt_embeds, "pooled_prompt_embeds")
-        if other is None:
-            return one.hidden, None, pooled, None
-        name = "negative_pooled_prompt_embeds"
-        return one.hidden, other.hidden, pooled, pooled_of(other, negative_pooled_prompt_embeds, name)
+        dtype = sd.type_of(self.text_encoder, found[0])
+        return tuple(sd.rows(found, "hidden", "pooled", per_prompt=1, device=device, dtype=dtype))  # type: ignore[return-value]
 
     @documented
     @torch.no_grad()
@@ -257,15 +239,3 @@ def read_pooled(encoder: Any, ids: Tensor, mask: Tensor | None) -> tuple[Tensor,
     hidden, pooled = found.hidden_states[-1], found.pooler_output
     sd.check_encoded(hidden, pooled)
     return hidden, pooled
-
-
-def pooled_of(condition: Condition, given: Tensor | None, name: str) -> Tensor:
-    """Return the pooled embedding of a condition, or the given one.
-
-    Raises:
-        InputError: when there is none, because the embeddings were given alone.
-    """
-    pooled = condition.pooled if given is None else given
-    if pooled is None:
-        raise InputError(f"Embeddings were given without `{name}`; `encode_prompt` returns both.")
-    return pooled

@@ -58,9 +58,9 @@ class StableDiffusionXLFamily(LatentPipeline):
         self.watermark = watermark(given.get("add_watermarker", False))
         super()._assemble({name: value for name, value in given.items() if name != "add_watermarker"})
 
-    @property
-    def _encoders(self) -> sdxl.Encoders:
-        return sdxl.Encoders(self.text_encoder, self.tokenizer, self.text_encoder_2, self.tokenizer_2)
+    def _towers(self, device: torch.device | str) -> sd.Towers:
+        encoders = (self.text_encoder, self.tokenizer, self.text_encoder_2, self.tokenizer_2)
+        return sdxl.two_towers(*encoders, device=device)
 
     def upcast_vae(self) -> None:
         """Make the autoencoder float32 for good; decoding does so by itself, on a copy, where float16 overflows."""
@@ -100,15 +100,9 @@ class StableDiffusionXLFamily(LatentPipeline):
         zeros = self.config["force_zeros_for_empty_prompt"]
         guided = do_classifier_free_guidance
         with self._adapters_scaled(lora_scale, ["text_encoder", "text_encoder_2"]):
-            found = sdxl.encode(self._encoders, **given, device=device, guided=guided, zeros=zeros)
-        kinds: dict[str, Any] = {"device": device, "dtype": self._text_dtype(found[0])}
-        conditions = [encoding and encoding.only() for encoding in found]
-        rows = [
-            part if part is None else part.to(**kinds).repeat_interleave(num_images_per_prompt, 0)
-            for name in ("hidden", "pooled")
-            for part in (getattr(condition, name, None) for condition in conditions)
-        ]
-        return tuple(rows)  # type: ignore[return-value]
+            found = sd.encode(self._towers(device), **given, guided=guided, zeros=zeros)
+        place: dict[str, Any] = {"device": device, "dtype": self._text_dtype(found[0])}
+        return tuple(sd.rows(found, "hidden", "pooled", per_prompt=num_images_per_prompt, **place))  # type: ignore[return-value]
 
     def _text_dtype(self, encoding: Any) -> torch.dtype:
         """Return the type of the conditioning: the second encoder's, or without it the network's."""
@@ -118,10 +112,9 @@ class StableDiffusionXLFamily(LatentPipeline):
         """Return the conditioning of the prompts, and of the negative prompts when guidance asks for them."""
         scored = bool(self.config.get("requires_aesthetics_score"))
         own, other = sdxl.sizes_of(call.given, (space.height, space.width), scored=scored)
-        positive, negative = sdxl.encode(
-            self._encoders,
+        positive, negative = sd.encode(
+            self._towers(call.device),
             **call.pick(*TEXTS, *MORE_TEXTS),
-            device=call.device,
             guided=self._wants_negative(call),
             zeros=self.config["force_zeros_for_empty_prompt"],
             steps=call.numbers[-1] + 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ class Stage(nn.Module):
         layers: int,
         groups: int,
         act: str,
-        attention: bool = False,
+        attention: bool,
         down: bool = False,
         up: bool = False,
     ) -> None:
@@ -135,47 +136,34 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures (B, in_channels, H, W) to features (B, out_channels or twice that, H/f, W/f), f = 2**(stages - 1).
+    """Pictures (B, in_channels, H, W) to mean and log variance (B, 2 * out_channels, H/f, W/f), f = 2**(stages - 1).
 
-    `double_z` doubles the output channels, for a mean and a log variance. Raises ConfigError for an unknown block name
-    or a different number of block names and widths.
+    Raises ConfigError for an unknown block name or a different number of block names and widths.
     """
 
     gradient_checkpointing = False
 
     def __init__(
         self,
-        in_channels: int = 3,
-        out_channels: int = 3,
+        in_channels: int,
+        out_channels: int,
         *,
-        down_block_types: Sequence[str] = ("DownEncoderBlock2D",),
-        block_out_channels: Sequence[int] = (64,),
-        layers_per_block: int = 2,
-        norm_num_groups: int = 32,
-        act_fn: str = "silu",
-        double_z: bool = True,
-        mid_block_add_attention: bool = True,
+        down_block_types: Sequence[str],
+        block_out_channels: Sequence[int],
+        layers_per_block: int,
+        norm_num_groups: int,
+        act_fn: str,
+        mid_block_add_attention: bool,
     ) -> None:
         super().__init__()
         check_stages("down_block_types", down_block_types, block_out_channels, DOWN_BLOCKS)
-        widths = list(block_out_channels)
+        widths, common = list(block_out_channels), {"groups": norm_num_groups, "act": act_fn}
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList(
-            Stage(
-                widths[max(index - 1, 0)],
-                width,
-                layers=layers_per_block,
-                groups=norm_num_groups,
-                act=act_fn,
-                attention=DOWN_BLOCKS[kind],
-                down=index < len(widths) - 1,
-            )
-            for index, (kind, width) in enumerate(zip(down_block_types, widths, strict=True))
-        )
-        self.mid_block = Middle(widths[-1], groups=norm_num_groups, act=act_fn, attention=mid_block_add_attention)
+        self.down_blocks = build_stages(down_block_types, widths, up=False, layers=layers_per_block, **common)
+        self.mid_block = Middle(widths[-1], attention=mid_block_add_attention, **common)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[-1], eps=EPS)
         self.conv_act = activation(act_fn)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * out_channels if double_z else out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -194,33 +182,22 @@ class Decoder(nn.Module):
 
     def __init__(
         self,
-        in_channels: int = 3,
-        out_channels: int = 3,
+        in_channels: int,
+        out_channels: int,
         *,
-        up_block_types: Sequence[str] = ("UpDecoderBlock2D",),
-        block_out_channels: Sequence[int] = (64,),
-        layers_per_block: int = 2,
-        norm_num_groups: int = 32,
-        act_fn: str = "silu",
-        mid_block_add_attention: bool = True,
+        up_block_types: Sequence[str],
+        block_out_channels: Sequence[int],
+        layers_per_block: int,
+        norm_num_groups: int,
+        act_fn: str,
+        mid_block_add_attention: bool,
     ) -> None:
         super().__init__()
         check_stages("up_block_types", up_block_types, block_out_channels, UP_BLOCKS)
-        widths = list(reversed(block_out_channels))
+        widths, common = list(reversed(block_out_channels)), {"groups": norm_num_groups, "act": act_fn}
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.up_blocks = nn.ModuleList(
-            Stage(
-                widths[max(index - 1, 0)],
-                width,
-                layers=layers_per_block + 1,
-                groups=norm_num_groups,
-                act=act_fn,
-                attention=UP_BLOCKS[kind],
-                up=index < len(widths) - 1,
-            )
-            for index, (kind, width) in enumerate(zip(up_block_types, widths, strict=True))
-        )
-        self.mid_block = Middle(widths[0], groups=norm_num_groups, act=act_fn, attention=mid_block_add_attention)
+        self.up_blocks = build_stages(up_block_types, widths, up=True, layers=layers_per_block + 1, **common)
+        self.mid_block = Middle(widths[0], attention=mid_block_add_attention, **common)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[-1], eps=EPS)
         self.conv_act = activation(act_fn)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
@@ -244,6 +221,15 @@ def pixel_attention(channels: int, groups: int) -> Attention:
         upcast_softmax=True,
         residual_connection=True,
     )
+
+
+def build_stages(kinds: Sequence[str], widths: Sequence[int], *, up: bool, **options: Any) -> nn.ModuleList:
+    """Return one stage per block name; all but the last change the resolution. `options` are those that all share."""
+    known, stages = UP_BLOCKS if up else DOWN_BLOCKS, []
+    for index, (kind, width) in enumerate(zip(kinds, widths, strict=True)):
+        direction = {"up" if up else "down": index < len(widths) - 1}
+        stages.append(Stage(widths[max(index - 1, 0)], width, attention=known[kind], **direction, **options))
+    return nn.ModuleList(stages)
 
 
 def check_stages(option: str, kinds: Sequence[str], widths: Sequence[int], known: dict[str, bool]) -> None:
