@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from langevin import registry
-from langevin.cli import main
+from langevin.cli import env, main
+from langevin.cli.calling import draw
 from langevin.cli.metadata import a1111, sampler_name
 from langevin.cli.model import pick_device
 from langevin.cli.output import Place, free, slug, write
-from langevin.cli.request import find_scheduler, parse_margins, parse_size, short_name
+from langevin.cli.request import Request, find_scheduler, parse_margins, parse_size, short_name
+from langevin.cli.sources import read
 from langevin.core.errors import InputError
 
 FACTS = {
@@ -81,6 +85,45 @@ def test_devices() -> None:
     assert pick_device("cpu") == "cpu"
     with pytest.raises(InputError, match="cpu"):
         pick_device("abacus")
+
+
+def test_devices_of_an_accelerator(monkeypatch) -> None:
+    card = SimpleNamespace(name="H", total_memory=2**34)
+    for kind in ("cuda", "mps"):
+        made = SimpleNamespace(is_available=lambda: True, device_count=lambda: 2,
+                               current_accelerator=lambda kind=kind: SimpleNamespace(type=kind))  # fmt: skip
+        monkeypatch.setattr(torch, "accelerator", made)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda k: card)
+        assert pick_device("auto") == kind and pick_device(f"{kind}:1") == f"{kind}:1"
+        with pytest.raises(InputError, match=f"did you mean '{kind}:1'"):
+            pick_device(f"{kind}:11")
+        assert env.accelerators()[1] == {"cuda": "cuda:1 H (16 GiB)", "mps": "mps:1"}[kind]
+
+
+def test_an_interrupted_command_says_so(monkeypatch, capsys) -> None:
+    def interrupt(**words) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("langevin.cli.app.app", interrupt)
+    with pytest.raises(SystemExit) as leaving:
+        main(["env"])
+    assert leaving.value.code == 130 and capsys.readouterr().err == "langevin: stopped\n"
+
+
+def test_pictures_that_were_flagged_are_named(capsys) -> None:
+    class Pipe:
+        def __call__(self, generator=None, batch_size=1):
+            return SimpleNamespace(images=["a"] * batch_size, nsfw_content_detected=[False, True])
+
+    assert draw(Pipe(), {}, seed=1, count=2) == ["a", "a"]
+    assert capsys.readouterr().err == "The model's safety checker flagged these pictures: [1]\n"
+
+
+def test_a_picture_is_brought_to_the_size(tmp_path) -> None:
+    Image.new("RGB", (10, 12), "red").save(tmp_path / "a.png")
+    found = read(Request(image=str(tmp_path / "a.png"), control=str(tmp_path / "a.png"), size="8x6"))
+    assert found.image.size == found.control.size == (8, 6) and found.mask is None
 
 
 def test_slugs() -> None:

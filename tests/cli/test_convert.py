@@ -12,6 +12,8 @@ import torch
 
 import langevin
 from langevin.cli import main
+from langevin.cli.model import class_of
+from langevin.core.errors import WeightsError
 from langevin.core.weights_io import SafetensorsFile
 from langevin.weights.saving import save
 
@@ -66,11 +68,22 @@ def test_nothing_is_overwritten(model, tmp_path, capsys) -> None:
 
 def test_what_cannot_be_converted_says_why(model, tmp_path, capsys) -> None:
     assert "neither a model_index.json" in convert(capsys, tmp_path, tmp_path / "out.safetensors", status=2)
+    said = convert(capsys, model, tmp_path / "out.safetensors", "--placeholder-token", "cat", status=2)
+    assert "--placeholder-token need --base" in said
     assert "is a folder" in convert(capsys, model, tmp_path / "out.safetensors", "--extract-ema", status=2)
     (tmp_path / "picture.safetensors").write_bytes(b"\x89PNG and so on")
     assert "a PNG picture" in convert(capsys, tmp_path / "picture.safetensors", tmp_path / "out", status=2)
     said = convert(capsys, model, tmp_path / "out.safetensors", "--layout", "stable_difusion", status=2)
     assert "did you mean 'stable_diffusion'" in said and not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_single_file_says_which_class_it_is_for(model, tmp_path) -> None:
+    pipe = langevin.DiffusionPipeline.from_pretrained(model)
+    save(pipe, tmp_path / "whole.safetensors")
+    assert class_of(str(tmp_path / "whole.safetensors")) == "StableDiffusionPipeline" == class_of(model)
+    save({"vae": pipe.vae}, tmp_path / "vae.safetensors")
+    with pytest.raises(WeightsError, match=r"vae\.safetensors is a .* and no whole model; `langevin inspect`"):
+        class_of(str(tmp_path / "vae.safetensors"))
 
 
 def script(*argv: object, folder: Path) -> subprocess.CompletedProcess:

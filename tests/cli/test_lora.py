@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import langevin
-from langevin.cli.loras import Lora, parse, told
+from langevin.cli.loras import Lora, attach, parse, teach, told
 from langevin.core.errors import InputError
 from tests.adapters import loras
 from tests.cli.conftest import facts, refused, run
@@ -23,9 +23,20 @@ def test_files_and_scales() -> None:
         Lora("C:\\x.pt", -1.0, "C:\\x.pt"),
     ]
     assert told(["style.safetensors:0.5"]) == ["style:0.5"] and told([]) is None
+    assert parse(["C:\\x.pt"]) == [Lora("C:\\x.pt", 1.0, "C:\\x.pt")]
     for text in (":0.5", "style:nan", ""):
         with pytest.raises(InputError, match="FILE:SCALE"):
             parse([text])
+
+
+def test_a_pipeline_that_takes_none_says_so() -> None:
+    pipe = langevin.DDPMPipeline(None, None)
+    with pytest.raises(InputError, match="DDPMPipeline takes no --lora; leave it out"):
+        attach(pipe, ["style.safetensors"])
+    with pytest.raises(InputError, match="DDPMPipeline takes no --embedding; leave it out"):
+        teach(pipe, ["word.pt"])
+    attach(pipe, [])
+    teach(pipe, [])
 
 
 def test_pictures_with_adapters(capsys, tmp_path, model) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import langevin
-from langevin.cli import model as loading
+from langevin.picturebook import model_folder
 from langevin.picturebook.edges import agreement, edges
 from tests.cli.conftest import facts, refused, run
 from tests.pipelines import ip_adapters, tiny
@@ -197,7 +197,7 @@ def test_mistakes_are_found_before_loading(capsys, tmp_path, model, files, monke
 
 
 def test_without_the_shipped_control_there_is_a_clear_error(capsys, tmp_path, monkeypatch, files) -> None:
-    folder = loading.model_folder()
+    folder = model_folder()
     monkeypatch.setattr("langevin.cli.request.model_folder", lambda: folder)
     monkeypatch.setattr("langevin.picturebook.__file__", str(tmp_path / "__init__.py"))
     error = refused(capsys, "a cat", "--control", files["cat"], "--output", str(tmp_path / "none"))

@@ -92,10 +92,11 @@ def test_check_takes_a_class_of_ones_own(capsys, tmp_path) -> None:
         find(str(file))
     with pytest.raises(InputError, match="does not exist"):
         find("absent.py:Mine")
+    (tmp_path / "nameless.json").write_text("{}")
+    with pytest.raises(InputError, match="names no class"):
+        find(str(tmp_path / "nameless.json"))
     file.write_text("1 / 0")
-    with pytest.raises(
-        InputError, match=r"cannot be run .ZeroDivisionError: division by zero.; `python"
-    ):
+    with pytest.raises(InputError, match=r"cannot be run .ZeroDivisionError: division by zero.; `python"):
         find(f"{file}:Mine")
 
 
