@@ -62,6 +62,11 @@ def test_calls_are_numbered_by_the_step_they_belong_to() -> None:
     assert plan(steps=3).numbers == (0, 1, 2)
 
 
+def test_a_plan_comes_worked_out() -> None:
+    """So that mistakes are found before the first call of the network, and the first step costs what others do."""
+    assert {"rows", "steps", "moves"} <= set(vars(plan(steps=3)))
+
+
 def test_a_part_lies_within_the_run() -> None:
     whole = plan(steps=4)
     assert whole.part(1, 3).steps[0].timestep == 500 and len(whole.part(0).steps) == 4
@@ -195,6 +200,16 @@ def test_a_step_of_the_sample_and_the_output_alone_is_their_sum() -> None:
         with Calls() as calls:
             run.advance(X, X, 0)
         assert calls.names == ["add"], name
+
+
+def test_the_last_sample_is_not_the_output_itself() -> None:
+    """Also where the step goes to the data and the network predicts that: a caller may write into either."""
+    for name in ("DDIMScheduler", "EulerDiscreteScheduler", "LCMScheduler"):
+        options = {"clip_sample": False} if name == "DDIMScheduler" else {}
+        run = getattr(langevin, name)(prediction_type="sample", **options).plan(1).begin(lambda: X)
+        x, output = X.clone(), X.flip(0)
+        end = run.advance(x, output, 0)
+        assert end.data_ptr() not in (x.data_ptr(), output.data_ptr()), name
 
 
 def test_noise_says_nothing_about_the_data_of_pure_noise() -> None:

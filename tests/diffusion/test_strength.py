@@ -32,6 +32,15 @@ def plan_of(name: str, steps: int):
     return cls(**{option: value for option, value in TABLE.items() if option in known}).plan(steps)
 
 
+def test_whole_steps_are_the_last_calls_of_the_run() -> None:
+    """Where a level is visited twice, the run begins with the step that leaves it, not with a correction."""
+    for name, first in (("HeunDiscreteScheduler", 4), ("KDPM2DiscreteScheduler", 4), ("EulerDiscreteScheduler", 2)):
+        plan = plan_of(name, 4)
+        assert plan.tail(0.5).rows == plan.part(first).rows, name
+    plms = langevin.PNDMScheduler(**TABLE, skip_prk_steps=True).plan(4)
+    assert [len(plms.tail(part / 4).rows) for part in (1, 2, 3, 4)] == [1, 2, 3, 5]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_first_level_follows_strength(name) -> None:
     plan = plan_of(name, 10)
