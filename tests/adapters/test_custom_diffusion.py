@@ -188,7 +188,9 @@ def test_the_type_is_the_attentions(pipes, folder) -> None:
     unet.load_attn_procs(folder, weight_name=FILE)
     assert {weight.dtype for weight in unet.parameters()} == {torch.float16} and parts(unet)
     unet.set_default_attn_processor()
-    assert not parts(unet)
+    default = dict(unet.attn_processors)
+    assert not parts(unet) and custom_diffusion.unload(unet)
+    assert all(unet.attn_processors[name] is each for name, each in default.items())
 
 
 @pytest.mark.parametrize(

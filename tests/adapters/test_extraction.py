@@ -126,6 +126,8 @@ def test_checkpoints_that_do_not_belong_together() -> None:
         {"x.weight": torch.ones(2, 2, dtype=torch.int8)},
         {"x.weight": torch.zeros(2, 2)},
     )
+    same = [{"x.weight": torch.eye(2) * k, "x.ids": torch.arange(3)} for k in (2, 1)]
+    assert extract(*same, rank=1)[1].unchanged == 1
     with pytest.raises(ConfigError, match="whole numbers"):
         extract(*numbers, rank=1)
     both = ({"energy": 0.5, "niter": 2}, {"rank": 1, "clamp": 0.5}, {"rank": 1, "niter": -1})

@@ -241,6 +241,14 @@ def test_adapters_of_other_networks(unet) -> None:
     del lacking["image_proj"]["layers.0.1.1.weight"]
     with pytest.raises(WeightsError, match="lacks"):
         adapters.attach(unet, [parse(lacking)])
+    other = ip.adapter("base", unet)
+    other["image_proj"]["norm.weight"] = torch.zeros(3)
+    with pytest.raises(WeightsError, match="does not hold the projection of a base"):
+        adapters.attach(unet, [parse(other)])
+    with pytest.raises(InputError, match="No IP-Adapter was given"):
+        adapters.attach(unet, [])
+    with pytest.raises(ConfigError, match="No IP-Adapter is loaded"):
+        adapters.set_scale(unet, 1.0)
     with pytest.raises(ConfigError, match="UNet2DConditionModel"):
         adapters.attach(langevin.UNet2DModel(**tiny.PIXELS), [parse(ip.adapter("base", unet))])
     assert adapters.attached(unet) is None and torch.equal(run(unet), before)
@@ -277,6 +285,16 @@ def test_lora_layers_come_and_go_with_a_face(unet) -> None:
     assert not torch.allclose(run(unet), before, atol=1e-4), "the LoRA layers act on the text too"
     adapters.detach(unet)
     assert digest(unet) == hash_before and torch.equal(run(unet), before) and not Stack(unet).names
+
+
+def test_lora_layers_of_all_faces_or_of_none(unet) -> None:
+    hash_before = digest(unet)
+    good, bad = (ip.adapter("faceid", unet, lora=3, seed=k) for k in range(2))
+    name = next(name for name in bad["ip_adapter"] if "lora.down" in name)
+    bad["ip_adapter"][name] = bad["ip_adapter"][name][:, :5]
+    with pytest.raises(ConfigError, match="made for another model"):
+        adapters.attach(unet, [parse(good), parse(bad)])
+    assert Stack(unet).names == [] and digest(unet) == hash_before and adapters.attached(unet) is None
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 64), (64, 40), (72, 104)])

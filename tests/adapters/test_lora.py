@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from types import SimpleNamespace
 
 import peft
@@ -269,12 +270,62 @@ def test_options_of_a_new_adapter(unet) -> None:
         ({"target_modules": ["to_q"]}, ConfigError, "needs 'r'"),
         ({"r": 0, "target_modules": ["to_q"]}, InputError, "at least 1"),
         ({"r": 2, "target_modules": ["to_qq"]}, ConfigError, "did you mean 'to_q'"),
+        ({"r": 2, "target_modules": r".*\.to_qq"}, ConfigError, "names no layer; layers end in: .*to_q"),
         ({"r": 2, "target_modules": ["to_q"], "init_lora_weights": "gausian"}, ConfigError, "gaussian"),
         ({"r": 2, "target_modules": ["to_q"], "lora_dropout": 0.1}, ConfigError, "lora_dropout=0.1"),
     ):
         with pytest.raises(error, match=message):
             unet.add_adapter(config, "c")
     assert Stack(unet).names == ["default", "b"]
+
+
+def test_a_new_bias_begins_at_zero(unet) -> None:
+    plain = call(unet)
+    unet.add_adapter({"r": 2, "target_modules": ["to_out.0"], "lora_bias": True, "megatron_core": "x", "bias": "none"})
+    biases = [part.tensors["bias"] for part in Stack(unet).parts("default").values()]
+    assert biases and not any(bias.any() for bias in biases) and torch.equal(call(unet), plain)
+
+
+def test_names_behind_a_prefix_of_ones_own(unet) -> None:
+    state = {name.replace("unet.", "mine."): tensor for name, tensor in file_of(unet).items()}
+    unet.load_lora_adapter(file_of(unet))
+    styled = call(unet)
+    unet.unload_lora()
+    unet.load_lora_adapter(state, prefix="mine")
+    assert torch.equal(call(unet), styled)
+    with pytest.raises(WeightsError):
+        unet.load_lora_adapter(state, prefix="yours", adapter_name="other")
+
+
+def test_ways_of_writing(unet, tmp_path) -> None:
+    unet.load_lora_adapter(loras.kohya({"unet": loras.halves(unet)}, alpha=1.0), adapter_name="style")
+    state = open_source(loras.kohya({"unet": loras.halves(unet)}, alpha=1.0)).state
+    unet.save_attn_procs(tmp_path / "a", safe_serialization=False, weight_name="x.pt")
+    own = {"save_function": lambda tensors, path: torch.save(dict(tensors), path)}
+    unet.save_attn_procs(tmp_path / "b", weight_name="y.pt", **own)
+    for file in (tmp_path / "a" / "x.pt", tmp_path / "b" / "y.pt"):
+        held = torch.load(file, weights_only=True)
+        assert held.keys() == state.keys() and all(torch.equal(held[name], state[name]) for name in state)
+    unet.save_attn_procs(tmp_path / "c", is_main_process=False)
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(InputError, match="is a file; give the folder"):
+        unet.save_attn_procs(tmp_path / "a" / "x.pt")
+    with pytest.raises(ConfigError, match="safe_serialization=True"):
+        unet.save_attn_procs(tmp_path / "d", safe_serialization=False, dialect="peft")
+
+
+def test_room_is_made_before_the_first_adapter(unet, caplog) -> None:
+    for rank in (0, True, 2.5):
+        with pytest.raises(InputError, match="at least 1"):
+            unet.enable_lora_hotswap(target_rank=rank)
+    unet.load_lora_adapter(file_of(unet), adapter_name="style")
+    with pytest.raises(ConfigError, match="check_compiled='ignore'"):
+        unet.enable_lora_hotswap()
+    with caplog.at_level(logging.WARNING, logger="langevin"):
+        unet.enable_lora_hotswap(check_compiled="ignore")
+        assert not caplog.records
+        unet.enable_lora_hotswap(check_compiled="warn")
+    assert "style was loaded before room was made" in caplog.text
 
 
 def test_a_new_dora_begins_at_the_network(unet) -> None:

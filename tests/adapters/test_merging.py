@@ -203,6 +203,15 @@ def test_options_that_do_not_fit(case: str) -> None:
         merge(model, [style(model), style(model, rank=3)], [1.0, 1.0], **given)
 
 
+def test_a_rank_is_needed_where_no_adapter_has_one() -> None:
+    layer = nn.ModuleDict({"x": nn.Linear(8, 12)})
+    whole = {"x": Parts("lokr", tensors("lokr", (12, 8)))}
+    with pytest.raises(ConfigError, match="'x': none of the adapters has a rank; give svd_rank="):
+        merge(layer, [whole], [1.0])
+    found = dense(layer, merge(layer, [whole], [1.0], svd_rank=8))["x"]
+    assert torch.allclose(found, dense(layer, whole)["x"], atol=1e-5)
+
+
 def test_as_many_weights_as_adapters_and_known_layers() -> None:
     model = net()
     with pytest.raises(InputError, match="2 adapters and 1 weights"):

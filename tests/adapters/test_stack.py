@@ -149,7 +149,7 @@ def test_weights_by_layer() -> None:
     for path, part in style(model).items():
         wanted = by_hand(wanted, {path: part}, len(path))
     assert torch.allclose(model(x), wanted(x), atol=1e-4, rtol=1e-4)
-    for wrong in ({"bdoy": 1.0}, {"body": float("nan")}, "1", None, True):
+    for wrong in ({"bdoy": 1.0}, {"body(": 1.0}, {"body": float("nan")}, "1", None, True):
         with pytest.raises((ConfigError, InputError), match="weight of the adapter 'a'"):
             stack.set({"a": wrong})
     assert stack.weights("a")["conv"] == 4
@@ -299,6 +299,28 @@ def test_swapping_without_a_reserve_never_writes_into_the_tensors_of_the_caller(
     assert stack.layers("a") == ["body.first"] and CHILD not in model.conv._modules
     assert torch.allclose(model(x), by_hand(net(), new)(x), atol=1e-5)
     assert all(torch.equal(old[p].tensors["down"], kept[p].tensors["down"]) for p in old)
+
+
+def test_decomposed_adapters_exchange_too() -> None:
+    model, x = net(), sample()
+
+    def decomposed(seed: int) -> dict[str, Parts]:
+        held = {path: part.tensors for path, part in style(model, seed=seed).items() if path != "conv"}
+        rows = {path: model.get_submodule(path).weight.flatten(1).norm(dim=1) for path in held}
+        return {path: Parts("lora", {**held[path], "magnitude": rows[path].detach() + 0.5}, 1.0) for path in held}
+
+    wanted = net()
+    Stack(wanted).add("b", decomposed(70))
+    stack = Stack(model)
+    stack.add("a", decomposed(5), target_rank=4)
+    where = stack.delta("a", "point").magnitude.data_ptr()
+    stack.swap("a", decomposed(70))
+    assert stack.delta("a", "point").magnitude.data_ptr() == where
+    assert torch.allclose(model(x), wanted(x), atol=1e-6)
+    stack.swap("a", {"point": decomposed(5)["point"]})
+    assert stack.layers("a") == ["point"]
+    stack.remove("a")
+    assert digest(model) == digest(net()) and traces(model) == []
 
 
 def test_a_reserve_never_writes_into_the_tensors_of_the_caller() -> None:

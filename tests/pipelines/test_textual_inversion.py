@@ -453,6 +453,11 @@ def test_all_encoders_or_none(xl, monkeypatch) -> None:
         xl.load_textual_inversion(held, token="<toy>")
     monkeypatch.undo()
     assert same(states(xl), before)
+    monkeypatch.setattr(xl.tokenizer_2, "convert_tokens_to_ids", lambda tokens: [0] * len(tokens))
+    with pytest.raises(ConfigError, match="text_encoder_2 cannot keep these words apart"):
+        xl.load_textual_inversion(held, token="<toy>")
+    monkeypatch.undo()
+    assert same(states(xl), before)
 
 
 def test_files_that_are_not_there(pipe, tmp_path) -> None:
@@ -488,6 +493,10 @@ def test_parts_that_do_not_belong_together(pipe) -> None:
         pipe.load_textual_inversion({"<a>": vectors(1)}, text_encoder=tiny.text_encoder())
     with pytest.raises(ConfigError, match="200 vectors and its tokenizer 194 tokens"):
         pipe.load_textual_inversion({"<a>": vectors(1)}, text_encoder=tiny.text_encoder(200), tokenizer=pipe.tokenizer)
+    with pytest.raises(ConfigError, match="no values now"):
+        pipe.load_textual_inversion(
+            {"<a>": vectors(1)}, text_encoder=copy.deepcopy(pipe.text_encoder).to("meta"), tokenizer=pipe.tokenizer
+        )
     bare = langevin.StableDiffusionPipeline(
         **{**pipe.components, "text_encoder": None, "tokenizer": None}, requires_safety_checker=False
     )
