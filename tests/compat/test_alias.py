@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -17,6 +18,7 @@ from langevin.compat import NotThere, alias, helpers, table
 from langevin.core.config import Config
 from langevin.core.errors import ConfigError, InputError
 from langevin.registry import ROWS
+from tests.adapters import loras
 from tests.pipelines import tiny
 
 
@@ -197,6 +199,9 @@ def test_deprecate_warns_and_hands_over() -> None:
     with pytest.warns(FutureWarning):
         both = helpers.deprecate(("older", "9.0", "a"), ("also", "9.0", "b"), take_from={"older": 1, "also": 2})
     assert both == (1, 2)
+    with pytest.warns(FutureWarning, match="`power`"):
+        found = helpers.deprecate(("power", "9.0", "a"), ("shade", "9.0", "b"), take_from=SimpleNamespace(power=5))
+    assert found == 5
 
 
 def test_examples_are_put_into_the_help() -> None:
@@ -210,6 +215,8 @@ def test_examples_are_put_into_the_help() -> None:
         """
 
     assert "Examples:\n    >>> draw()" in call.__doc__ and "Returns: it." in call.__doc__
+    bare = helpers.replace_example_docstring("    >>> draw()")(lambda: None)
+    assert bare.__doc__ is None
 
 
 @pytest.mark.parity
@@ -233,7 +240,42 @@ def test_numbers_of_the_helpers() -> None:
         helpers.retrieve_timesteps(ours, timesteps=[1], sigmas=[1.0])
 
 
+def test_levels_for_a_scheduler_that_takes_none() -> None:
+    class Foreign:
+        def set_timesteps(self, num_inference_steps, device=None):
+            pass
+
+    with pytest.raises(ConfigError, match="Foreign takes no own `sigmas`; use `num_inference_steps`"):
+        helpers.retrieve_timesteps(Foreign(), sigmas=[1.0, 0.5])
+
+
+def test_compiled_modules() -> None:
+    module = torch.nn.Linear(1, 1)
+    assert helpers.is_compiled_module(torch.compile(module)) and not helpers.is_compiled_module(module)
+
+
+@torch.no_grad()
+def test_adapters_are_weighed_until_that_is_undone() -> None:
+    unet = tiny.networks(langevin)["unet"]
+    unet.load_lora_adapter(loras.kohya({"unet": loras.halves(unet, strength=3.0)}), adapter_name="style")
+    states = torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.randn(1, 7, unet.config.cross_attention_dim)
+
+    def drawn() -> torch.Tensor:
+        return unet(*states).sample
+
+    full = drawn()
+    helpers.scale_lora_layers(unet, 0.0)
+    none = drawn()
+    helpers.unscale_lora_layers(unet)
+    assert torch.equal(drawn(), full)
+    helpers.unscale_lora_layers(unet, 1.0)
+    unet.disable_adapters()
+    assert torch.equal(drawn(), none) and not torch.equal(none, full)
+
+
 def test_latents_of_every_encoder() -> None:
+    plain = SimpleNamespace(latents=torch.ones(1))
+    assert helpers.retrieve_latents(plain) is plain.latents
     vae = tiny.networks(langevin)["vae"]
     encoded = vae.encode(torch.zeros(1, 3, 16, 16))
     mode = helpers.retrieve_latents(encoded, sample_mode="argmax")
