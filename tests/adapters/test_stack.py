@@ -587,3 +587,16 @@ def test_every_sequence_ends_where_it_began(dtype: torch.dtype, steps: list[tupl
     for name in stack.names:
         stack.remove(name)
     assert digest(model) == before and torch.equal(model(x), y) and traces(model) == []
+
+
+def test_a_trained_adapter_keeps_its_parameters_when_values_are_read_into_it() -> None:
+    model, new = net(), style(net(), seed=9)
+    stack, given = Stack(model), style(model)
+    kept = copy.deepcopy(given)
+    stack.add("a", given, trainable=True)
+    own = [p for p in model.parameters() if p.requires_grad]
+    stack.swap("a", new)
+    now = [p for p in model.parameters() if p.requires_grad]
+    assert len(own) == len(now) > 0 and all(one is other for one, other in zip(own, now, strict=True))
+    assert torch.equal(stack.delta("a", "conv").down.flatten(), new["conv"].tensors["down"].flatten())
+    assert torch.equal(given["conv"].tensors["down"], kept["conv"].tensors["down"])

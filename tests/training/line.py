@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from langevin.training.average import Decay
-from langevin.training.streams import Draw
+from langevin.training.streams import Draw, Stream
 from langevin.training.trainer import Losses, Run, Trainer
 
 
 class Points:
-    """Points of y = 2 x + 1; the position in the run moves them a little."""
+    """Points of y = 2 x + 1, moved a little at random."""
 
     def __init__(self, count: int = 10, broken: Sequence[int] = ()) -> None:
         self.count, self.broken = count, set(broken)
@@ -25,9 +25,8 @@ class Points:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, key: tuple[int, int]) -> Tensor:
-        number, position = key
-        x = number / self.count + 1e-3 * (position % 7)
+    def example(self, number: int, stream: Stream) -> Tensor:
+        x = number / self.count + 1e-2 * float(torch.rand((), generator=stream("point")))
         return torch.tensor([x, float("nan") if number in self.broken else 2 * x + 1])
 
     def collate(self, examples: Sequence[Tensor]) -> Tensor:

@@ -80,7 +80,7 @@ def test_one_step_equals_a_step_by_hand(tmp_path) -> None:
     other.net[2].p = 0.0
     weights = list(other.net.parameters())
     pairs = [run.order.example(p) for p in range(4)]
-    batch = torch.stack([data[(number, p)] for p, number in enumerate(pairs)])
+    batch = torch.stack([data.example(number, run.streams.at(p)) for p, number in enumerate(pairs)])
     noise = torch.stack([torch.randn(1, generator=run.streams.stream("noise", p)) for p in range(4)])
     loss = (other.net(batch[:, :1] + 0.01 * noise) - batch[:, 1:]).square().mean()
     gradients = torch.autograd.grad(loss, weights)

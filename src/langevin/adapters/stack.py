@@ -191,7 +191,7 @@ class Stack:
         """Exchange an adapter for another under its name, with the same weights.
 
         Tensors of the same shapes take the place of the present ones, which compiles nothing anew; `target_rank` of
-        `add` makes room for that. Layers that the new adapter does not change then keep an idle delta, and the new
+        `add` makes room for that. An adapter that is trained keeps its parameters, which an optimizer knows. Layers that the new adapter does not change then keep an idle delta, and the new
         tensors are converted to the dtype of the present ones.
 
         Raises:
@@ -201,6 +201,7 @@ class Stack:
         with lock:
             record = self.record(name)
             reserved = record.options["target_rank"] is not None
+            stays = reserved or record.options["trainable"]
             layers, deltas = self._built(parts, record.options)
             weights = weighed(name, record.spec, {**record.layers, **layers} if reserved else layers)
             fused, before = record.fused, {}
@@ -209,7 +210,7 @@ class Stack:
                 self.unfuse([name])
             for path, delta in deltas.items():
                 old = record.layers.get(path)
-                if old is None or not (reserved and delta_in(old, name).take(delta)):
+                if old is None or not (stays and delta_in(old, name).take(delta)):
                     attach(layers[path], name, delta)
             for path in [path for path in record.layers if path not in parts]:
                 if reserved and delta_in(record.layers[path], name).clear():

@@ -6,15 +6,18 @@ number of processes, workers and accumulated batches, and for a run that was res
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
 from ..core.errors import InputError
+
+Stream = Callable[[str], torch.Generator]
+"""From a purpose to the generator that one example has for it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,13 @@ class Streams:
         """Return a generator on the CPU that belongs to a purpose."""
         return torch.Generator().manual_seed(self.number(*purpose))
 
+    def at(self, position: int) -> Stream:
+        """Return the streams of the example at a position of the run."""
+        return partial(self._at, position)
+
+    def _at(self, position: int, what: str) -> torch.Generator:
+        return self.stream(what, position)
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -53,12 +63,12 @@ class Draw:
 
     def normal(self, what: str, shape: Sequence[int]) -> Tensor:
         """Return normal draws (positions, *shape)."""
-        rows = [torch.randn(tuple(shape), generator=self.streams.stream(what, p)) for p in self.positions]
+        rows = [torch.randn(tuple(shape), generator=self.streams.at(p)(what)) for p in self.positions]
         return torch.stack(rows).to(self.device, non_blocking=True)
 
     def uniform(self, what: str) -> Tensor:
         """Return one number in [0, 1) per position, float64, on the CPU."""
-        rows = [torch.rand((), generator=self.streams.stream(what, p), dtype=torch.float64) for p in self.positions]
+        rows = [torch.rand((), generator=self.streams.at(p)(what), dtype=torch.float64) for p in self.positions]
         return torch.stack(rows)
 
 

@@ -28,7 +28,7 @@ from ..core.rng import fresh
 from ..optimization.learning_rates import factor
 from . import checkpoints
 from .average import Average, Decay
-from .streams import Draw, Order, Streams
+from .streams import Draw, Order, Stream, Streams
 
 logger = get_logger(__name__)
 LOG = "log.jsonl"
@@ -78,8 +78,8 @@ class Examples(Protocol):
     def __len__(self) -> int:
         """Return the number of examples."""
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        """Return the example of a number at a position of the run, which decides all that is random in it."""
+    def example(self, number: int, stream: Stream) -> Any:
+        """Return an example; all that is random in it comes from its streams."""
 
     def collate(self, examples: Sequence[Any]) -> Any:
         """Return a batch."""
@@ -95,7 +95,7 @@ class Run:
         seed: of all that is random; None draws one.
         batch: examples per batch of one process.
         accumulated: batches per optimizer step.
-        learning_rate, lr_scheduler, warmup: see `optimization.learning_rates`.
+        lr_scheduler, warmup: see `optimization.learning_rates`; the rates themselves are those of the task's groups.
         lr_shape: `cycles` or `power` of the schedule.
         optimizer: from groups of parameters to their optimizer.
         max_grad_norm: gradients longer than this are shortened to it; None leaves them.
@@ -114,7 +114,6 @@ class Run:
     seed: int | None = None
     batch: int = 1
     accumulated: int = 1
-    learning_rate: float = 1e-4
     lr_scheduler: str = "constant"
     warmup: int = 0
     lr_shape: Mapping[str, float] = field(default_factory=dict)
@@ -220,7 +219,8 @@ class Trainer:
         """Return this process's batches from the present step on."""
         from torch.utils.data import DataLoader
 
-        feed = Feed(self.data, partial(self.order.batches, self.accelerator.process_index, self.step, self.run.steps))
+        batches = partial(self.order.batches, self.accelerator.process_index, self.step, self.run.steps)
+        feed = Feed(self.data, self.streams, batches)
         options: dict[str, Any] = {"prefetch_factor": 4} if self.run.workers else {}
         loader: Any = DataLoader(
             feed,  # type: ignore[arg-type]
@@ -383,8 +383,10 @@ class Log:
 class Feed:
     """The examples and the batches of one process, as a DataLoader takes them: every batch tells its positions."""
 
-    def __init__(self, data: Examples, batches: Callable[[], Iterator[list[tuple[int, int]]]]) -> None:
-        self.data, self.batches = data, batches
+    def __init__(
+        self, data: Examples, streams: Streams, batches: Callable[[], Iterator[list[tuple[int, int]]]]
+    ) -> None:
+        self.data, self.streams, self.batches = data, streams, batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return self.batches()
@@ -393,7 +395,8 @@ class Feed:
         return len(self.data)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, Any]:
-        return key[1], self.data[key]
+        number, position = key
+        return position, self.data.example(number, self.streams.at(position))
 
     def collate(self, examples: list[tuple[int, Any]]) -> tuple[list[int], Any]:
         """Return positions and batch."""

@@ -1,0 +1,109 @@
+"""Examples on their way into a batch: framed pictures and token ids, every random part decided by the position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.errors import InputError
+from ..streams import Stream
+from .framing import Frame, Framing, opened
+from .records import Records
+
+Words = Callable[[str], Tensor]
+"""From a caption to token ids, (tokens,)."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """How the text of an example is chosen.
+
+    Attributes:
+        words: reads texts as tokens.
+        column: of the caption; a list of captions there means that one of them is drawn.
+        fixed: the caption of every example instead.
+        dropout: the chance that an example is seen without its caption.
+        shuffle: shuffle the parts between commas, as tags are.
+    """
+
+    words: Words
+    column: str = "text"
+    fixed: str | None = None
+    dropout: float = 0.0
+    shuffle: bool = False
+
+    def text(self, columns: Mapping[str, Any], stream: torch.Generator, name: str) -> str:
+        """Return the caption of an example.
+
+        Raises:
+            InputError: when it has none.
+        """
+        value = self.fixed if self.fixed is not None else columns[self.column]
+        drawn, dropped = torch.rand(2, generator=stream, dtype=torch.float64).tolist()
+        if isinstance(value, (list, tuple)) and value:
+            value = value[int(drawn * len(value))]
+        if not isinstance(value, str):
+            raise InputError(f"{name}: {self.column!r} holds {value!r}; it must be a text or a list of texts.")
+        if dropped < self.dropout:
+            return ""
+        if self.shuffle:
+            parts = [part.strip() for part in value.split(",")]
+            value = ", ".join(parts[k] for k in torch.randperm(len(parts), generator=stream))
+        return value
+
+
+@dataclass
+class PictureExamples:
+    """Pictures, and texts where a task wants them.
+
+    A batch holds, under "pixels" and the names of further pictures, tensors (batch, 3, height, width) in [-1, 1];
+    under "ids" the tokens of every caption; under "frames" what was cut.
+
+    Attributes:
+        records: where they come from.
+        framing: of the pictures of an example, all alike.
+        pictures: name in the batch -> column.
+        captions: how texts are chosen; None leaves them out.
+        ranged: pictures that stay in [0, 1], as controls are.
+    """
+
+    records: Records
+    framing: Framing
+    pictures: Mapping[str, str] = field(default_factory=lambda: {"pixels": "image"})
+    captions: Captions | None = None
+    ranged: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def example(self, number: int, stream: Stream) -> dict[str, Any]:
+        """Return an example."""
+        record = self.records.rows[number]
+        opens = {name: opened(record.columns[column], record.name) for name, column in self.pictures.items()}
+        try:
+            tensors, frame = self.framing(opens, stream("frame"))
+        except InputError as error:
+            raise InputError(f"{record.name}: {error}") from error
+        found: dict[str, Any] = {
+            name: (tensor + 1) / 2 if name in self.ranged else tensor for name, tensor in tensors.items()
+        }
+        found["frames"] = frame
+        if self.captions is not None:
+            text = self.captions.text(record.columns, stream("caption"), record.name)
+            found["ids"] = self.captions.words(text)
+        return found
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return a batch."""
+        columns = {name: [one[name] for one in examples] for name in examples[0]}
+        return {name: torch.stack(rows) if isinstance(rows[0], Tensor) else rows for name, rows in columns.items()}
+
+
+def sizes_of(frames: Sequence[Frame], framing: Framing) -> Tensor:
+    """Return what Stable Diffusion XL is told of the sizes of a batch, (batch, 6): original, crop, target."""
+    rows = [(*frame.original, frame.top, frame.left, framing.height, framing.width) for frame in frames]
+    return torch.tensor(rows, dtype=torch.float32)

@@ -1,0 +1,108 @@
+"""A picture on its way into a network: resized, cropped, mirrored, in [-1, 1], and what was done to it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core.errors import InputError, check_choice
+from ...core.images import decode
+
+FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a picture was cut, in pixels after resizing.
+
+    Attributes:
+        original: height and width of the picture as it was.
+        top, left: of the crop.
+        mirrored: whether it was mirrored after the crop.
+    """
+
+    original: tuple[int, int]
+    top: int
+    left: int
+    mirrored: bool
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How pictures are brought to one size: the shorter side to it, then a crop.
+
+    Attributes:
+        height, width: in pixels.
+        centre: crop the middle instead of a random place.
+        mirror: mirror half of the pictures.
+        filter: of resizing, a name in `FILTERS`.
+    """
+
+    height: int
+    width: int
+    centre: bool = False
+    mirror: bool = False
+    filter: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        check_choice("image_interpolation_mode", self.filter, FILTERS)
+        if self.height < 1 or self.width < 1:
+            raise InputError(f"The resolution is {self.height} x {self.width}; it must be at least 1 x 1.")
+
+    def place(self, size: tuple[int, int], stream: torch.Generator) -> tuple[tuple[int, int], Frame]:
+        """Return the size to resize a picture of (height, width) to, and the crop of that.
+
+        Three numbers are drawn whatever the options: top, left, mirror.
+        """
+        scale = max(self.height / size[0], self.width / size[1])
+        resized = (max(self.height, round(size[0] * scale)), max(self.width, round(size[1] * scale)))
+        chances = torch.rand(3, generator=stream, dtype=torch.float64).tolist()
+        room = (resized[0] - self.height, resized[1] - self.width)
+        top, left = (
+            free // 2 if self.centre else int(chance * (free + 1)) for free, chance in zip(room, chances, strict=False)
+        )
+        return resized, Frame(size, top, left, self.mirror and chances[2] < 0.5)
+
+    def cut(self, picture: Any, resized: tuple[int, int], frame: Frame) -> Tensor:
+        """Return a PIL picture framed, (3, height, width) in [-1, 1]."""
+        from PIL import Image
+
+        if picture.size != (resized[1], resized[0]):
+            picture = picture.resize((resized[1], resized[0]), Image.Resampling[self.filter.upper()])
+        picture = picture.crop((frame.left, frame.top, frame.left + self.width, frame.top + self.height))
+        values = torch.from_numpy(np.asarray(picture, dtype=np.float32).copy())
+        values = values.permute(2, 0, 1) / 127.5 - 1
+        return values.flip(-1) if frame.mirrored else values
+
+    def __call__(self, pictures: Mapping[str, Any], stream: torch.Generator) -> tuple[dict[str, Tensor], Frame]:
+        """Return the pictures of one example, all framed alike, and the frame.
+
+        Raises:
+            InputError: when they have different sizes.
+        """
+        sizes = {name: (picture.height, picture.width) for name, picture in pictures.items()}
+        if len(set(sizes.values())) > 1:
+            raise InputError(f"The pictures of one example have different sizes: {sizes}")
+        resized, frame = self.place(next(iter(sizes.values())), stream)
+        return {name: self.cut(picture, resized, frame) for name, picture in pictures.items()}, frame
+
+
+def opened(source: Any, name: str) -> Any:
+    """Return a picture of a record as PIL in RGB: a path, what `datasets` keeps of an encoded picture, or PIL.
+
+    Raises:
+        InputError: when it cannot be read; names the example.
+    """
+    if isinstance(source, Mapping) and {"bytes", "path"} >= set(source):
+        source = io.BytesIO(source["bytes"]) if source.get("bytes") else source.get("path")
+    try:
+        return decode(source if not isinstance(source, str) else Path(source))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error

@@ -1,0 +1,223 @@
+"""Examples as they lie in a folder or a hub dataset: pictures by column, a caption, and all that is wrong with them.
+
+A folder holds pictures, in folders of any depth, and their texts in one of three ways: `metadata.jsonl`,
+`metadata.csv` (a column `file_name`, and one that ends in `_file_name` for every further picture), or a text file
+beside each picture. Nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import ConfigError, InputError, did_you_mean
+from ...core.files import safe_join
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif")
+METADATA = ("metadata.jsonl", "metadata.csv")
+FILE = "file_name"
+SHOWN = 20
+"""Problems that an error lists; the others are counted."""
+
+
+class Problems(ConfigError):
+    """All that is wrong with a set of examples, at once."""
+
+    def __init__(self, where: str, found: Sequence[str]) -> None:
+        more = f"\n  ... and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        lines = "".join(f"\n  {line}" for line in found[:SHOWN])
+        super().__init__(f"{where} cannot be trained on:{lines}{more}")
+        self.found = list(found)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example.
+
+    Attributes:
+        name: where it is, for messages.
+        columns: name -> a path for a picture, and any value for the others.
+    """
+
+    name: str
+    columns: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Records:
+    """The examples of a source, in a fixed order.
+
+    Attributes:
+        where: the source, for messages.
+        rows: the examples.
+        problems: what is wrong with the source, one line each, with the cure.
+    """
+
+    where: str
+    rows: Sequence[Record]
+    problems: Sequence[str] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def checked(self, *columns: str | None) -> Records:
+        """Return it if it is whole and has these columns; None asks for nothing.
+
+        Raises:
+            Problems: with everything that is wrong.
+        """
+        found = list(self.problems)
+        present = sorted({name for row in self.rows for name in row.columns})
+        if not self.rows and not found:
+            found.append(f"it holds no picture; pictures end in {', '.join(ENDINGS)}")
+        for name in filter(None, columns):
+            lacking = [row.name for row in self.rows if row.columns.get(name) is None]
+            if self.rows and name not in present:
+                found.append(f"there is no column {name!r}{did_you_mean(name, present)}")
+            elif lacking:
+                found.append(f"{len(lacking)} examples have no {name!r}, such as {lacking[0]}")
+        if found:
+            raise Problems(self.where, found)
+        return self
+
+
+def read_folder(folder: str | Path, *, caption: str = "text") -> Records:
+    """Return the examples of a folder: the pictures under "image", captions from text files under `caption`.
+
+    Raises:
+        InputError: when there is no such folder.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        near = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        hint = did_you_mean(folder.name, near) if near else "."
+        raise InputError(f"The folder of training data {folder} does not exist{hint}")
+    listed = [folder / name for name in METADATA if (folder / name).is_file()]
+    if len(listed) > 1:
+        return Records(str(folder), [], [f"it has both {' and '.join(METADATA)}; keep one of them"])
+    if listed:
+        return _from_metadata(folder, listed[0])
+    rows = []
+    for path in pictures_in(folder):
+        text = path.with_suffix(".txt")
+        words = {caption: text.read_text(encoding="utf-8").strip()} if text.is_file() else {}
+        rows.append(Record(path.relative_to(folder).as_posix(), {"image": path, **words}))
+    return Records(str(folder), rows)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the picture files below a folder, hidden ones left out, by name."""
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _from_metadata(folder: Path, file: Path) -> Records:
+    """Return the examples that a metadata file lists."""
+    lines, problems = _lines(file)
+    rows: list[Record] = []
+    seen: set[Path] = set()
+    for number, line in lines:
+        at = f"{file.name}, line {number}"
+        if not isinstance(line.get(FILE), str):
+            problems.append(f"{at}: there is no {FILE!r}")
+            continue
+        named = {name: str(value) for name, value in line.items() if name == FILE or name.endswith(f"_{FILE}")}
+        try:
+            files = {"image" if name == FILE else name.removesuffix(f"_{FILE}"): safe_join(folder, file)
+                     for name, file in named.items()}  # fmt: skip
+        except InputError as error:
+            problems.append(f"{at}: {error}")
+            continue
+        lacking = [path.relative_to(folder) for path in files.values() if not path.is_file()]
+        problems += [f"{at}: {path} does not exist" for path in lacking]
+        seen.update(files.values())
+        others = {name: value for name, value in line.items() if name not in named}
+        rows.append(Record(named[FILE], {**others, **files}))
+    extra = [path.relative_to(folder).as_posix() for path in pictures_in(folder) if path not in seen]
+    if extra:
+        problems.append(f"{len(extra)} pictures are not in {file.name}, such as {extra[0]}; add them or take them away")
+    return Records(str(folder), rows, problems)
+
+
+Lines = list[tuple[int, Mapping[str, Any]]]
+"""Number of a line -> what it says."""
+
+
+def _lines(file: Path) -> tuple[Lines, list[str]]:
+    """Return the lines of a metadata file with their numbers, and what cannot be read."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        return [], [f"{file.name} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"]
+    return (_cells if file.suffix == ".csv" else _objects)(file.name, text)
+
+
+def _cells(name: str, text: str) -> tuple[Lines, list[str]]:
+    reader = csv.DictReader(text.splitlines())
+    if FILE not in (reader.fieldnames or ()):
+        return [], [f"{name} has no column {FILE!r}{did_you_mean(FILE, reader.fieldnames or ())}"]
+    rows: Lines = []
+    problems = []
+    for line in reader:
+        if None in line or None in line.values():
+            problems.append(f"{name}, line {reader.line_num}: another number of cells than in the first line")
+        else:
+            rows.append((reader.line_num, line))
+    return rows, problems
+
+
+def _objects(name: str, text: str) -> tuple[Lines, list[str]]:
+    rows: Lines = []
+    problems = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            problems.append(f"{name}, line {number}: no JSON ({error.msg} at column {error.colno})")
+            continue
+        if isinstance(value, dict):
+            rows.append((number, value))
+        else:
+            problems.append(f"{name}, line {number}: a JSON {type(value).__name__}; an object was expected")
+    return rows, problems
+
+
+def read_hub(name: str, config: str | None = None, *, split: str = "train", cache_dir: str | None = None) -> Records:
+    """Return the examples of a hub dataset, or of a local one that `datasets` can load; pictures stay encoded.
+
+    Raises:
+        MissingDependencyError: without the package `datasets`.
+        InputError: when there is no such dataset or split.
+    """
+    from ...core.imports import require
+
+    datasets = require("datasets", why="Training on a hub dataset", extra="training")
+    try:
+        table = datasets.load_dataset(name, config, split=split, cache_dir=cache_dir)
+    except (FileNotFoundError, ValueError, ConnectionError) as error:
+        raise InputError(f"The dataset {name!r} cannot be loaded: {error}") from error
+    for column, kind in table.features.items():
+        if isinstance(kind, datasets.Image):
+            table = table.cast_column(column, datasets.Image(decode=False))
+    return Records(name, Rows(name, table))
+
+
+class Rows(Sequence[Record]):
+    """The rows of a table of `datasets` as records, read when they are asked for."""
+
+    def __init__(self, name: str, table: Any) -> None:
+        self.name, self.table = name, table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[k] for k in range(*number.indices(len(self)))]
+        return Record(f"row {number} of {self.name}", self.table[int(number)])

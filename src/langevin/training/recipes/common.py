@@ -1,0 +1,146 @@
+"""What recipes share: settings of a model and of pictures, and how settings become a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import ConfigError, InputError
+from ...diffusion.objective import Noising, Objective
+from ..average import Decay
+from ..data.framing import Framing
+from ..data.records import Records, read_folder, read_hub
+from ..denoising import Denoiser
+from ..optimizers import optimizer
+from ..settings import Settings, at_least, told
+from ..streams import Order, Streams
+from ..trainer import Run
+
+
+@dataclass
+class ModelSettings(Settings):
+    """Settings of recipes that begin with a published pipeline."""
+
+    pretrained_model_name_or_path: str | None = told(None, "folder or hub repository of the pipeline to begin with")
+    revision: str | None = told(None, "branch, tag or commit of that repository")
+    variant: str | None = told(None, "variant of its weight files, such as fp16")
+    cache_dir: str | None = told(None, "folder for what is downloaded")
+    prediction_type: str | None = told(None, "epsilon or v_prediction; the scheduler's own if unset")
+    snr_gamma: float | None = told(None, "weigh losses by min-SNR with this bound; 5 is its authors' choice")
+    noise_offset: float = told(0.0, "share of noise that is the same over a whole channel")
+    input_perturbation: float = told(0.0, "share of further noise in the samples alone")
+    loss_type: str = told("mse", "mse, huber or smooth_l1")
+    huber_c: float = told(0.1, "where huber and smooth_l1 bend")
+    enable_xformers_memory_efficient_attention: bool = told(False, "attention by xFormers, which has to be installed")
+
+    def check(self) -> None:
+        """Raise InputError or ConfigError for all that can be known before anything is loaded."""
+        super().check()
+        if not self.pretrained_model_name_or_path:
+            raise ConfigError("pretrained_model_name_or_path is missing: name the pipeline to begin with.")
+
+    def objective(self, scheduler: Any) -> Objective:
+        """Return what the network is trained to say."""
+        return Objective(
+            kind=self.prediction_type or scheduler.config.prediction_type,
+            loss=self.loss_type,
+            bend=self.huber_c,
+            weighting=None if self.snr_gamma is None else "min_snr",
+            gamma=self.snr_gamma or 5.0,
+            offset=self.noise_offset,
+            perturbation=self.input_perturbation,
+        )
+
+    def denoiser(self, scheduler: Any) -> Denoiser:
+        """Return the cost of a prediction at the scheduler's training levels."""
+        return Denoiser(Noising.of(scheduler.process), self.objective(scheduler))
+
+
+@dataclass
+class PictureSettings(Settings):
+    """Settings of recipes that read pictures from a folder or a hub dataset."""
+
+    dataset_name: str | None = told(None, "hub dataset, or a local one that the package datasets can load")
+    dataset_config_name: str | None = told(None, "its configuration")
+    train_data_dir: str | None = told(None, "folder of pictures, with metadata.jsonl, .csv or text files beside")
+    image_column: str = told("image", "column of the pictures")
+    max_train_samples: int | None = told(None, "take that many examples at most")
+    resolution: int = told(512, "height and width in pixels")
+    center_crop: bool = told(False, "crop the middle instead of a random place")
+    random_flip: bool = told(False, "mirror half of the pictures")
+    image_interpolation_mode: str = told("lanczos", "filter of resizing")
+
+    def check(self) -> None:
+        """Raise InputError or ConfigError for all that can be known before anything is loaded."""
+        super().check()
+        at_least(self, "resolution", 1)
+        at_least(self, "max_train_samples", 1)
+        if (self.dataset_name is None) == (self.train_data_dir is None):
+            raise ConfigError("Name the data: either dataset_name or train_data_dir.")
+        self.framing()
+
+    def framing(self) -> Framing:
+        """Return how pictures are brought to one size."""
+        size = self.resolution
+        return Framing(size, size, self.center_crop, self.random_flip, self.image_interpolation_mode)
+
+    def records(self, *columns: str | None) -> Records:
+        """Return the examples, which have these columns.
+
+        Raises:
+            Problems: with everything that is wrong.
+        """
+        if self.train_data_dir is not None:
+            found = read_folder(self.train_data_dir)
+        else:
+            found = read_hub(str(self.dataset_name), self.dataset_config_name)
+        found = found.checked(*columns)
+        if self.max_train_samples is not None:
+            found = Records(found.where, found.rows[: self.max_train_samples])
+        return found
+
+
+def run_of(settings: Settings, examples: int, *, processes: int = 1, average: Decay | None = None) -> Run:
+    """Return the run that settings describe.
+
+    Raises:
+        InputError: when there is nothing to do.
+    """
+    steps = settings.max_train_steps
+    if steps is None:
+        batches = (settings.train_batch_size, settings.gradient_accumulation_steps, processes)
+        steps = Order(Streams(0), examples, *batches).steps(settings.num_train_epochs)
+    if settings.lr_warmup_steps > steps and settings.lr_scheduler != "constant":
+        raise InputError(f"lr_warmup_steps is {settings.lr_warmup_steps}, but the run has only {steps} steps.")
+    shapes = {
+        "cosine_with_restarts": {"cycles": float(settings.lr_num_cycles)},
+        "polynomial": {"power": settings.lr_power},
+    }
+    return Run(
+        folder=Path(settings.output_dir),
+        steps=steps,
+        seed=settings.seed,
+        batch=settings.train_batch_size,
+        accumulated=settings.gradient_accumulation_steps,
+        lr_scheduler=settings.lr_scheduler,
+        warmup=settings.lr_warmup_steps,
+        lr_shape=shapes.get(settings.lr_scheduler, {}),
+        optimizer=partial(optimizer, settings=settings),
+        max_grad_norm=settings.max_grad_norm or None,
+        mixed_precision=settings.mixed_precision,
+        average=average,
+        checkpoint_every=settings.checkpointing_steps,
+        checkpoint_limit=settings.checkpoints_total_limit,
+        resume=settings.resume_from_checkpoint,
+        on_nonfinite=settings.on_nonfinite,
+        workers=settings.dataloader_num_workers,
+    )
+
+
+def rate_of(settings: Settings, processes: int) -> float:
+    """Return the learning rate, multiplied by the examples of a step where `scale_lr` asks for it."""
+    if not settings.scale_lr:
+        return settings.learning_rate
+    return settings.learning_rate * settings.train_batch_size * settings.gradient_accumulation_steps * processes

@@ -1,0 +1,140 @@
+"""Fine-tuning of Stable Diffusion on pictures and captions: the whole UNet, or a LoRA in its attentions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...core.errors import ConfigError
+from ..average import Decay
+from ..data.examples import Captions, PictureExamples
+from ..latent import TextToImage
+from ..settings import told
+from ..trainables import ATTENTION, LowRank, Trainable, Whole
+from ..trainer import Trainer
+from .common import ModelSettings, PictureSettings, rate_of, run_of
+
+
+@dataclass
+class TextToImageSettings(ModelSettings, PictureSettings):
+    """Settings of both recipes."""
+
+    output_dir: str = told("sd-model-finetuned", "folder for checkpoints, the log and the result")
+    train_batch_size: int = told(16, "examples per batch of one process")
+    num_train_epochs: int = told(100, "how often every example is seen, where max_train_steps says nothing")
+    caption_column: str = told("text", "column of the captions, texts or lists of texts")
+    caption_dropout_prob: float = told(0.0, "chance that an example is seen without its caption")
+    caption_shuffle: bool = told(False, "shuffle the parts of a caption between its commas")
+
+
+@dataclass
+class FullSettings(TextToImageSettings):
+    """Settings of train_text_to_image."""
+
+    use_ema: bool = told(False, "keep a moving average of the weights, and make it the result")
+    ema_decay: float = told(0.9999, "highest decay of the average")
+
+
+@dataclass
+class LoraSettings(TextToImageSettings):
+    """Settings of train_text_to_image_lora."""
+
+    rank: int = told(4, "rank of the update matrices")
+    lora_alpha: float | None = told(None, "the update is scaled by alpha / rank; the rank if unset")
+
+
+def words_of(tokenizer: Any) -> Any:
+    """Return the function from a text to its token ids, (tokens,), cut and padded to the tokenizer's length."""
+
+    def words(text: str) -> torch.Tensor:
+        length = tokenizer.model_max_length
+        read = tokenizer(text, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return read.input_ids[0]
+
+    return words
+
+
+def trainer(settings: TextToImageSettings, pipe: Any, part: Trainable, *, average: Decay | None = None) -> Trainer:
+    """Return the trainer of a part of a pipeline."""
+    from accelerate import PartialState
+
+    records = settings.records(settings.image_column, settings.caption_column)
+    captions = Captions(
+        words_of(pipe.tokenizer),
+        column=settings.caption_column,
+        dropout=settings.caption_dropout_prob,
+        shuffle=settings.caption_shuffle,
+    )
+    data = PictureExamples(records, settings.framing(), {"pixels": settings.image_column}, captions)
+    processes = PartialState().num_processes
+    if settings.gradient_checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+    task = TextToImage(
+        pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate_of(settings, processes)
+    )  # fmt: skip
+    return Trainer(task, data, run_of(settings, len(data), processes=processes, average=average))
+
+
+def pipeline(settings: ModelSettings) -> Any:
+    """Return the pipeline to begin with, in float32.
+
+    Raises:
+        ConfigError: when it is none with a UNet, an autoencoder and one text encoder.
+    """
+    from ...pipelines.base import DiffusionPipeline
+
+    options = {"revision": settings.revision, "variant": settings.variant, "cache_dir": settings.cache_dir}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    pipe = DiffusionPipeline.from_pretrained(str(settings.pretrained_model_name_or_path), **given)
+    lacking = [name for name in ("unet", "vae", "text_encoder", "tokenizer") if getattr(pipe, name, None) is None]
+    if lacking or getattr(pipe, "text_encoder_2", None) is not None:
+        what = f"has no {lacking[0]}" if lacking else "has two text encoders: use the recipe for Stable Diffusion XL"
+        raise ConfigError(f"{settings.pretrained_model_name_or_path} cannot be trained by this recipe: it {what}.")
+    if settings.enable_xformers_memory_efficient_attention:
+        pipe.enable_xformers_memory_efficient_attention()
+    return pipe
+
+
+def train_lora(settings: LoraSettings) -> Path:
+    """Train a LoRA and return the folder that holds it.
+
+    Raises:
+        ConfigError, InputError: for settings and data that cannot be used, before a model is loaded.
+    """
+    settings.check()
+    settings.records(settings.image_column, settings.caption_column)
+    pipe = pipeline(settings)
+    part = LowRank(
+        {"unet": pipe.unet}, {"unet": ATTENTION}, rank=settings.rank, alpha=settings.lora_alpha, seed=settings.seed or 0
+    )
+    run = trainer(settings, pipe, part)
+    run.fit()
+    folder = Path(settings.output_dir)
+    if run.main:
+        part.save(folder)
+        settings.save(folder)
+    return folder
+
+
+def train_full(settings: FullSettings) -> Path:
+    """Train the UNet and return the folder of the pipeline with it.
+
+    Raises:
+        ConfigError, InputError: for settings and data that cannot be used, before a model is loaded.
+    """
+    settings.check()
+    settings.records(settings.image_column, settings.caption_column)
+    pipe = pipeline(settings)
+    average = Decay(settings.ema_decay) if settings.use_ema else None
+    run = trainer(settings, pipe, Whole("unet", pipe.unet), average=average)
+    run.fit()
+    folder = Path(settings.output_dir)
+    if run.main:
+        if run.average is not None:
+            run.average.put(run.average.values)
+        pipe.save_pretrained(folder)
+        settings.save(folder)
+    return folder
