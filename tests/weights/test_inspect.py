@@ -63,15 +63,20 @@ ZOO: dict[str, Animal] = {
         predicts="epsilon", resolution=512,
     ),
     "sd1-inpaint": Animal(
-        lambda: zoo.sd1(in_channels=9), "checkpoint", "sd1", "StableDiffusionInpaintPipeline", task="inpainting"
+        lambda: zoo.sd1(**zoo.FEW_SD, in_channels=9), "checkpoint", "sd1", "StableDiffusionInpaintPipeline",
+        task="inpainting",
     ),
-    "sd1-instruct": Animal(lambda: zoo.sd1(in_channels=8), "checkpoint", "sd1", task="instruction"),
+    "sd1-instruct": Animal(lambda: zoo.sd1(**zoo.FEW_SD, in_channels=8), "checkpoint", "sd1", task="instruction"),
     "sd2": Animal(zoo.sd2, "checkpoint", "sd2", "768-pixel kind of SD 2", predicts="v_prediction", resolution=768),
-    "sd2-said": Animal(zoo.sd2, "checkpoint", "sd2", "mine", "a wug", predicts="v_prediction", metadata=WORDS),
-    "sd2-depth": Animal(lambda: zoo.sd2(in_channels=5), "checkpoint", "sd2", task="depth"),
+    "sd2-said": Animal(
+        lambda: zoo.sd2(**zoo.FEW_SD), "checkpoint", "sd2", "mine", "a wug", predicts="v_prediction", metadata=WORDS
+    ),
+    "sd2-depth": Animal(lambda: zoo.sd2(**zoo.FEW_SD, in_channels=5), "checkpoint", "sd2", task="depth"),
     "sd2-upscale": Animal(zoo.upscaler, "checkpoint", "sd2", task="upscaling", predicts="v_prediction"),
     "sdxl": Animal(zoo.sdxl, "checkpoint", "sdxl", "Stable Diffusion XL", predicts="epsilon", resolution=1024),
-    "sdxl-v": Animal(lambda: {**zoo.sdxl(), **V}, "checkpoint", "sdxl", "zero terminal SNR", predicts="v_prediction"),
+    "sdxl-v": Animal(
+        lambda: {**zoo.sdxl(**zoo.FEW_XL), **V}, "checkpoint", "sdxl", "zero terminal SNR", predicts="v_prediction"
+    ),
     "refiner": Animal(zoo.refiner, "checkpoint", "sdxl-refiner", "refiner"),
     "original unet": Animal(lambda: zoo.original_unet(SDXL, prefix=""), "unet", "sdxl", "original names"),
     "unet in a checkpoint": Animal(lambda: zoo.original_unet(SD15), "unet", "sd1", "original names"),
@@ -340,21 +345,30 @@ def test_a_network_and_its_own_model(tmp_path: Path) -> None:
 
 
 def test_checkpoints_and_networks_of_either_layout(tmp_path: Path) -> None:
-    whole = zoo.write(tmp_path / "v1.safetensors", zoo.sd1())
-    paint = zoo.write(tmp_path / "paint.safetensors", zoo.sd1(in_channels=9))
-    alone = zoo.write(tmp_path / "alone.safetensors", zoo.original_unet(SD15))
-    own = zoo.write(tmp_path / "own.safetensors", zoo.unet(SD15))
-    other = zoo.write(tmp_path / "xl.safetensors", zoo.sdxl())
+    config = {**SD15, **zoo.FEW_SD}
+    whole = zoo.write(tmp_path / "v1.safetensors", zoo.sd1(**zoo.FEW_SD))
+    paint = zoo.write(tmp_path / "paint.safetensors", zoo.sd1(**zoo.FEW_SD, in_channels=9))
+    alone = zoo.write(tmp_path / "alone.safetensors", zoo.original_unet(config))
+    own = zoo.write(tmp_path / "own.safetensors", zoo.unet(config))
+    other = zoo.write(tmp_path / "xl.safetensors", zoo.sdxl(**zoo.FEW_XL))
     vae = zoo.write(tmp_path / "vae.safetensors", zoo.original_vae(""))
-    assert all(fit(one, two).fits for one in (alone, own) for two in (whole, unet_model(SD15), own, alone))
-    assert fit(whole, unet_model(SD15)).fits and fit(vae, whole).fits and fit(vae, other).fits
+    assert all(fit(one, two).fits for one in (alone, own) for two in (whole, unet_model(config), own, alone))
+    assert fit(whole, unet_model(config)).fits and fit(vae, whole).fits and fit(vae, other).fits
     found = fit(paint, whole)
     assert found.mismatched == (("unet.conv_in.weight", (320, 9, 3, 3), (320, 4, 3, 3)),) and not found.missing
     found = fit(other, whole)
     assert found.notes[0] == "It is made for Stable Diffusion XL, and the model is Stable Diffusion 1."
     assert not fit(vae, own).fits and "the model has unet" in fit(vae, own).notes[0]
-    control = zoo.write(tmp_path / "control.safetensors", zoo.control())
+    control = zoo.write(tmp_path / "control.safetensors", zoo.control(**zoo.FEW_DOWN))
     assert fit(control, whole).fits and not fit(control, other).fits
+
+
+def test_the_whole_tower_of_openclip_fits_the_encoder_that_uses_all_but_its_last_layer(tmp_path: Path) -> None:
+    whole = zoo.write(tmp_path / "whole.safetensors", zoo.sd2(**zoo.FEW_SD))
+    used = [name for name in zoo.sd2(**zoo.FEW_SD) if ".resblocks.23." not in name and "text_projection" not in name]
+    shapes = zoo.sd2(**zoo.FEW_SD)
+    cut = zoo.write(tmp_path / "cut.safetensors", {name: shapes[name] for name in used})
+    assert fit(whole, cut).fits and fit(cut, whole).fits
 
 
 def test_adapters_and_models(tmp_path: Path) -> None:

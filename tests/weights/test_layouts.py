@@ -12,7 +12,7 @@ from torch import Tensor
 
 from langevin.weights.checkpoint import Reverted
 from langevin.weights.family import Layout
-from langevin.weights.header import Header
+from langevin.weights.header import Header, matching
 from langevin.weights.layouts import controls, ldm, tiny, video
 from langevin.weights.rules import Move
 from tests.weights.published import facts_of
@@ -87,6 +87,13 @@ def published(name: str) -> Any:
     return built(CASES[name])
 
 
+@cache
+def filed(name: str) -> dict[str, Tensor]:
+    """Return the tensors of a published network under its authors' names, without values."""
+    network = published(name)
+    return dict(Reverted(network.state_dict(), CASES[name].layout.rules(network.config)))
+
+
 def carried_out(moves: Iterable[Move], file: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors that moves make of a file."""
     made = {}
@@ -101,9 +108,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def test_every_name_and_shape_of_a_published_network_has_its_place(name: str) -> None:
-    case, network = CASES[name], published(name)
+    case, network, file = CASES[name], published(name), filed(name)
     state, rules = network.state_dict(), case.layout.rules(network.config)
-    file = Reverted(state, rules)
     assert len(file) == len(state)
     plan = rules.plan(file)
     assert not plan.foreign and not plan.partial
@@ -114,8 +120,7 @@ def test_every_name_and_shape_of_a_published_network_has_its_place(name: str) ->
 
 def test_shapes_tell_the_options(name: str) -> None:
     case, network = CASES[name], published(name)
-    file = Reverted(network.state_dict(), case.layout.rules(network.config))
-    found = case.layout.infer(Header({name: tuple(file[name].shape) for name in file}))
+    found = case.layout.infer(Header({name: tuple(value.shape) for name, value in filed(name).items()}))
     told = {name: list(v) if isinstance(v, (tuple, list)) else v for name, v in found.items()}
     wanted = {name: network.config[name] for name in found}
     assert told == {name: list(v) if isinstance(v, (tuple, list)) else v for name, v in wanted.items()}
@@ -123,9 +128,8 @@ def test_shapes_tell_the_options(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.family])
 def test_a_file_is_recognised_by_its_names(name: str) -> None:
-    case, network = CASES[name], published(name)
-    file = Reverted(network.state_dict(), case.layout.rules(network.config), prefix=case.prefix)
-    facts = facts_of(Header({name: tuple(file[name].shape) for name in file}))
+    case = CASES[name]
+    facts = facts_of(Header({case.prefix + name: tuple(value.shape) for name, value in filed(name).items()}))
     assert facts.family == case.family
     assert facts.reasons and case.family in facts.explain()
 
@@ -178,3 +182,8 @@ def test_layers_over_time_stand_beside_those_of_pictures() -> None:
     both = {source for each in video.unet_rules(network.config).rules for source in each.sources}
     assert pictures < both
     assert all("time_" in name for name in both - pictures)
+    names = {f"input_blocks.1.1.{name}" for name in ("time_stack.0.attn1.to_q.weight", "time_pos_embed.0.weight")}
+    assert names < filed("video-unet").keys()
+    (family,) = video.FAMILIES
+    stray = ("conditioner.embedders.3.encoder.conv_in.weight", "model_ema.decay")
+    assert list(matching([*stray, "conditioner.embedders.9.x"], family.ignored)) == list(stray)

@@ -9,12 +9,13 @@ import torch
 
 from langevin.core.errors import ConfigError, WeightsError
 from langevin.core.weights_io import Entry
-from langevin.weights.dialects.lora import read
-from langevin.weights.dialects.naming import Names
+from langevin.weights.dialects.lora import nearest_name, read
+from langevin.weights.dialects.naming import Names, extent, fits, lacking
 from langevin.weights.dialects.parts import Parts
 from langevin.weights.dialects.probe import probe
 from langevin.weights.dialects.words import DIALECTS
 from langevin.weights.dialects.writing import written
+from langevin.weights.found import FAMILIES
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 UNET = {
@@ -259,6 +260,51 @@ def test_textual_inversions_in_a_file_are_left_out() -> None:
     assert list(read(state, TARGETS).report.ignored) == ["bundle_emb.word.string_to_param.*"]
 
 
+def test_an_alpha_alone_is_no_layer() -> None:
+    stem = SPELLINGS["kohya"][0]
+    state = {**halves(*SPELLINGS["kohya"]), f"{stem[:-1]}k.alpha": torch.tensor(1.0)}
+    with pytest.raises(WeightsError, match=rf"1 name leads to no layer \('{stem[:-1]}k.alpha'"):
+        read(state, TARGETS)
+
+
+def test_the_nearest_name_of_a_whole_name() -> None:
+    stem = SPELLINGS["kohya"][0]
+    assert nearest_name(f"{stem}.lora_dwn.weight", TARGETS) == f"{stem}.lora_down.weight"
+    assert nearest_name(f"{stem[:-1]}x.lora_down.weight", TARGETS) == f"{stem[:-1]}q.lora_down.weight"
+    assert nearest_name("lora_dwn.weight", TARGETS) is None, "no layer stands before the end"
+    assert nearest_name("nothing.like.it", TARGETS) is None
+
+
+# Sizes ---------------------------------------------------------------------------------------------------------------
+
+EXTENTS = {
+    "lora": ({"down": (4, 8, 3, 3), "up": (16, 4, 1, 1)}, (16, 72)),
+    "loha": ({"w1_a": (2, 16), "w1_b": (2, 8), "t1": (2, 2, 3, 3)}, (16, 72)),
+    "lokr": ({"w1": (4, 2), "w2_a": (4, 3), "w2_b": (3, 36)}, (16, 72)),
+    "full": ({"diff": (16, 8, 3, 3)}, (16, 72)),
+}
+
+
+@pytest.mark.parametrize("algorithm", EXTENTS)
+def test_what_weight_the_parts_are_for(algorithm) -> None:
+    shapes, size = EXTENTS[algorithm]
+    assert extent(algorithm, shapes) == size
+    assert fits(algorithm, shapes, (16, 8, 3, 3)) and not fits(algorithm, shapes, (16, 9, 3, 3))
+    assert not fits(algorithm, shapes, (32, 8, 3, 3))
+
+
+def test_rows_that_oft_is_for() -> None:
+    assert fits("oft", {"blocks": (4, 4, 4)}, (16, 8)) and not fits("oft", {"blocks": (4, 4, 4)}, (32, 8))
+    assert fits("oft", {"blocks": (4, 4)}, (16, 8)) and not fits("oft", {"blocks": (5, 5)}, (16, 8))
+    assert extent("full", {"diff_bias": (16,)}) == (16, 0)
+
+
+def test_what_a_layer_lacks() -> None:
+    assert lacking("lokr", frozenset({"w1", "w2_a"})) == {"w2_b"}
+    assert lacking("lokr", frozenset({"w1_a", "w1_b", "w2"})) == frozenset()
+    assert lacking("lora", frozenset({"up"})) == {"down"}
+
+
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
@@ -331,6 +377,24 @@ def test_what_a_dialect_cannot_say_is_an_error() -> None:
         written(adapter(), "kohia")
 
 
+def test_biases_of_peft() -> None:
+    parts = Parts("lora", {"down": tensor(4, 16), "up": tensor(16, 4), "bias": tensor(16)}, 2.0)
+    given = {"unet": {f"{ATTENTION}.to_q": parts}}
+    state, metadata = written(given, "peft")
+    assert f"unet.{ATTENTION}.to_q.lora_B.bias" in state
+    assert json.loads(metadata["lora_adapter_metadata"])["unet.lora_bias"] is True
+    assert json.loads(written(adapter(), "peft")[1]["lora_adapter_metadata"])["unet.lora_bias"] is False
+    assert same(read(state, TARGETS, metadata=metadata).adapter, given)
+
+
+def test_kohya_numbers_the_first_text_encoder_beside_a_second() -> None:
+    given = adapter()
+    assert any(name.startswith("lora_te_text_model_encoder") for name in written(given, "kohya")[0])
+    given["text_encoder_2"] = given["text_encoder"]
+    names = written(given, "kohya")[0]
+    assert {name.split("_text_model")[0] for name in names if "_te" in name} == {"lora_te1", "lora_te2"}
+
+
 # Looking -------------------------------------------------------------------------------------------------------------
 
 
@@ -347,6 +411,22 @@ def test_a_look_at_a_kohya_file() -> None:
     assert (found.kind, found.family, found.dialect) == ("lora", "sd1", "kohya")
     assert found.details["rank"] == 4 and found.details["alpha"] == "1" and found.details["targets"] == ["to_k"]
     assert found.details["algorithms"] == ["LoRA"]
+
+
+def test_alpha_that_a_look_tells() -> None:
+    state = halves(*SPELLINGS["peft"])
+    config = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 8, "unet.r": 4})}
+    assert look(state, config).details["alpha"] == 8 and look(state).details["alpha"] == "equal to the rank"
+    stem = SPELLINGS["kohya"][0]
+    own = {**halves(*SPELLINGS["kohya"]), f"{stem}.alpha": torch.tensor(1.0)}
+    assert look(own).details["alpha"] == "one per layer"
+
+
+def test_families_are_called_as_everywhere() -> None:
+    names = "transformer.joint_blocks.0.x_block.attn.qkv.lora_A.weight", "transformer.joint_blocks.0.x.lora_B.weight"
+    found = look({name: tensor(4, 8) for name in names})
+    assert found.family == "sd3" and found.family in FAMILIES
+    assert "is a layer of Stable Diffusion 3" in found.reasons[-1]
 
 
 def test_a_look_at_other_files() -> None:

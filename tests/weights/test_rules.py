@@ -45,6 +45,7 @@ def test_every_operation_tells_shapes_without_values(op, tensors) -> None:
 def test_what_the_operations_do() -> None:
     assert torch.equal(ops.Permute((3, 2, 0, 1))([KERNEL])[0], KERNEL.permute(3, 2, 0, 1))
     assert [tuple(t.shape) for t in ops.Split(3)([A])] == [(2, 4)] * 3
+    assert torch.equal(ops.Transpose()([A])[0], A.T) and ops.Transpose()([B])[0] is B
     assert ops.Squeeze()([A])[0] is A, "a matrix is one already"
 
 
@@ -112,6 +113,12 @@ def test_neighbours_that_are_missing_are_named() -> None:
         Converted(MemoryFile({"net.q.weight": A}), rules, names=["net.q.weight"], prefix="net.")
     with pytest.raises(WeightsError, match="no place for"):
         Reverted({"v": A}, rules)
+
+
+def test_shapes_that_an_operation_cannot_take_are_damage() -> None:
+    file = {"blocks.0.attn.qkv.weight": torch.zeros(())}
+    with pytest.raises(WeightsError, match=r"damaged or of another layout: blocks\.0\.attn\.qkv\.weight \[\]"):
+        Converted(MemoryFile(file), BLOCKS, names=file)
 
 
 def test_two_names_for_one_tensor_are_refused() -> None:

@@ -172,6 +172,8 @@ def entries(**shapes) -> dict[str, Entry]:
         ({"<toy>": (768,)}, "sd1", "diffusers"),
         ({"<toy>": (4, 1024)}, "sd2", "diffusers"),
         ({"<a>": (768,), "<b>": (2, 768)}, "sd1", "diffusers"),
+        ({"<toy>": (1280,)}, "sdxl", "diffusers"),
+        ({"<a>": (768,), "<b>": (1024,)}, None, "diffusers"),
         ({"emb_params": (2, 768)}, "sd1", "a1111"),
         ({"string_to_param.*": (2, 1024)}, "sd2", "a1111"),
         ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "sdxl", "sdxl"),

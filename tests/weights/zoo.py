@@ -28,6 +28,17 @@ VAE_CONFIG = {
     "layers_per_block": 2,
     "latent_channels": 4,
 }
+FEW = {"block_out_channels": (320, 640), "layers_per_block": 1}
+FEW_DOWN = {**FEW, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
+FEW_SD = {**FEW_DOWN, "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "attention_head_dim": (5, 10)}
+FEW_XL = {
+    **FEW,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2),
+    "attention_head_dim": (5, 10),
+}
+"""Options of networks with few layers, where what is asked shows in the width of the text and the names alone."""
 
 
 def write(path: Path, shapes: Shapes, metadata: Mapping[str, str] | None = None, dtype=torch.float16) -> Path:
@@ -62,7 +73,12 @@ def network(name: str, options: str) -> Any:
 
 def own(name: str, **options: Any) -> dict[str, tuple[int, ...]]:
     """Return names and shapes of a network of this library."""
-    return {key: tuple(value.shape) for key, value in network(name, json.dumps(options)).state_dict().items()}
+    return _own(name, json.dumps(options))
+
+
+@cache
+def _own(name: str, options: str) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in network(name, options).state_dict().items()}
 
 
 def unet(config: Mapping[str, Any] = SD15, **options: Any) -> dict[str, tuple[int, ...]]:
@@ -107,8 +123,15 @@ def both(stem: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
 
 def original(layout: Any, name: str, prefix: str, **options: Any) -> dict[str, tuple[int, ...]]:
     """Return the authors' names and shapes of a network."""
-    model = network(name, json.dumps(options))
-    state = Reverted(model.state_dict(), layout.rules(model.config), prefix=prefix)
+    return _original(layout.rules, name, prefix, json.dumps(options))
+
+
+@cache
+def _original(
+    rules: Callable[[Mapping[str, Any]], Any], name: str, prefix: str, options: str
+) -> dict[str, tuple[int, ...]]:
+    model = network(name, options)
+    state = Reverted(model.state_dict(), rules(model.config), prefix=prefix)
     return {key: tuple(state[key].shape) for key in state}
 
 
@@ -146,8 +169,8 @@ def upscaler() -> dict[str, tuple[int, ...]]:
     return sd2(X4_UPSCALER)
 
 
-def control(prefix: str = "control_model.") -> dict[str, tuple[int, ...]]:
-    return original(controls.CONTROLNET, "ControlNetModel", prefix, cross_attention_dim=768)
+def control(prefix: str = "control_model.", **more: Any) -> dict[str, tuple[int, ...]]:
+    return original(controls.CONTROLNET, "ControlNetModel", prefix, cross_attention_dim=768, **more)
 
 
 def taesd() -> dict[str, tuple[int, ...]]:

@@ -145,6 +145,7 @@ class Rules:
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(rules)
+        self._found: dict[str, Move | None] = {}
 
     @cached_property
     def inverse(self) -> Rules:
@@ -164,12 +165,11 @@ class Rules:
 
     def find(self, name: str) -> Move | None:
         """Return what becomes of a name, with the names that it needs beside it, or None when no rule knows it."""
-        parts = name.split(".")
-        found = _deepest(self._tree, parts, 0, ())
-        if found is None:
-            return None
-        ends, depth, numbers = found
-        return ends[0].move(numbers, ".".join(parts[depth:]))
+        if name not in self._found:
+            parts = name.split(".")
+            known = _deepest(self._tree, parts, 0, ())
+            self._found[name] = None if known is None else known[0][0].move(known[2], ".".join(parts[known[1] :]))
+        return self._found[name]
 
     def plan(self, names: Iterable[str]) -> Plan:
         """Return what becomes of names."""

@@ -302,12 +302,12 @@ def builder(model: Any, config: Config, overrides: Mapping[str, Any]) -> Callabl
 def check_names(what: str, converted: Converted, rules: Rules, expected: Iterable[str], prefix: str) -> None:
     """Raise WeightsError, in the file's own words, for weights that are missing or foreign, with the nearest names."""
     expected = list(expected)
+    absent = [name for name in expected if name not in converted.shapes]
+    if not absent and not converted.foreign:
+        return
     moves = rules.inverse.plan(canonical(rules, expected)).moves
     authors = {source: prefix + move.targets[0] for move in moves for source in move.sources}
-    absent = canonical(rules, [name for name in expected if name not in converted.shapes])
-    missing = list(dict.fromkeys(authors.get(name, name) for name in absent))
-    if not missing and not converted.foreign:
-        return
+    missing = list(dict.fromkeys(authors.get(name, name) for name in canonical(rules, absent)))
     found = [f"lacks {some(missing)}"] if missing else []
     if converted.foreign:
         found.append(f"does not know {some(paired(converted.foreign, list(authors.values())))}")

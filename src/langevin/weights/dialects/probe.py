@@ -12,7 +12,7 @@ from .families import family
 from .grammar import ALGORITHM_NAMES, ALPHA, ANY
 from .naming import Shape, lacking, rank
 from .parts import ALGORITHMS
-from .words import Word, dialect_of, refused, take_apart
+from .words import Word, dialect_of, understood
 
 LARGE = 0.5
 """The share of a file's names that must be an adapter's, so that a network with one stray name is not taken for one."""
@@ -20,8 +20,9 @@ LARGE = 0.5
 
 def probe(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> Found | None:
     """Say what a LoRA, LoCon, LoHa, LoKr, DoRA, OFT or difference file is, or None when it is none of these."""
-    others = {name: what for name in entries if (what := refused(name)) is not None}
-    names = {name: word for name in entries if name not in others and (word := take_apart(name)) is not None}
+    found = {name: understood(name) for name in entries}
+    others = {name: what for name, what in found.items() if isinstance(what, str)}
+    names = {name: word for name, word in found.items() if isinstance(word, Word)}
     if len(names) + len(others) < LARGE * len(entries) or not entries:
         return None
     shapes = {name: tuple(entries[name].shape) for name in names}

@@ -221,7 +221,7 @@ def probe(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> Found | 
         return None
     widths = sorted({shape[-1] for shape in shapes.values()})
     families = {WIDTHS.get(width) for width in widths} - {None}
-    family = "sdxl" if layout.startswith("sdxl") or widths == [1280] else families.pop() if len(families) == 1 else None
+    family = "sdxl" if layout.startswith("sdxl") else families.pop() if len(families) == 1 else None
     details: dict[str, Any] = {
         "words": words,
         "vectors": max(shape[0] if len(shape) == 2 else 1 for shape in shapes.values()),

@@ -63,24 +63,24 @@ def take_apart(name: str) -> Word | None:
     Raises:
         WeightsError: for an algorithm that is not supported.
     """
+    word = understood(name)
+    if isinstance(word, str):
+        known = ", ".join([*ALGORITHM_NAMES.values(), "DoRA"])
+        raise WeightsError(f"{name!r} belongs to {word}, which is not supported; supported: {known}.")
+    return word
+
+
+def understood(name: str) -> Word | str | None:
+    """Return the name of a tensor taken apart, or the algorithm that it belongs to and that is not supported."""
     found = match(name, ENDS)
     if found is None:
-        other = refused(name)
-        if other is not None:
-            known = ", ".join([*ALGORITHM_NAMES.values(), "DoRA"])
-            raise WeightsError(f"{name!r} belongs to {other}, which is not supported; supported: {known}.")
-        return None
+        other = match(name, REFUSED)
+        return None if other is None else REFUSED[other[2]]
     stem, end, key = found
     part, (component, layer, flat, prefix) = ENDS[key], placed(stem)
     if part.leaf:
         layer = f"{layer.removesuffix('.processor')}.{part.leaf}"
     return Word(name, component, layer, flat, end, part, OWNERS[key], prefix)
-
-
-def refused(name: str) -> str | None:
-    """Return the algorithm that is not supported and that a tensor belongs to by its name, or None."""
-    found = None if match(name, ENDS) else match(name, REFUSED)
-    return None if found is None else REFUSED[found[2]]
 
 
 def placed(stem: str) -> tuple[str | None, str, bool, str]:
