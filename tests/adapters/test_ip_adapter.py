@@ -287,6 +287,18 @@ def test_lora_layers_come_and_go_with_a_face(unet) -> None:
     assert digest(unet) == hash_before and torch.equal(run(unet), before) and not Stack(unet).names
 
 
+def test_a_lora_for_all_layers_leaves_out_those_of_adapters(unet) -> None:
+    adapters.attach(unet, [parse(ip.adapter("base", unet))])
+    unet.add_adapter({"r": 2, "target_modules": "all-linear"}, "one")
+    unet.add_adapter({"r": 2, "target_modules": "all-linear"}, "two")
+    layers = Stack(unet).layers("one")
+    assert layers == Stack(unet).layers("two") and not any("processor" in path or "hid_proj" in path for path in layers)
+    adapters.detach(unet)
+    unet.delete_adapters(["one", "two"])
+    unet.add_adapter({"r": 2, "target_modules": "all-linear"}, "alone")
+    assert Stack(unet).layers("alone") == layers
+
+
 def test_lora_layers_of_all_faces_or_of_none(unet) -> None:
     hash_before = digest(unet)
     good, bad = (ip.adapter("faceid", unet, lora=3, seed=k) for k in range(2))

@@ -12,7 +12,7 @@ import torch
 import langevin
 import langevin.adapters.stack
 import langevin.core.weights_io
-from langevin.core.errors import ConfigError, InputError, WeightsError
+from langevin.core.errors import ConfigError, InputError, NonFiniteError, WeightsError
 from tests.adapters import loras
 from tests.pipelines import pairs
 
@@ -512,6 +512,38 @@ def test_an_exchange_happens_in_every_network_or_in_none(ours) -> None:
     assert np.array_equal(draw(ours), before)
     ours.load_lora_weights(in_the_unet(adapter(ours, seed=20)), hotswap=True)
     assert ours.get_list_adapters() == {"unet": ["style"]} and not np.array_equal(draw(ours), before)
+
+
+def test_fused_in_every_network_or_in_none(ours) -> None:
+    state = loras.diffusers(adapter(ours))
+    ours.load_lora_weights(state, adapter_name="style")
+    before = draw(ours)
+    name = next(name for name in state if name.startswith("text_encoder") and "up" in name)
+    state[name] = torch.full_like(state[name], float("inf"))
+    ours.load_lora_weights(state, adapter_name="damaged")
+    with pytest.raises(NonFiniteError):
+        ours.fuse_lora(safe_fusing=True)
+    assert ours.fused_loras == set()
+    ours.set_adapters("style")
+    assert np.array_equal(draw(ours), before)
+    ours.fuse_lora()
+    with pytest.raises(ConfigError, match="all are fused already"):
+        ours.fuse_lora()
+
+
+def test_which_adapter_is_meant(ours, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="no adapter is loaded"):
+        ours.save_lora_weights(tmp_path)
+    state = loras.diffusers(adapter(ours))
+    with pytest.raises(InputError, match="must be a text"):
+        ours.load_lora_weights(state, adapter_name="")
+    for name in ("one", "two"):
+        ours.load_lora_weights(state, adapter_name=name)
+    ours.set_adapters(["one", "two"])
+    with pytest.raises(ConfigError, match="loaded are: one, two; give adapter_name"):
+        ours.save_lora_weights(tmp_path)
+    ours.save_lora_weights(tmp_path, adapter_name="two")
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_adapters_merged_into_one(ours) -> None:

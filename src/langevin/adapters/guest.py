@@ -6,9 +6,13 @@ state dict of its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+
+GUEST = "_guest_of_a_network"
+"""Name in a guest's `__dict__` that tells what it is."""
 
 
 class Unlisted(nn.Module):
@@ -27,8 +31,16 @@ def make_guest(module: nn.Module) -> None:
 
     A network with guests is saved as it is without them, and a state dict of the bare network loads into it strictly.
     """
+    module.__dict__[GUEST] = True
     module.register_state_dict_post_hook(_leave_out)
     module.register_load_state_dict_post_hook(_not_missed)
+
+
+def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules inside a network by path, without those of adapters."""
+    strange = [module for module in model.modules() if isinstance(module, Unlisted) or GUEST in module.__dict__]
+    theirs = {inside for module in strange for inside in module.modules()}
+    yield from ((path, module) for path, module in model.named_modules() if path and module not in theirs)
 
 
 def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

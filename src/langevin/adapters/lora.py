@@ -25,8 +25,8 @@ from ..weights.dialects.naming import Names
 from ..weights.dialects.parts import Adapter, Parts
 from ..weights.dialects.words import DIALECTS
 from ..weights.dialects.writing import written
-from .attaching import CHILD
 from .files import Source, write_tensors
+from .guest import own_modules
 from .layers import kind, weight_shape
 from .stack import Stack, bare, copied
 from .weighing import Given, weight_in
@@ -59,8 +59,7 @@ _told: WeakSet[nn.Module] = WeakSet()
 
 def names_of(model: nn.Module) -> Names:
     """Return the layers of a network that adapters can change, under every name that files have for them."""
-    inside = ((path, module) for path, module in bare(model).named_modules() if path and CHILD not in path)
-    shapes = {path: weight_shape(module) for path, module in inside if kind(module) is not None}
+    shapes = {path: weight_shape(layer) for path, layer in own_modules(bare(model)) if kind(layer) is not None}
     shapes = {path: shape for path, shape in shapes.items() if shape}
     return Names(shapes, partial(original_names, bare(model), shapes))
 

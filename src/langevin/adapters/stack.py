@@ -191,8 +191,9 @@ class Stack:
         """Exchange an adapter for another under its name, with the same weights.
 
         Tensors of the same shapes take the place of the present ones, which compiles nothing anew; `target_rank` of
-        `add` makes room for that. An adapter that is trained keeps its parameters, which an optimizer knows. Layers that the new adapter does not change then keep an idle delta, and the new
-        tensors are converted to the dtype of the present ones.
+        `add` makes room for that. Layers that the new adapter does not change then keep an idle delta, and the new
+        tensors are converted to the dtype of the present ones. An adapter that is trained keeps its parameters, which
+        an optimizer knows.
 
         Raises:
             ConfigError: the tensors do not fit.
