@@ -416,6 +416,18 @@ def test_prompt_length_and_time_as_number_recompile_once() -> None:
         ({"num_attention_heads": 8}, "attention_head_dim"),
         ({"cross_attention_nrom": "group_norm"}, "'cross_attention_norm'"),
         ({"up_block_types": ("KUpBlock2D", "CrossAttnUpBlock2D")}, r"blocks named K\.\.\."),
+        ({"dual_cross_attention": True}, "dual_cross_attention"),
+        ({"attention_type": "gated"}, "only 'default'"),
+        ({"time_embedding_type": "fourier", "time_embedding_dim": 33}, "even number"),
+        ({"encoder_hid_dim": 4, "cross_attention_dim": (32, 32)}, "one cross_attention_dim for all blocks"),
+        (
+            {
+                "layers_per_block": 2,
+                "transformer_layers_per_block": ((1,), (1, 1)),
+                "reverse_transformer_layers_per_block": ((1, 1, 1), (1, 1, 1)),
+            },
+            "1 depths for a block of 2 layers",
+        ),
     ],
 )
 def test_wrong_options(options: dict[str, Any], words: str) -> None:

@@ -15,6 +15,7 @@ from langevin.nn import backends
 from langevin.nn import processors as P
 from langevin.nn.attention import Attention
 from langevin.nn.backends import attend
+from langevin.nn.transformer import BasicTransformerBlock, FeedForward
 
 TINY: dict[str, Any] = {
     "block_out_channels": (32, 64),
@@ -299,3 +300,58 @@ def test_contradictory_options() -> None:
         Attention(16, heads=2, dim_head=8, only_cross_attention=True)
     with pytest.raises(ConfigError, match="'layer_norm'"):
         Attention(16, heads=2, dim_head=8, cross_attention_norm="layernorm")
+
+
+def test_masks_of_few_dimensions_and_of_another_type() -> None:
+    q, k, v = (noise(2, 4, 5, 8, seed=i) for i in range(3))
+    mask = noise(5, 5, seed=3)
+    expected = attend(q, k, v, mask.expand(2, 4, 5, 5), backend="eager")
+    for found in (attend(q, k, v, mask.double()), attend(q, k, v, mask, slice_size=3)):
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_tokens_are_normalised_like_the_map_they_are() -> None:
+    attn = Attention(16, heads=2, dim_head=8, norm_num_groups=4).eval()
+    x = noise(2, 16, 3, 5)
+    tokens = attn(x.flatten(2).transpose(1, 2))
+    assert torch.allclose(tokens, attn(x).flatten(2).transpose(1, 2), atol=1e-6)
+
+
+def test_dropout_that_training_raises_takes_effect() -> None:
+    x = noise(2, 6, 16)
+    for layer in (Attention(16, heads=2, dim_head=8), FeedForward(16)):
+        assert torch.equal(layer(x), layer(x))
+        for module in layer.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.5
+        assert not torch.equal(layer(x), layer(x))
+        layer.eval()
+        assert torch.equal(layer(x), layer(x))
+
+
+@pytest.mark.parity
+def test_a_block_without_a_context_equals_the_peer() -> None:
+    peer = pytest.importorskip("diffusers.models.attention")
+    theirs, ours = peer.BasicTransformerBlock(16, 2, 8).eval(), BasicTransformerBlock(16, 2, 8).eval()
+    ours.load_state_dict(theirs.state_dict())
+    assert torch.allclose(ours(noise(2, 6, 16)), theirs(noise(2, 6, 16)), atol=1e-6)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("length", "out_dim"), [(7, 3), (7, 4), (5, 3)])
+def test_documented_masks_equal_the_peer(length: int, out_dim: int) -> None:
+    peer = pytest.importorskip("diffusers.models.attention_processor")
+    theirs, ours, mask = peer.Attention(16, heads=2, dim_head=8), Attention(16, heads=2, dim_head=8), noise(3, 1, 7)
+    expected = theirs.prepare_attention_mask(mask, length, 3, out_dim=out_dim)
+    assert torch.equal(ours.prepare_attention_mask(mask, length, 3, out_dim=out_dim), expected)
+
+
+def test_what_documented_processors_may_ask_in_vain() -> None:
+    attn = Attention(16, heads=2, dim_head=8)
+    with pytest.raises(ConfigError, match="no norm_cross"):
+        attn.norm_encoder_hidden_states(noise(1, 3, 16))
+    with pytest.raises(ConfigError, match="needs hidden_size"):
+        P.CustomDiffusionAttnProcessor()
+    attn.set_processor(min)  # a function that does not say what it accepts
+    assert attn._accepts is None
+    assert repr(P.SlicedAttnProcessor(3)) == "SlicedAttnProcessor(3)" and repr(P.AttnProcessor()) == "AttnProcessor()"
