@@ -246,6 +246,15 @@ def test_inversion_tells_the_end_of_each_step() -> None:
 # ---- many levels at once ---------------------------------------------------------------------------------------------
 
 
+def test_a_trajectory_ends_where_the_run_does() -> None:
+    """Also below the table; without gamma there is no level past the next one."""
+    grid = langevin.DDIMScheduler().plan(sigmas=[9.0, 1.5, 0.0]).grid
+    for gamma in (0.0, 0.3):
+        rows = Trajectory(TABLE.level, gamma).rows(grid)
+        assert rows[-1].after == grid[-1] and rows[-1].noise is None
+    assert [row.after for row in Trajectory(TABLE.level, 0.0).rows(grid)] == list(grid[1:])
+
+
 def test_steps_of_many_levels_are_those_one_by_one() -> None:
     for config in ({}, {"prediction_type": "v_prediction", "thresholding": True, "clip_sample": False}):
         scheduler = langevin.DDPMParallelScheduler(**config)

@@ -263,3 +263,11 @@ def test_a_predictor_that_is_not_exact_is_refused() -> None:
     assert len(UniPC(predictor=FirstOrder()).rows(grid)) == 4
     with pytest.raises(ConfigError, match="Longer is not exact"):
         UniPC(predictor=Longer()).rows(grid)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_no_more_is_remembered_than_a_step_combines(order: int) -> None:
+    grid = langevin.DPMSolverMultistepScheduler(**STABLE).plan(12).grid
+    for solver in (DPMMultistep(order), DPMSinglestep(order), UniPC(order), SASolver(order, order)):
+        rows = solver.rows(grid)
+        assert max(len(row.keep) for row in rows) == max(len(row.outputs) for row in rows) - 1, solver

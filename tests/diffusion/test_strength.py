@@ -41,6 +41,14 @@ def test_whole_steps_are_the_last_calls_of_the_run() -> None:
     assert [len(plms.tail(part / 4).rows) for part in (1, 2, 3, 4)] == [1, 2, 3, 5]
 
 
+def test_a_part_too_short_for_a_timestep_of_its_own_is_rounded() -> None:
+    """500 steps of two timesteps each: a fifth of a step is none, four fifths are a whole one."""
+    plan = plan_of("DDIMScheduler", 500)
+    assert plan.tail(100.2 / 500).rows == plan.tail(100 / 500).rows
+    assert plan.tail(100.8 / 500).rows == plan.tail(101 / 500).rows
+    assert len(plan.tail(100.5 / 500).rows) in (100, 101)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_first_level_follows_strength(name) -> None:
     plan = plan_of(name, 10)
