@@ -282,7 +282,7 @@ def _shapes(
     known = {_plain(key): shape for key, shape in here.items() if not key.endswith("position_ids")}
     found = {_plain(key): shape for key, shape in there.items() if not key.endswith("position_ids")}
     if "text" not in name:
-        found = {present_name(key, known, LEGACY_ATTENTION): shape for key, shape in found.items()}  # type: ignore[arg-type]
+        found = {present_name(key, known, LEGACY_ATTENTION): shape for key, shape in found.items()}
     lost = [mark + key for key in known if key not in found]
     foreign = [mark + key for key in found if key not in known]
     both = [key for key in found if key in known and differ(found[key], known[key])]
