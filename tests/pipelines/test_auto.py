@@ -216,3 +216,8 @@ def test_mistakes_are_named(pipe, tmp_path, sd_folder) -> None:
 def test_a_control_that_a_task_does_not_have_can_be_left_out() -> None:
     with pytest.raises(ConfigError, match="pass `adapter=None`"):
         auto.row_for(auto.row_of("StableDiffusionPipeline"), "inpainting", {"adapter"})
+
+
+def test_an_auto_pipeline_is_not_built_itself() -> None:
+    with pytest.raises(ConfigError, match=r"AutoPipelineForInpainting\.from_pretrained\(path\)"):
+        langevin.AutoPipelineForInpainting()

@@ -116,6 +116,14 @@ def test_callback_objects_check_their_options() -> None:
         PipelineCallback()
 
 
+def test_a_callback_object_has_to_say_what_it_does(pipe) -> None:
+    class Silent(PipelineCallback):
+        tensor_inputs = ("latents",)
+
+    with pytest.raises(NotImplementedError, match="Silent must write callback_fn"):
+        pipe(**CALL, callback_on_step_end=Silent())
+
+
 def test_the_deprecated_callback_still_works(pipe) -> None:
     seen = []
     with pytest.warns(FutureWarning, match="callback_on_step_end"):

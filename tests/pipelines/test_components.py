@@ -184,6 +184,9 @@ def test_memory_switches_keep_the_picture(pipe) -> None:
 
 
 def test_switches_that_nothing_offers_are_errors(pipe) -> None:
+    pipe.vae = torch.nn.Identity()
+    with pytest.raises(ConfigError, match="No component of this StableDiffusionPipeline offers `enable_slicing`"):
+        pipe.enable_vae_slicing()
     pipe.vae = None
     with pytest.raises(ConfigError, match="no vae"):
         pipe.enable_vae_slicing()

@@ -210,7 +210,7 @@ def test_the_control_keeps_its_place_beside_a_picture_with_a_margin(build) -> No
     pipe.controlnet.register_forward_pre_hook(lambda _, args, kw: seen.append(kw["controlnet_cond"]), with_kwargs=True)
     pipe(**CALL, image=tiny.picture(1, size), control_image=tiny.picture(11, size), strength=0.5)
     want = torch.from_numpy(np.asarray(tiny.picture(11, size), dtype=np.float32) / 255).movedim(-1, 0)
-    assert torch.equal(seen[0][0, :, :15, :17], want)
+    assert torch.equal(seen[0].pixels[0, :, :15, :17], want)
 
 
 def test_a_crop_of_a_picture_that_lies_on_its_side(build) -> None:

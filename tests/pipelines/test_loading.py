@@ -284,6 +284,15 @@ def test_options_of_the_constructor_are_kept(sd_folder, tmp_path) -> None:
     assert json.loads((tmp_path / "model_index.json").read_text())["requires_safety_checker"] is True
 
 
+def test_two_answers_about_types_and_strange_components(sd_folder, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="pass one of them"):
+        StableDiffusionPipeline.from_pretrained(sd_folder, torch_dtype={"unet": "float16"}, dtype={"vae": "float16"})
+    for name, pair in (("../unet", ["diffusers", "UNet2DConditionModel"]), ("unet", ["diffusers", 3])):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline", name: pair}))
+        with pytest.raises(ConfigError, match="which is no component and its class"):
+            DiffusionPipeline.from_pretrained(tmp_path)
+
+
 # The hub -------------------------------------------------------------------------------------------------------------
 
 

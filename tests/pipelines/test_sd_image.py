@@ -66,6 +66,18 @@ def test_no_strength_gives_the_picture_back(request, name, size) -> None:
     assert [r.tobytes() for r in result] == [expected.tobytes()] * 2
 
 
+@pytest.mark.parametrize("output_type", ["latent", "np"])
+def test_no_strength_gives_latents_back(change, output_type) -> None:
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    call = {**CALL, "strength": 0.0, "output_type": output_type}
+    result = change(**call, image=latents).images
+    if output_type == "latent":
+        assert torch.equal(result, latents)
+        assert change(**call, image=tiny.picture(1)).images.shape == (1, 4, 8, 8)
+    else:
+        assert result.shape == (1, 16, 16, 3) and not np.array_equal(result, change(**call, image=-latents).images)
+
+
 def test_no_strength_gives_the_whole_picture_back_where_a_part_would_be_painted(paint) -> None:
     image, mask = tiny.picture(1, (50, 34)), tiny.hole((50, 34))
     result = paint(**CALL, image=image, mask_image=mask, padding_mask_crop=3, strength=0.0).images[0]

@@ -136,3 +136,9 @@ def test_a_picture_of_a_batch_can_be_made_alone(unets) -> None:
     batch = pipe(batch_size=3, seed=10, num_inference_steps=5, output_type="np").images
     alone = pipe(seed=12, num_inference_steps=5, output_type="np").images
     assert np.abs(batch[2] - alone[0]).max() <= 1e-5
+
+
+def test_a_network_without_a_size_is_named() -> None:
+    unet = langevin.UNet2DModel(**{**tiny.PIXELS, "sample_size": None})
+    with pytest.raises(InputError, match=r"set `unet\.sample_size`"):
+        langevin.DDPMPipeline(unet, langevin.DDPMScheduler())(num_inference_steps=1)
