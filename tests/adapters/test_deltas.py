@@ -205,6 +205,12 @@ def test_values_are_kept_exactly_unless_a_dtype_is_asked_for() -> None:
     assert build(Parts("lora", wide), layer)(x, layer, layer.weight, None).dtype == torch.float16
 
 
+def test_some_algorithms_need_the_layers_own_weight() -> None:
+    delta = build(Parts("oft", tensors("oft", (12, 8))), nn.Linear(8, 12))
+    with pytest.raises(ConfigError, match="changes the layer's own weight: give it"):
+        delta.dense()
+
+
 def test_a_scale_survives_a_cast() -> None:
     layer = nn.Linear(8, 12)
     delta = build(Parts("lora", tensors("lora", layer.weight.shape), 0.7), layer)
@@ -239,6 +245,7 @@ WRONG = {
     "too few": (lambda: ("oft", {"blocks": torch.ones(2, 4, 4)}), r"\[3, 4, 4\]"),
     "magnitude": (lambda: ("lora", {**tensors("lora", (12, 8)), "magnitude": torch.ones(7)}), "'magnitude'"),
     "loose core": (lambda: ("loha", {**tensors("loha", (12, 8)), "t1": torch.ones(2, 2)}), "t1|w1_a"),
+    "core of nothing": (lambda: ("lokr", {**tensors("lokr", (12, 8)), "t2": torch.ones(2, 2)}), "'t2' has no meaning"),
     "scalar": (lambda: ("lora", {"down": torch.ones(()), "up": torch.ones(())}), "the file has down"),
     "algorithm": (lambda: ("lara", {}), "did you mean 'lora'"),
 }

@@ -276,6 +276,8 @@ def test_options_of_a_new_adapter(unet) -> None:
     ):
         with pytest.raises(error, match=message):
             unet.add_adapter(config, "c")
+    with pytest.raises(InputError, match="'b' is in use"):
+        unet.add_adapter({"r": 2, "target_modules": ["to_q"]}, "b")
     assert Stack(unet).names == ["default", "b"]
 
 

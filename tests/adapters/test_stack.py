@@ -473,6 +473,25 @@ def test_fusing_what_is_not_finite_leaves_the_network_alone(value: float) -> Non
     assert digest(model) == before
 
 
+def test_large_weights_whose_sum_is_not_finite_are_fused() -> None:
+    model = nn.ModuleDict({"x": nn.Linear(4, 4)})
+    with torch.no_grad():
+        model["x"].weight.fill_(3e38)
+    stack = Stack(model)
+    stack.add("a", {"x": Parts("full", {"diff": torch.full((4, 4), -1e38)})})
+    stack.fuse()
+    assert torch.allclose(model["x"].weight, torch.full((4, 4), 2e38))
+
+
+def test_one_layer_under_two_paths_is_changed_once() -> None:
+    layer = nn.Linear(4, 4)
+    model = nn.ModuleDict({"x": layer, "y": layer})
+    parts = Parts("lora", tensors("lora", (4, 4)))
+    with pytest.raises(ConfigError, match="Two paths"):
+        Stack(model).add("a", {"x": parts, "y": parts})
+    assert traces(model) == []
+
+
 def test_weights_that_others_change_while_fused_are_not_lost_silently() -> None:
     def in_place(model: Net) -> None:
         with torch.no_grad():
