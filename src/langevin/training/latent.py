@@ -21,6 +21,8 @@ from .trainer import Losses
 class TextToImage:
     """Trains parts of a Stable Diffusion pipeline on pictures under "pixels" and token ids under "ids".
 
+    A batch may say under "shares" how much of every row counts.
+
     Args:
         pipe: the pipeline, in float32; what is not trained is locked, and put into the type of the run.
         denoiser: the cost of a prediction.
@@ -57,7 +59,8 @@ class TextToImage:
         with nullcontext() if self.reads else torch.no_grad():
             states = self.states(batch["ids"])
         unet = self.networks.get("unet", self.pipe.unet)
-        return self.denoiser(unet, latents, draw, conditions={"encoder_hidden_states": states})
+        told = {"encoder_hidden_states": states}
+        return self.denoiser(unet, latents, draw, conditions=told, shares=batch.get("shares"))
 
     def latents(self, pixels: Tensor, draw: Draw) -> Tensor:
         """Return the latents of pictures (rows, 3, height, width) in [-1, 1], drawn by the autoencoder's spread."""

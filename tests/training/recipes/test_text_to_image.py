@@ -14,10 +14,8 @@ import langevin
 from langevin.core.errors import ConfigError, InputError
 from langevin.training.data.records import Problems
 from langevin.training.recipes.text_to_image import FullSettings, LoraSettings, train_full, train_lora
-from langevin.training.settings import parse
-from tests.pipelines import tiny
+from tests.training.recipes.places import model, pictures, trained
 
-FLAGS = ("--resolution=16", "--train_batch_size=2", "--max_train_steps=4", "--lr_warmup_steps=0", "--seed=0")
 LORA = (LoraSettings, train_lora)
 FULL = (FullSettings, train_full)
 
@@ -25,29 +23,13 @@ FULL = (FullSettings, train_full)
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return the folders of a tiny pipeline and of five pictures with captions."""
-    base, pictures = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("pictures")
-    parts = tiny.networks(langevin)
-    pipe = langevin.StableDiffusionPipeline(
-        **parts,
-        text_encoder=tiny.text_encoder(),
-        tokenizer=tiny.tokenizer(base / "words"),
-        scheduler=tiny.scheduler(langevin, "DDIMScheduler"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.save_pretrained(base / "model")
-    for k in range(5):
-        tiny.picture(k, (20, 24)).save(pictures / f"{k}.png")
-        (pictures / f"{k}.txt").write_text(f"a cat {k}")
-    return base / "model", pictures
+    return model(tmp_path_factory.mktemp("base")), pictures(tmp_path_factory.mktemp("pictures"))
 
 
 def run(recipe, places, folder: Path, *flags: str) -> Path:
-    settings, train = recipe
-    base, pictures = places
-    words = [f"--pretrained_model_name_or_path={base}", f"--train_data_dir={pictures}", f"--output_dir={folder}"]
-    return train(parse(settings, [*words, *FLAGS, *flags], name="train"))
+    base, shown = places
+    words = [f"--pretrained_model_name_or_path={base}", f"--train_data_dir={shown}", f"--output_dir={folder}"]
+    return trained(recipe, words, *flags)
 
 
 def digest(folder: Path) -> str:
@@ -93,17 +75,17 @@ def test_a_lora_loads_and_changes_the_picture(places, tmp_path) -> None:
 
 def test_a_whole_network_is_written_as_a_pipeline_and_its_checkpoints_load(places, tmp_path) -> None:
     folder = run(FULL, places, tmp_path, "--checkpointing_steps=2", "--use_ema", "--ema_decay=0.5")
-    trained = langevin.StableDiffusionPipeline.from_pretrained(folder)
+    found = langevin.StableDiffusionPipeline.from_pretrained(folder)
     held = langevin.UNet2DConditionModel.from_pretrained(folder / "checkpoint-4" / "unet")
     base = langevin.UNet2DConditionModel.from_pretrained(places[0], subfolder="unet")
     name = "conv_in.weight"
-    present, kept, begun = (net.state_dict()[name] for net in (trained.unet, held, base))
+    present, kept, begun = (net.state_dict()[name] for net in (found.unet, held, base))
     average = load_file(folder / "checkpoint-4" / "average.safetensors")
     first = next(k for k, key in enumerate(dict(held.named_parameters())) if key == name)
     assert torch.equal(present, average[f"values.{first}"])
     assert not torch.equal(present, kept) and not torch.equal(kept, begun)
     base = langevin.StableDiffusionPipeline.from_pretrained(places[0])
-    before, after = base.text_encoder.state_dict(), trained.text_encoder.state_dict()
+    before, after = base.text_encoder.state_dict(), found.text_encoder.state_dict()
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
 
 

@@ -1,0 +1,71 @@
+"""Recipes by name: what `langevin train NAME` and the scripts in examples/ run."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import InputError, LangevinError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe.
+
+    Attributes:
+        module: in this package.
+        settings: name of the class of its settings there.
+        train: name of the function there that takes them and returns the folder of the result.
+        about: what it does.
+    """
+
+    module: str
+    settings: str
+    train: str
+    about: str
+
+    def loaded(self) -> tuple[type, Any]:
+        """Return the class of the settings and the function."""
+        module = importlib.import_module(f"{__name__}.{self.module}")
+        return getattr(module, self.settings), getattr(module, self.train)
+
+
+RECIPES = {
+    "dreambooth": Recipe("dreambooth", "FullSettings", "train_full", "a subject from a few pictures"),
+    "dreambooth_lora": Recipe("dreambooth", "LoraSettings", "train_lora", "a subject as a LoRA"),
+    "text_to_image": Recipe("text_to_image", "FullSettings", "train_full", "pictures with captions"),
+    "text_to_image_lora": Recipe("text_to_image", "LoraSettings", "train_lora", "pictures with captions, as a LoRA"),
+}
+"""Name -> recipe. The scripts of examples/ are called train_NAME.py."""
+
+
+def run(name: str, words: Sequence[str], *, command: str | None = None) -> Path:
+    """Train a recipe with the flags of a command line and return the folder of the result.
+
+    Args:
+        command: what the help calls the command.
+
+    Raises:
+        InputError: for an unknown name.
+        LangevinError: for flags, data or models that cannot be used.
+    """
+    from ..settings import parse
+
+    if name not in RECIPES:
+        raise InputError(f"There is no recipe {name!r}{did_you_mean(name, RECIPES)}")
+    recipe = RECIPES[name]
+    settings, train = recipe.loaded()
+    return train(parse(settings, words, name=command or f"train_{name}.py", about=f"Trains {recipe.about}."))
+
+
+def main(name: str) -> None:
+    """Run a recipe as a script: what is wrong is said in one line, and the exit status is 2."""
+    try:
+        print(f"Written to {run(name, sys.argv[1:])}")
+    except LangevinError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...core.errors import ConfigError, InputError
 from ...diffusion.objective import Noising, Objective
 from ..average import Decay
@@ -144,3 +146,34 @@ def rate_of(settings: Settings, processes: int) -> float:
     if not settings.scale_lr:
         return settings.learning_rate
     return settings.learning_rate * settings.train_batch_size * settings.gradient_accumulation_steps * processes
+
+
+def words_of(tokenizer: Any) -> Any:
+    """Return the function from a text to its token ids, (tokens,), cut and padded to the tokenizer's length."""
+
+    def words(text: str) -> torch.Tensor:
+        length = tokenizer.model_max_length
+        read = tokenizer(text, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return read.input_ids[0]
+
+    return words
+
+
+def pipeline(settings: ModelSettings) -> Any:
+    """Return the pipeline to begin with, in float32.
+
+    Raises:
+        ConfigError: when it is none with a UNet, an autoencoder and one text encoder.
+    """
+    from ...pipelines.base import DiffusionPipeline
+
+    options = {"revision": settings.revision, "variant": settings.variant, "cache_dir": settings.cache_dir}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    pipe = DiffusionPipeline.from_pretrained(str(settings.pretrained_model_name_or_path), **given)
+    lacking = [name for name in ("unet", "vae", "text_encoder", "tokenizer") if getattr(pipe, name, None) is None]
+    if lacking or getattr(pipe, "text_encoder_2", None) is not None:
+        what = f"has no {lacking[0]}" if lacking else "has two text encoders: use the recipe for Stable Diffusion XL"
+        raise ConfigError(f"{settings.pretrained_model_name_or_path} cannot be trained by this recipe: it {what}.")
+    if settings.enable_xformers_memory_efficient_attention:
+        pipe.enable_xformers_memory_efficient_attention()
+    return pipe

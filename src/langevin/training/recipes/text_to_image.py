@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ...core.errors import ConfigError
 from ..average import Decay
 from ..data.examples import Captions, PictureExamples
 from ..latent import TextToImage
 from ..settings import told
 from ..trainables import ATTENTION, LowRank, Trainable, Whole
 from ..trainer import Trainer
-from .common import ModelSettings, PictureSettings, rate_of, run_of
+from .common import ModelSettings, PictureSettings, pipeline, rate_of, run_of, words_of
 
 
 @dataclass
@@ -46,17 +43,6 @@ class LoraSettings(TextToImageSettings):
     lora_alpha: float | None = told(None, "the update is scaled by alpha / rank; the rank if unset")
 
 
-def words_of(tokenizer: Any) -> Any:
-    """Return the function from a text to its token ids, (tokens,), cut and padded to the tokenizer's length."""
-
-    def words(text: str) -> torch.Tensor:
-        length = tokenizer.model_max_length
-        read = tokenizer(text, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        return read.input_ids[0]
-
-    return words
-
-
 def trainer(settings: TextToImageSettings, pipe: Any, part: Trainable, *, average: Decay | None = None) -> Trainer:
     """Return the trainer of a part of a pipeline."""
     from accelerate import PartialState
@@ -76,26 +62,6 @@ def trainer(settings: TextToImageSettings, pipe: Any, part: Trainable, *, averag
         pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate_of(settings, processes)
     )  # fmt: skip
     return Trainer(task, data, run_of(settings, len(data), processes=processes, average=average))
-
-
-def pipeline(settings: ModelSettings) -> Any:
-    """Return the pipeline to begin with, in float32.
-
-    Raises:
-        ConfigError: when it is none with a UNet, an autoencoder and one text encoder.
-    """
-    from ...pipelines.base import DiffusionPipeline
-
-    options = {"revision": settings.revision, "variant": settings.variant, "cache_dir": settings.cache_dir}
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    pipe = DiffusionPipeline.from_pretrained(str(settings.pretrained_model_name_or_path), **given)
-    lacking = [name for name in ("unet", "vae", "text_encoder", "tokenizer") if getattr(pipe, name, None) is None]
-    if lacking or getattr(pipe, "text_encoder_2", None) is not None:
-        what = f"has no {lacking[0]}" if lacking else "has two text encoders: use the recipe for Stable Diffusion XL"
-        raise ConfigError(f"{settings.pretrained_model_name_or_path} cannot be trained by this recipe: it {what}.")
-    if settings.enable_xformers_memory_efficient_attention:
-        pipe.enable_xformers_memory_efficient_attention()
-    return pipe
 
 
 def train_lora(settings: LoraSettings) -> Path:

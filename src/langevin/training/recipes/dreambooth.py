@@ -1,0 +1,170 @@
+"""DreamBooth (Ruiz et al. 2022, 2208.12242): a model learns one subject from a few pictures, and a word for it.
+
+With prior preservation it also sees pictures of the subject's class, which it drew itself before, so that it does not
+forget what else there is in the class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import ConfigError
+from ...core.progress import progress_bar
+from ..data.examples import Captions, PictureExamples
+from ..data.framing import Framing
+from ..data.paired import Paired
+from ..data.records import Records, pictures_in, read_folder
+from ..latent import TextToImage
+from ..settings import at_least, told
+from ..streams import Streams
+from ..trainables import ATTENTION, TEXT_ATTENTION, LowRank, Trainable, Whole
+from ..trainer import Trainer
+from .common import ModelSettings, pipeline, rate_of, run_of, words_of
+
+
+@dataclass
+class DreamBoothSettings(ModelSettings):
+    """Settings of both recipes."""
+
+    output_dir: str = told("text-inversion-model", "folder for checkpoints, the log and the result")
+    learning_rate: float = told(5e-6, "of the optimizer, after the warm-up")
+    instance_data_dir: str | None = told(None, "folder of pictures of the subject")
+    instance_prompt: str | None = told(None, "what they show, with a rare word for the subject")
+    class_data_dir: str | None = told(None, "folder of pictures of its class; those that are missing are drawn into it")
+    class_prompt: str | None = told(None, "what these show")
+    with_prior_preservation: bool = told(False, "keep what the model knows of the class")
+    prior_loss_weight: float = told(1.0, "share of the class's pictures in the loss")
+    num_class_images: int = told(100, "how many pictures of the class there should be")
+    sample_batch_size: int = told(4, "pictures of the class that are drawn at a time")
+    train_text_encoder: bool = told(False, "train the text encoder too")
+    resolution: int = told(512, "height and width in pixels")
+    center_crop: bool = told(False, "crop the middle instead of a random place")
+    random_flip: bool = told(False, "mirror half of the pictures")
+
+    def check(self) -> None:
+        """Raise InputError or ConfigError for all that can be known before anything is loaded."""
+        super().check()
+        for name in ("resolution", "num_class_images", "sample_batch_size"):
+            at_least(self, name, 1)
+        at_least(self, "prior_loss_weight", 0)
+        for name in ("instance_data_dir", "instance_prompt"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is missing.")
+        for name in ("class_data_dir", "class_prompt"):
+            given = getattr(self, name)
+            if self.with_prior_preservation and not given:
+                raise ConfigError(f"{name} is missing: with_prior_preservation needs it.")
+            if given and not self.with_prior_preservation:
+                raise ConfigError(f"{name} has no effect without with_prior_preservation.")
+        read_folder(str(self.instance_data_dir)).checked("image")
+
+    def examples(self, records: Records, prompt: str | None, pipe: Any) -> PictureExamples:
+        """Return the examples of pictures that all show what a prompt says."""
+        framing = Framing(self.resolution, self.resolution, self.center_crop, self.random_flip)
+        return PictureExamples(records, framing, captions=Captions(words_of(pipe.tokenizer), fixed=prompt))
+
+
+@dataclass
+class FullSettings(DreamBoothSettings):
+    """Settings of train_dreambooth."""
+
+
+@dataclass
+class LoraSettings(DreamBoothSettings):
+    """Settings of train_dreambooth_lora."""
+
+    output_dir: str = told("lora-dreambooth-model", "folder for checkpoints, the log and the result")
+    learning_rate: float = told(5e-4, "of the optimizer, after the warm-up")
+    rank: int = told(4, "rank of the update matrices")
+    lora_alpha: float | None = told(None, "the update is scaled by alpha / rank; the rank if unset")
+
+
+def draw_class(settings: DreamBoothSettings, pipe: Any) -> Records:
+    """Return the pictures of the class, after drawing those that are missing."""
+    folder = Path(str(settings.class_data_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    there = len(pictures_in(folder))
+    streams = Streams(settings.seed or 0)
+    with progress_bar(total=max(settings.num_class_images - there, 0), desc="Class pictures") as bar:
+        while there < settings.num_class_images:
+            count = min(settings.sample_batch_size, settings.num_class_images - there)
+            seeds = [streams.number("class picture", there + k) for k in range(count)]
+            for k, picture in enumerate(pipe([str(settings.class_prompt)] * count, seed=seeds).images):
+                picture.save(folder / f"class-{there + k:05d}.png")
+            there += count
+            bar.update(count)
+    return read_folder(folder).checked("image")
+
+
+def trainer(settings: DreamBoothSettings, pipe: Any, parts: list[Trainable]) -> Trainer:
+    """Return the trainer of parts of a pipeline."""
+    from accelerate import PartialState
+
+    subject = settings.examples(read_folder(str(settings.instance_data_dir)), settings.instance_prompt, pipe)
+    data: Any = subject
+    if settings.with_prior_preservation:
+        prior = settings.examples(read_folder(str(settings.class_data_dir)), settings.class_prompt, pipe)
+        data = Paired(subject, prior, settings.prior_loss_weight)
+    if settings.gradient_checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+        if settings.train_text_encoder:
+            pipe.text_encoder.gradient_checkpointing_enable()
+    processes = PartialState().num_processes
+    task = TextToImage(
+        pipe, settings.denoiser(pipe.scheduler), parts, learning_rate=rate_of(settings, processes)
+    )  # fmt: skip
+    return Trainer(task, data, run_of(settings, len(subject), processes=processes))
+
+
+def prepared(settings: DreamBoothSettings) -> Any:
+    """Return the pipeline to begin with, after the pictures of the class were drawn with it."""
+    from accelerate import PartialState
+
+    settings.check()
+    pipe = pipeline(settings)
+    if settings.with_prior_preservation:
+        with PartialState().main_process_first():
+            pipe.to(PartialState().device)
+            draw_class(settings, pipe)
+            pipe.to("cpu")
+    return pipe
+
+
+def train_full(settings: FullSettings) -> Path:
+    """Train the UNet, and the text encoder if asked, and return the folder of the pipeline with them.
+
+    Raises:
+        ConfigError, InputError: for settings and pictures that cannot be used, before a model is loaded.
+    """
+    pipe = prepared(settings)
+    parts: list[Trainable] = [Whole("unet", pipe.unet)]
+    if settings.train_text_encoder:
+        parts.append(Whole("text_encoder", pipe.text_encoder))
+    run = trainer(settings, pipe, parts)
+    run.fit()
+    folder = Path(settings.output_dir)
+    if run.main:
+        pipe.save_pretrained(folder)
+        settings.save(folder)
+    return folder
+
+
+def train_lora(settings: LoraSettings) -> Path:
+    """Train a LoRA in the UNet, and in the text encoder if asked, and return the folder that holds it.
+
+    Raises:
+        ConfigError, InputError: for settings and pictures that cannot be used, before a model is loaded.
+    """
+    pipe = prepared(settings)
+    networks = {"unet": pipe.unet, **({"text_encoder": pipe.text_encoder} if settings.train_text_encoder else {})}
+    targets = {"unet": ATTENTION, "text_encoder": TEXT_ATTENTION}
+    part = LowRank(networks, targets, rank=settings.rank, alpha=settings.lora_alpha, seed=settings.seed or 0)
+    run = trainer(settings, pipe, [part])
+    run.fit()
+    folder = Path(settings.output_dir)
+    if run.main:
+        part.save(folder)
+        settings.save(folder)
+    return folder

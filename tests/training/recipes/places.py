@@ -1,0 +1,41 @@
+"""A tiny pipeline and a few pictures on the disk, for the tests of recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import langevin
+from langevin.training.settings import parse
+from tests.pipelines import tiny
+
+FLAGS = ("--resolution=16", "--train_batch_size=2", "--max_train_steps=4", "--lr_warmup_steps=0", "--seed=0")
+
+
+def model(folder: Path) -> Path:
+    """Write a tiny Stable Diffusion pipeline and return its folder."""
+    pipe = langevin.StableDiffusionPipeline(
+        **tiny.networks(langevin),
+        text_encoder=tiny.text_encoder(),
+        tokenizer=tiny.tokenizer(folder / "words"),
+        scheduler=tiny.scheduler(langevin, "DDIMScheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def pictures(folder: Path, count: int = 5) -> Path:
+    """Write pictures with captions beside them and return their folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(count):
+        tiny.picture(k, (20, 24)).save(folder / f"{k}.png")
+        (folder / f"{k}.txt").write_text(f"a cat {k}")
+    return folder
+
+
+def trained(recipe, words: list[str], *flags: str) -> Path:
+    """Train a recipe (settings, function) with flags and return the folder of the result."""
+    settings, train = recipe
+    return train(parse(settings, [*words, *FLAGS, *flags], name="train"))
