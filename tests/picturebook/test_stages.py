@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -96,6 +97,18 @@ def test_a_cache_of_another_size_is_made_anew(tmp_path) -> None:
     for count in (3, 3, 5):
         assert cached(tmp_path / "numbers.npy", (count, 1), 2, compute).flatten().tolist() == list(range(count))
     assert made == [[0, 1], [2], [0, 1], [2, 3], [4]]
+
+
+def test_the_training_set_is_drawn_once_and_anew_when_more_is_asked(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(data, "_CHUNK", 3)
+    monkeypatch.setattr(data, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    drawn = data.load(tmp_path / "data", 4)
+    assert len(drawn) == len(drawn.pictures) == len(drawn.facts) == 6 and len(drawn.captions[0]) == data.CAPTIONS
+    assert sorted(os.listdir(tmp_path / "data")) == ["captions.txt", "facts.npy", "pictures.npy"]
+    made = (tmp_path / "data" / "facts.npy").stat().st_mtime_ns
+    assert len(data.load(tmp_path / "data", 6)) == 6 and (tmp_path / "data" / "facts.npy").stat().st_mtime_ns == made
+    more = data.load(tmp_path / "data", 7)
+    assert len(more) == 9 and np.array_equal(more.pictures[:6], drawn.pictures) and more.captions[:6] == drawn.captions
 
 
 @pytest.mark.parametrize("stage", ["style", "word"])
