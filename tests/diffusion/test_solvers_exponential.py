@@ -271,3 +271,14 @@ def test_no_more_is_remembered_than_a_step_combines(order: int) -> None:
     for solver in (DPMMultistep(order), DPMSinglestep(order), UniPC(order), SASolver(order, order)):
         rows = solver.rows(grid)
         assert max(len(row.keep) for row in rows) == max(len(row.outputs) for row in rows) - 1, solver
+
+
+@pytest.mark.parametrize("wants", ["x0", "eps"])
+def test_a_step_to_clean_data_adds_no_noise(wants: str) -> None:
+    start, before = preserving(500, 1.7), preserving(700, 4.0)
+    for tau in (0.0, 1.0):
+        k, outputs, noise = exponential(start, preserving(-1, 0.0), [start, before], wants=wants, tau=tau)
+        assert noise == 0.0 and outputs[1:] == (0.0,)
+        data, eps = 0.3, -1.1
+        x = start.alpha * data + start.sigma * eps
+        assert math.isclose(k * x + outputs[0] * (data if wants == "x0" else eps), data, rel_tol=1e-12)

@@ -17,7 +17,7 @@ from ..grid import Grid
 from ..rows import Row
 
 
-def added(long: tuple[float, ...], short: tuple[float, ...], factor: float = 1.0) -> tuple[float, ...]:
+def added(long: tuple[float, ...], short: tuple[float, ...], factor: float) -> tuple[float, ...]:
     """Return long + factor * short, the missing entries of either being 0."""
     size = max(len(long), len(short))
     pairs = zip(long + (0.0,) * (size - len(long)), short + (0.0,) * (size - len(short)), strict=True)
