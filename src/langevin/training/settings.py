@@ -12,11 +12,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ..core.errors import ConfigError, InputError, check_known, did_you_mean
+from ..core.errors import ConfigError, InputError, check_choice, check_known
 from ..core.files import atomic_write
+from ..core.imports import is_available
 from ..optimization.learning_rates import SchedulerType
 
 S = TypeVar("S", bound="Settings")
+TRACKERS = ("tensorboard", "wandb")
 SCHEDULES = tuple(member.value for member in SchedulerType)
 
 
@@ -57,8 +59,8 @@ class Settings:
     checkpoints_total_limit: int | None = told(None, "how many checkpoints are kept")
     resume_from_checkpoint: str | None = told(None, "name of a checkpoint in output_dir, or latest")
     on_nonfinite: Literal["stop", "skip"] = told("stop", "what happens when a loss is NaN or infinity")
-    report_to: str = told("tensorboard", "tensorboard, wandb, all or none")
-    logging_dir: str = told("logs", "folder of the trackers' files, in output_dir")
+    report_to: str | None = told(None, "tensorboard, wandb, all or none; tensorboard if unset and installed")
+    logging_dir: str = told("logs", "folder of tensorboard's files, in output_dir")
     tracker_project_name: str | None = told(None, "project of the trackers; the recipe's name if unset")
     push_to_hub: bool = told(False, "upload the result")
     hub_token: str | None = told(None, "for the upload; that of `hf auth login` if unset")
@@ -75,10 +77,21 @@ class Settings:
             at_least(self, name, 0)
         for name in ("learning_rate", "adam_weight_decay", "adam_epsilon"):
             at_least(self, name, 0.0)
-        if self.lr_scheduler not in SCHEDULES:
-            raise InputError(f"lr_scheduler is {self.lr_scheduler!r}{did_you_mean(self.lr_scheduler, SCHEDULES)}")
+        check_choice("lr_scheduler", self.lr_scheduler, SCHEDULES)
+        self.trackers()
         if self.push_to_hub and self.report_to == "wandb" and self.hub_token:
             raise ConfigError("hub_token would be shown by Weights & Biases; log in with `hf auth login` instead.")
+
+    def trackers(self) -> tuple[str, ...]:
+        """Return who is told of the run.
+
+        Raises:
+            InputError: for an unknown name.
+        """
+        if self.report_to is None:
+            return TRACKERS[:1] if is_available(TRACKERS[0]) else ()
+        check_choice("report_to", self.report_to, [*TRACKERS, "all", "none"])
+        return {"all": TRACKERS, "none": ()}.get(self.report_to, (self.report_to,))
 
     def save(self, folder: Path) -> None:
         """Write the settings beside the results, without what is secret."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -107,6 +108,9 @@ class Run:
         on_nonfinite: "stop" raises when a loss is not finite, "skip" leaves the step out and says so.
         workers: processes that prepare batches.
         log_every: optimizer steps between two readings of the losses.
+        trackers: "tensorboard", "wandb" or others that accelerate knows, which get the figures and previews too.
+        project: what the trackers call the run.
+        settings: what they show beside it.
     """
 
     folder: Path
@@ -127,6 +131,9 @@ class Run:
     on_nonfinite: str = "stop"
     workers: int = 0
     log_every: int = 10
+    trackers: tuple[str, ...] = ()
+    project: str = "training"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_choice("on_nonfinite", self.on_nonfinite, POLICIES)
@@ -142,8 +149,10 @@ class Run:
 class Trainer:
     """Trains a task.
 
-    Args:
+    Attributes:
         watch: called after every optimizer step with the trainer, such as for previews.
+        order: which examples are seen when.
+        step: optimizer steps that were done.
     """
 
     def __init__(
@@ -151,7 +160,7 @@ class Trainer:
     ) -> None:
         if not len(data):
             raise InputError("There are no examples to train on.")
-        self.task, self.data, self.run, self.watch = task, data, run, tuple(watch)
+        self.task, self.data, self.run, self.watch = task, data, run, list(watch)
         self.accelerator = accelerator(run)
         self.main = self.accelerator.is_main_process
         self.step = 0
@@ -189,6 +198,9 @@ class Trainer:
         if self.main:
             checkpoints.sweep(self.run.folder)
         self._prepare()
+        if self.run.trackers:
+            plain = {name: v for name, v in self.run.settings.items() if isinstance(v, (bool, int, float, str))}
+            self.accelerator.init_trackers(self.run.project, plain)
         if self.found is not None:
             self._resume(self.found)
         self.log.cut(self.step)
@@ -204,6 +216,7 @@ class Trainer:
                 if self.run.checkpoint_every and self.step % self.run.checkpoint_every == 0:
                     self.checkpoint()
         self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
 
     def _prepare(self) -> None:
         """Hand networks and optimizer to accelerate, and the rest of the task to the device."""
@@ -302,7 +315,24 @@ class Trainer:
                     module="loss",
                     step=point["step"],
                 )
+        for point in points if self.run.trackers else ():
+            self.accelerator.log({name: value for name, value in point.items() if name != "step"}, step=point["step"])
         return points[-1]["loss"] if points else math.nan
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Context in which the networks hold the average of their weights, if there is one."""
+        with self.average.applied() if self.average is not None else nullcontext():
+            yield
+
+    def show(self, name: str, picture: Any) -> None:
+        """Hand a PIL picture to the trackers that take pictures."""
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.add_image(name, np.asarray(picture), self.step, dataformats="HWC")
+            elif tracker.name == "wandb":
+                wandb = require("wandb", why="The tracker wandb")
+                tracker.log({name: wandb.Image(picture)}, step=self.step)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -414,7 +444,15 @@ def accelerator(run: Run) -> Any:
     from accelerate.utils import GradientAccumulationPlugin
 
     plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
-    return Accelerator(mixed_precision=run.mixed_precision, gradient_accumulation_plugin=plugin)
+    packages = {"tensorboard": "training", "wandb": None}
+    for name in run.trackers:
+        require(name, why=f"The tracker {name}", extra=packages.get(name))
+    return Accelerator(
+        mixed_precision=run.mixed_precision,
+        gradient_accumulation_plugin=plugin,
+        log_with=list(run.trackers) or None,
+        project_dir=run.folder / "logs",
+    )
 
 
 def trained(task: Task) -> list[nn.Parameter]:

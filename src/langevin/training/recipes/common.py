@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from ...core.errors import ConfigError, InputError
+from ...core.push import upload
 from ...diffusion.objective import Noising, Objective
 from ..average import Decay
 from ..data.framing import Framing
 from ..data.records import Records, read_folder, read_hub
 from ..denoising import Denoiser
 from ..optimizers import optimizer
+from ..previews import Preview
 from ..settings import Settings, at_least, told
 from ..streams import Order, Streams
 from ..trainer import Run
@@ -58,6 +62,30 @@ class ModelSettings(Settings):
     def denoiser(self, scheduler: Any) -> Denoiser:
         """Return the cost of a prediction at the scheduler's training levels."""
         return Denoiser(Noising.of(scheduler.process), self.objective(scheduler))
+
+
+@dataclass
+class PreviewSettings(Settings):
+    """Settings of recipes that draw pictures on the way."""
+
+    validation_prompt: str | None = told(None, "draw this on the way; several prompts stand between |")
+    num_validation_images: int = told(4, "pictures per prompt")
+    validation_steps: int = told(100, "optimizer steps between two looks")
+    validation_epochs: int | None = told(None, "epochs between two looks, in place of validation_steps")
+
+    def check(self) -> None:
+        """Raise InputError or ConfigError for all that can be known before anything is loaded."""
+        super().check()
+        for name in ("num_validation_images", "validation_steps", "validation_epochs"):
+            at_least(self, name, 1)
+
+    def watch(self, pipe: Any, order: Order) -> list[Preview]:
+        """Return what looks at a run."""
+        if not self.validation_prompt:
+            return []
+        every = self.validation_steps if self.validation_epochs is None else order.steps(self.validation_epochs)
+        prompts = [prompt.strip() for prompt in self.validation_prompt.split("|")]
+        return [Preview(pipe, prompts, count=self.num_validation_images, every=every)]
 
 
 @dataclass
@@ -138,6 +166,9 @@ def run_of(settings: Settings, examples: int, *, processes: int = 1, average: De
         resume=settings.resume_from_checkpoint,
         on_nonfinite=settings.on_nonfinite,
         workers=settings.dataloader_num_workers,
+        trackers=settings.trackers(),
+        project=settings.tracker_project_name or Path(settings.output_dir).resolve().name,
+        settings=asdict(settings),
     )
 
 
@@ -174,6 +205,27 @@ def pipeline(settings: ModelSettings) -> Any:
     if lacking or getattr(pipe, "text_encoder_2", None) is not None:
         what = f"has no {lacking[0]}" if lacking else "has two text encoders: use the recipe for Stable Diffusion XL"
         raise ConfigError(f"{settings.pretrained_model_name_or_path} cannot be trained by this recipe: it {what}.")
+    if settings.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
     if settings.enable_xformers_memory_efficient_attention:
         pipe.enable_xformers_memory_efficient_attention()
     return pipe
+
+
+def finish(settings: Settings, write: Callable[[Path], None]) -> Path:
+    """Write what was trained and its settings into the output folder, upload it if asked, and return the folder.
+
+    Raises:
+        InputError: when the hub refuses.
+    """
+    folder = Path(settings.output_dir)
+    write(folder)
+    settings.save(folder)
+    if settings.push_to_hub:
+        with TemporaryDirectory() as parent:
+            clean = Path(parent) / folder.resolve().name
+            write(clean)
+            settings.save(clean)
+            repo_id = settings.hub_model_id or folder.resolve().name
+            upload(clean, {"repo_id": repo_id, "token": settings.hub_token}, what="what was trained")
+    return folder

@@ -21,11 +21,11 @@ from ..settings import at_least, told
 from ..streams import Streams
 from ..trainables import ATTENTION, TEXT_ATTENTION, LowRank, Trainable, Whole
 from ..trainer import Trainer
-from .common import ModelSettings, pipeline, rate_of, run_of, words_of
+from .common import ModelSettings, PreviewSettings, finish, pipeline, rate_of, run_of, words_of
 
 
 @dataclass
-class DreamBoothSettings(ModelSettings):
+class DreamBoothSettings(ModelSettings, PreviewSettings):
     """Settings of both recipes."""
 
     output_dir: str = told("text-inversion-model", "folder for checkpoints, the log and the result")
@@ -115,7 +115,9 @@ def trainer(settings: DreamBoothSettings, pipe: Any, parts: list[Trainable]) -> 
     task = TextToImage(
         pipe, settings.denoiser(pipe.scheduler), parts, learning_rate=rate_of(settings, processes)
     )  # fmt: skip
-    return Trainer(task, data, run_of(settings, len(subject), processes=processes))
+    run = Trainer(task, data, run_of(settings, len(subject), processes=processes))
+    run.watch += settings.watch(pipe, run.order)
+    return run
 
 
 def prepared(settings: DreamBoothSettings) -> Any:
@@ -144,11 +146,7 @@ def train_full(settings: FullSettings) -> Path:
         parts.append(Whole("text_encoder", pipe.text_encoder))
     run = trainer(settings, pipe, parts)
     run.fit()
-    folder = Path(settings.output_dir)
-    if run.main:
-        pipe.save_pretrained(folder)
-        settings.save(folder)
-    return folder
+    return finish(settings, pipe.save_pretrained) if run.main else Path(settings.output_dir)
 
 
 def train_lora(settings: LoraSettings) -> Path:
@@ -163,8 +161,4 @@ def train_lora(settings: LoraSettings) -> Path:
     part = LowRank(networks, targets, rank=settings.rank, alpha=settings.lora_alpha, seed=settings.seed or 0)
     run = trainer(settings, pipe, [part])
     run.fit()
-    folder = Path(settings.output_dir)
-    if run.main:
-        part.save(folder)
-        settings.save(folder)
-    return folder
+    return finish(settings, part.save) if run.main else Path(settings.output_dir)

@@ -12,11 +12,11 @@ from ..latent import TextToImage
 from ..settings import told
 from ..trainables import ATTENTION, LowRank, Trainable, Whole
 from ..trainer import Trainer
-from .common import ModelSettings, PictureSettings, pipeline, rate_of, run_of, words_of
+from .common import ModelSettings, PictureSettings, PreviewSettings, finish, pipeline, rate_of, run_of, words_of
 
 
 @dataclass
-class TextToImageSettings(ModelSettings, PictureSettings):
+class TextToImageSettings(ModelSettings, PictureSettings, PreviewSettings):
     """Settings of both recipes."""
 
     output_dir: str = told("sd-model-finetuned", "folder for checkpoints, the log and the result")
@@ -61,7 +61,9 @@ def trainer(settings: TextToImageSettings, pipe: Any, part: Trainable, *, averag
     task = TextToImage(
         pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate_of(settings, processes)
     )  # fmt: skip
-    return Trainer(task, data, run_of(settings, len(data), processes=processes, average=average))
+    run = Trainer(task, data, run_of(settings, len(data), processes=processes, average=average))
+    run.watch += settings.watch(pipe, run.order)
+    return run
 
 
 def train_lora(settings: LoraSettings) -> Path:
@@ -78,11 +80,7 @@ def train_lora(settings: LoraSettings) -> Path:
     )
     run = trainer(settings, pipe, part)
     run.fit()
-    folder = Path(settings.output_dir)
-    if run.main:
-        part.save(folder)
-        settings.save(folder)
-    return folder
+    return finish(settings, part.save) if run.main else Path(settings.output_dir)
 
 
 def train_full(settings: FullSettings) -> Path:
@@ -97,10 +95,6 @@ def train_full(settings: FullSettings) -> Path:
     average = Decay(settings.ema_decay) if settings.use_ema else None
     run = trainer(settings, pipe, Whole("unet", pipe.unet), average=average)
     run.fit()
-    folder = Path(settings.output_dir)
-    if run.main:
-        if run.average is not None:
-            run.average.put(run.average.values)
-        pipe.save_pretrained(folder)
-        settings.save(folder)
-    return folder
+    if run.average is not None:
+        run.average.put(run.average.values)
+    return finish(settings, pipe.save_pretrained) if run.main else Path(settings.output_dir)

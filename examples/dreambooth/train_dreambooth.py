@@ -1,0 +1,6 @@
+"""DreamBooth: `accelerate launch train_dreambooth.py --help` lists the flags, README.md shows runs."""
+
+from langevin.training.recipes import main
+
+if __name__ == "__main__":
+    main("dreambooth")
