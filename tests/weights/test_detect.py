@@ -104,6 +104,28 @@ def test_unknown_channels_and_widths_are_doubts() -> None:
     assert facts.pipeline is None and "16 channels" in facts.reasons[-1]
 
 
+def wide(name: str, width: int) -> Header:
+    """Return the header of a published UNet alone, with a text of another width."""
+    own = header(name, only="model.diffusion_model.").shapes
+    return Header({key: (shape[0], width) if "attn2.to_" in key else shape for key, shape in own.items()})
+
+
+@pytest.mark.parametrize(
+    "name, family",
+    [("sd-1.5", "stable_diffusion"), ("sd-2.1", "stable_diffusion_2"), ("sdxl-base", "stable_diffusion_xl")],
+)
+def test_a_text_of_no_published_width_is_a_doubt(name, family) -> None:
+    facts = facts_of(wide(name, 555))
+    assert facts.family == family and "A text 555 wide is of no published version" in facts.doubts[0]
+
+
+def test_an_autoencoder_of_videos_or_of_one_dimension_is_no_autoencoder_of_pictures() -> None:
+    own = header("sd-1.5", only="first_stage_model.").shapes
+    timed = "first_stage_model.decoder.up.0.block.0.time_stack.in_layers.0.weight"
+    assert detect(Header({**own, timed: (128,)})) is None
+    assert detect(Header({**own, "first_stage_model.decoder.conv_in.weight": (512, 4, 3)})) is None
+
+
 def test_a_file_that_is_nothing_known_says_what_it_holds() -> None:
     assert detect(Header({"encoder.weight": (1,), "head.bias": (2,)})) is None
     with pytest.raises(WeightsError, match="encoder, head"):

@@ -310,6 +310,19 @@ def test_variants_and_shards(tmp_path: Path) -> None:
     assert not found.ok and f"does not hold: {files[1]}" in found.damage[0]
 
 
+def test_folders_without_weights_or_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+    found = inspect(tmp_path)
+    assert (found.kind, found.details) == ("no weights", {"class": "UNet2DModel"})
+    assert found.damage == ("The folder holds no weights; it holds config.json.",)
+    (tmp_path / "config.json").unlink()
+    zoo.write(tmp_path / "diffusion_pytorch_model.safetensors", zoo.own("UNet2DModel"))
+    found = inspect(tmp_path)
+    assert (found.kind, found.details["class"]) == ("unet", "UNet2DModel")
+    adapter = zoo.write(tmp_path / "ip.safetensors", zoo.ip_adapter(zoo.unet(SD15)))
+    assert fit(adapter, zoo.network("AutoencoderTiny", "{}")).notes == ("The model has no UNet; it has vae.",)
+
+
 def test_folders_of_adapters(tmp_path: Path) -> None:
     zoo.write(tmp_path / "pytorch_lora_weights.safetensors", zoo.kohya(zoo.attentions(zoo.unet(SD15))))
     assert inspect(tmp_path).kind == "lora"
@@ -358,7 +371,7 @@ def test_checkpoints_and_networks_of_either_layout(tmp_path: Path) -> None:
     assert found.mismatched == (("unet.conv_in.weight", (320, 9, 3, 3), (320, 4, 3, 3)),) and not found.missing
     found = fit(other, whole)
     assert found.notes[0] == "It is made for Stable Diffusion XL, and the model is Stable Diffusion 1."
-    assert not fit(vae, own).fits and "the model has unet" in fit(vae, own).notes[0]
+    assert fit(vae, own).notes == ("The file holds vae; the model has unet.",) and not fit(vae, own).fits
     control = zoo.write(tmp_path / "control.safetensors", zoo.control(**zoo.FEW_DOWN))
     assert fit(control, whole).fits and not fit(control, other).fits
 

@@ -367,6 +367,32 @@ def test_magnitudes_take_the_shape_of_the_dialect() -> None:
     assert same(read(state, TARGETS, metadata=metadata).adapter, given)
 
 
+def test_a_configuration_keeps_what_it_said_of_its_targets() -> None:
+    given = {"lora_adapter_metadata": json.dumps({"unet.target_modules": "all-linear", "unet.use_rslora": True})}
+    _, metadata = written({"unet": adapter()["unet"]}, "peft", metadata=given)
+    config = json.loads(metadata["lora_adapter_metadata"])
+    assert config["unet.target_modules"] == "all-linear" and config["unet.use_rslora"] is False
+
+
+def test_a_network_that_is_no_component_has_no_prefix() -> None:
+    state, _ = written({"": adapter(None)["unet"]}, "peft")
+    assert all(name.startswith(ATTENTION) for name in state)
+    with pytest.raises(WeightsError, match="no prefix for 'prior'; write it as 'diffusers'"):
+        written({"prior": adapter()["unet"]}, "kohya")
+
+
+def test_magnitudes_in_every_shape_are_read() -> None:
+    stem = "unet.down_blocks.0.resnets.0.conv1"
+    for shape in ((16,), (1, 16, 1, 1), (16, 1, 1, 1)):
+        lora = halves(stem, ".lora_A.weight", ".lora_B.weight", (16, 8, 3, 3))
+        parts = read({**lora, f"{stem}.lora_magnitude_vector": tensor(*shape)}, TARGETS).adapter["unet"]
+        wanted = (16, 1) if len(shape) == 1 else (16, 1, 1, 1)
+        assert tuple(parts["down_blocks.0.resnets.0.conv1"].tensors["magnitude"].shape) == wanted
+    given = Parts("lora", {"down": tensor(4, 16), "up": tensor(16, 4), "magnitude": tensor(1, 16)})
+    with pytest.raises(WeightsError, match="no words for a magnitude of the inputs"):
+        written({"unet": {f"{ATTENTION}.to_q": given}}, "peft")
+
+
 def test_what_a_dialect_cannot_say_is_an_error() -> None:
     loha = {f"{KOHYA}.{end}": tensor(*shape) for end, shape in MORE["loha"].items()}
     with pytest.raises(WeightsError, match=r"no words for 'w1_a' of LoHa.*'kohya'"):
@@ -427,6 +453,12 @@ def test_families_are_called_as_everywhere() -> None:
     found = look({name: tensor(4, 8) for name in names})
     assert found.family == "sd3" and found.family in FAMILIES
     assert "is a layer of Stable Diffusion 3" in found.reasons[-1]
+
+
+def test_a_second_text_encoder_is_that_of_sdxl_and_dora_is_told() -> None:
+    stem = "lora_te2_text_model_encoder_layers_0_self_attn_q_proj"
+    found = look({**halves(stem, ".lora_down.weight", ".lora_up.weight"), f"{stem}.dora_scale": tensor(16, 1)})
+    assert found.family == "sdxl" and found.details["algorithms"] == ["LoRA", "DoRA"]
 
 
 def test_a_look_at_other_files() -> None:

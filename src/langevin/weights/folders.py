@@ -74,7 +74,7 @@ def _network(path: Path) -> Inspection:
     model = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
     answer = described(path, contents)
     details = {
-        "class": model,
+        "class": model or answer.details.get("class"),
         "variants": listed,
         "shards": len(shards) if len(shards) > 1 else None,
         **{name: value for name, value in answer.details.items() if name != "class"},
