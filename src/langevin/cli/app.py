@@ -212,6 +212,20 @@ def env() -> None:
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def train(
+    recipe: Annotated[str, typer.Argument(help="What is trained, such as dreambooth_lora; a wrong name lists them.")],
+    flags: Annotated[
+        list[str] | None, typer.Argument(metavar="--FLAG=VALUE ...", help="See `langevin train RECIPE --help`.")
+    ] = None,
+) -> None:
+    """Train a model, or what is added to one, on pictures."""
+    from ..training.recipes import run as trained
+
+    folder = trained(recipe.replace("-", "_"), flags or [], command=f"langevin train {recipe}")
+    typer.echo(f"Written to {folder}")
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def run(
     script: Annotated[str, typer.Argument(help="A Python script that imports diffusers; it runs as it is.")],
     arguments: Annotated[

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ..streams import Stream
-
-
-class Examples(Protocol):
-    """What is paired: see `trainer.Examples`."""
-
-    def __len__(self) -> int: ...
-
-    def example(self, number: int, stream: Stream) -> dict[str, Any]: ...
-
-    def collate(self, examples: Sequence[Any]) -> dict[str, Any]: ...
+from ..trainer import Examples
 
 
 @dataclass

@@ -56,7 +56,7 @@ def run(name: str, words: Sequence[str], *, command: str | None = None) -> Path:
     from ..settings import parse
 
     if name not in RECIPES:
-        raise InputError(f"There is no recipe {name!r}{did_you_mean(name, RECIPES)}")
+        raise InputError(f"There is no recipe {name!r}{did_you_mean(name, RECIPES)} All: {', '.join(RECIPES)}.")
     recipe = RECIPES[name]
     settings, train = recipe.loaded()
     return train(parse(settings, words, name=command or f"train_{name}.py", about=f"Trains {recipe.about}."))

@@ -1,0 +1,58 @@
+"""The commands of the documentation parse, flag by flag, for every recipe that is there."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from langevin.training.recipes import RECIPES
+from langevin.training.settings import parse
+
+BASE = "--pretrained_model_name_or_path=CompVis/stable-diffusion-v1-4 --output_dir=out"
+SUBJECT = f"{BASE} --instance_data_dir=subject --instance_prompt='a photo of sks dog' --resolution=512"
+PRIOR = "--class_data_dir=class --with_prior_preservation --prior_loss_weight=1.0 --class_prompt='a photo of dog'"
+CONSTANT = "--lr_scheduler='constant' --lr_warmup_steps=0"
+ONE = "--train_batch_size=1 --gradient_accumulation_steps=1"
+PICTURES = "--resolution=512 --center_crop --random_flip --train_batch_size=1 --gradient_accumulation_steps=4"
+LONG = "--gradient_checkpointing --mixed_precision='fp16' --max_train_steps=15000 --learning_rate=1e-05"
+COMMANDS = {
+    "dreambooth": [
+        f"{SUBJECT} {ONE} --learning_rate=5e-6 {CONSTANT} --max_train_steps=400",
+        f"{SUBJECT} {PRIOR} {ONE} --learning_rate=5e-6 {CONSTANT} --num_class_images=200 --max_train_steps=800",
+        f"{SUBJECT} {PRIOR} --train_text_encoder --train_batch_size=1 --use_8bit_adam --gradient_checkpointing "
+        f"--learning_rate=2e-6 {CONSTANT} --num_class_images=200 --max_train_steps=800",
+        f"{SUBJECT} {PRIOR} {ONE} --gradient_checkpointing --use_8bit_adam "
+        "--enable_xformers_memory_efficient_attention "
+        f"--set_grads_to_none --learning_rate=2e-6 {CONSTANT} --num_class_images=200 --max_train_steps=800",
+        f"{SUBJECT} {PRIOR} --train_batch_size=1 --sample_batch_size=1 --gradient_accumulation_steps=1 "
+        f"--gradient_checkpointing --learning_rate=5e-6 {CONSTANT} --num_class_images=200 --max_train_steps=800 "
+        "--mixed_precision=fp16 --checkpointing_steps=500 --resume_from_checkpoint='checkpoint-1500'",
+    ],
+    "dreambooth_lora": [
+        f"{SUBJECT} {ONE} --checkpointing_steps=100 --learning_rate=1e-4 --report_to='wandb' {CONSTANT} "
+        "--max_train_steps=500 --validation_prompt='A photo of sks dog in a bucket' --validation_epochs=50 --seed='0' "
+        "--push_to_hub",
+    ],
+    "text_to_image": [
+        f"{BASE} --dataset_name=lambdalabs/naruto-blip-captions --use_ema {PICTURES} {LONG} {CONSTANT} "
+        "--max_grad_norm=1",
+        f"{BASE} --train_data_dir=pictures --use_ema {PICTURES} {LONG} {CONSTANT} --push_to_hub",
+    ],
+    "text_to_image_lora": [
+        f"{BASE} --dataset_name=lambdalabs/naruto-blip-captions {PICTURES} {LONG} {CONSTANT} --report_to=wandb",
+    ],
+}
+"""Recipe -> commands of the documentation's training pages, without the launcher."""
+
+
+@pytest.mark.parametrize(("name", "words"), [(name, words) for name, lines in COMMANDS.items() for words in lines])
+def test_a_documented_command_parses(name: str, words: str) -> None:
+    settings, _ = RECIPES[name].loaded()
+    found = parse(settings, shlex.split(words), name=name)
+    said = dict(word.lstrip("-").split("=", 1) for word in shlex.split(words) if "=" in word)
+    for flag, value in said.items():
+        held = getattr(found, flag)
+        assert type(held)(value) == held if not isinstance(held, bool) else True, flag
+    bare = [word.lstrip("-") for word in shlex.split(words) if word.startswith("--") and "=" not in word]
+    assert all(getattr(found, flag) is True for flag in bare)
