@@ -167,3 +167,15 @@ def test_angles() -> None:
     assert math.isclose(level.t, 0.3) and math.isclose(level.alpha, math.cos(0.3 * math.pi / 2))
     plan = langevin.IPNDMScheduler().plan(timesteps=[1.0, 0.6, 0.2])
     assert [step.timestep for step in plan.steps] == pytest.approx([1.0, 0.6, 0.2]) and plan.grid[-1].sigma == 0
+
+
+def test_a_run_from_within_a_step_draws_the_noise_that_the_rest_leaves_room_for() -> None:
+    """From the middle by a first-order row; a fully ancestral step has its middle at its end."""
+    grid = langevin.KDPM2DiscreteScheduler().plan(4).grid
+    row = Midpoint(lambda ratio: Level(0.5, 1.0, ratio), eta=0.5).rows(grid, 1)[0]
+    a, b = row.level, row.after
+    up = 0.5 * math.sqrt(b.sigma**2 * (a.sigma**2 - b.sigma**2) / a.sigma**2)
+    assert grid[0].sigma > a.sigma > b.sigma == grid[1].sigma and math.isclose(row.noise, up, rel_tol=1e-9)
+    assert math.isclose(row.sample**2 * a.sigma**2 + up**2, b.sigma**2, rel_tol=1e-9)
+    full = langevin.KDPM2AncestralDiscreteScheduler().plan(4).part(1).rows[0]
+    assert full.level == full.after and full.noise is None and math.isclose(full.sample, 1.0)
