@@ -115,8 +115,20 @@ def check_torchrun(words: list[str]) -> None:
     check_python(["-m", *words[start + 1 :]])
 
 
+def check_accelerate(words: list[str]) -> None:
+    """A script that is there, and flags of its recipe."""
+    from langevin.training.recipes import RECIPES
+    from langevin.training.settings import parse
+
+    script = next(k for k, word in enumerate(words) if word.endswith(".py"))
+    assert words[0] == "launch" and (ROOT / words[script]).is_file(), words
+    (name,) = re.findall(r'main\("(\w+)"\)', (ROOT / words[script]).read_text(encoding="utf-8"))
+    settings, _ = RECIPES[name].loaded()
+    parse(settings, words[script + 1 :], name=name)
+
+
 CHECKS = {"make": check_make, "langevin": check_langevin, "pip": check_pip, "python": check_python}
-CHECKS["torchrun"] = check_torchrun
+CHECKS |= {"torchrun": check_torchrun, "accelerate": check_accelerate}
 
 
 @pytest.mark.parametrize("where, words", commands(), ids=lambda value: value if isinstance(value, str) else "")
