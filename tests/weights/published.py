@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
@@ -49,30 +50,47 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
 """Name of the UNet's configuration -> family of the file, and its text encoders."""
 
 
+Part = tuple[str, str]
+"""A class and its options as JSON: networks of several files are built once."""
+
+
 @cache
-def networks(name: str) -> dict[str, torch.nn.Module]:
-    """Return the networks of a published checkpoint, without values."""
+def built(part: Part) -> torch.nn.Module:
+    """Return a network without values."""
     import transformers
 
-    kinds = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+    kind, options = part[0], json.loads(part[1])
     with Hollow():
-        found: dict[str, Any] = {
-            "unet": langevin.UNet2DConditionModel(**CONDITIONAL[name]),
-            "vae": langevin.AutoencoderKL(**(UPSCALER_VAE if "upscaler" in name else VAE)),
-        }
-        for part, config in FILES[name][1].items():
-            found[part] = getattr(transformers, kinds[part])(transformers.CLIPTextConfig(**config))
-    return found
+        if not kind.startswith("CLIP"):
+            return getattr(langevin, kind)(**options)
+        return getattr(transformers, kind)(transformers.CLIPTextConfig(**options))
 
 
 @cache
+def turned(part: Part, family: str, component: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a network in a file, without values."""
+    place = next(place for place in family_named(family).places if place.component == component)
+    return dict(reverted(built(part), place).items())
+
+
+def parts(name: str) -> dict[str, Part]:
+    """Return component -> class and options of the networks of a published checkpoint."""
+    kinds = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+    vae = UPSCALER_VAE if "upscaler" in name else VAE
+    found = {"unet": ("UNet2DConditionModel", CONDITIONAL[name]), "vae": ("AutoencoderKL", vae)}
+    found |= {part: (kinds[part], config) for part, config in FILES[name][1].items()}
+    return {component: (kind, json.dumps(options)) for component, (kind, options) in found.items()}
+
+
+def networks(name: str) -> dict[str, Any]:
+    """Return the networks of a published checkpoint, without values."""
+    return {component: built(part) for component, part in parts(name).items()}
+
+
 def tensors(name: str) -> dict[str, torch.Tensor]:
     """Return the tensors of a published checkpoint's single file, without values."""
-    found: dict[str, torch.Tensor] = {}
-    for place in family_named(FILES[name][0]).places:
-        if place.component in networks(name):
-            found |= dict(reverted(networks(name)[place.component], place).items())
-    return found
+    held = ((part, FILES[name][0], component) for component, part in parts(name).items())
+    return {key: value for each in held for key, value in turned(*each).items()}
 
 
 def facts_of(header: Header) -> Facts:

@@ -232,7 +232,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert inspect(tmp_path / "empty").damage == ("The folder holds no weights. It is empty.",)
 
 
-@pytest.mark.parametrize("name", ["sd1", "sdxl", "controlnet", "taesd", "own unet", "kohya", "ip-adapter", "own vae"])
+@pytest.mark.parametrize("name", ["sd1", "sdxl-v", "controlnet", "taesd", "own unet", "kohya", "ip-adapter", "own vae"])
 def test_mutated_names_and_shapes_are_answered_and_never_raise(tmp_path: Path, name: str) -> None:
     shapes, draw = ZOO[name].shapes(), random.Random(0)
     for share in (0.02, 0.1, 0.5, 0.99):
