@@ -34,6 +34,15 @@ COMMANDS = {
         "--max_train_steps=500 --validation_prompt='A photo of sks dog in a bucket' --validation_epochs=50 --seed='0' "
         "--push_to_hub",
     ],
+    "textual_inversion": [
+        f"{BASE} --train_data_dir=cat --learnable_property='object' --placeholder_token='<cat-toy>' "
+        "--initializer_token='toy' --resolution=512 --train_batch_size=1 --gradient_accumulation_steps=4 "
+        f"--max_train_steps=3000 --learning_rate=5.0e-04 --scale_lr {CONSTANT} --push_to_hub",
+        f"{BASE} --train_data_dir=cat --placeholder_token='<cat-toy>' --initializer_token='toy' --num_vectors=5 "
+        "--validation_prompt='A <cat-toy> backpack' --num_validation_images=4 --validation_steps=100 "
+        "--checkpointing_steps=500 --resume_from_checkpoint='checkpoint-1500' "
+        "--enable_xformers_memory_efficient_attention",
+    ],
     "text_to_image": [
         f"{BASE} --dataset_name=lambdalabs/naruto-blip-captions --use_ema {PICTURES} {LONG} {CONSTANT} "
         "--max_grad_norm=1",

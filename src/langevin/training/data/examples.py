@@ -25,14 +25,14 @@ class Captions:
     Attributes:
         words: reads texts as tokens.
         column: of the caption; a list of captions there means that one of them is drawn.
-        fixed: the caption of every example instead.
+        fixed: the caption of every example instead, or several of which one is drawn.
         dropout: the chance that an example is seen without its caption.
         shuffle: shuffle the parts between commas, as tags are.
     """
 
     words: Words
     column: str = "text"
-    fixed: str | None = None
+    fixed: str | Sequence[str] | None = None
     dropout: float = 0.0
     shuffle: bool = False
 

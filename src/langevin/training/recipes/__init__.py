@@ -37,6 +37,7 @@ class Recipe:
 RECIPES = {
     "dreambooth": Recipe("dreambooth", "FullSettings", "train_full", "a subject from a few pictures"),
     "dreambooth_lora": Recipe("dreambooth", "LoraSettings", "train_lora", "a subject as a LoRA"),
+    "textual_inversion": Recipe("textual_inversion", "WordSettings", "train", "a new word from a few pictures"),
     "text_to_image": Recipe("text_to_image", "FullSettings", "train_full", "pictures with captions"),
     "text_to_image_lora": Recipe("text_to_image", "LoraSettings", "train_lora", "pictures with captions, as a LoRA"),
 }
@@ -65,7 +66,7 @@ def run(name: str, words: Sequence[str], *, command: str | None = None) -> Path:
 def main(name: str) -> None:
     """Run a recipe as a script: what is wrong is said in one line, and the exit status is 2."""
     try:
-        print(f"Written to {run(name, sys.argv[1:])}")
+        print(f"Written to {run(name, sys.argv[1:], command=Path(sys.argv[0]).name)}")
     except LangevinError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -14,6 +14,7 @@ import torch
 from ...core.errors import ConfigError, InputError
 from ...core.push import upload
 from ...diffusion.objective import Noising, Objective
+from ...prompts import expand_words
 from ..average import Decay
 from ..data.framing import Framing
 from ..data.records import Records, read_folder, read_hub
@@ -184,6 +185,7 @@ def words_of(tokenizer: Any) -> Any:
 
     def words(text: str) -> torch.Tensor:
         length = tokenizer.model_max_length
+        text = expand_words(text, tokenizer)
         read = tokenizer(text, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         return read.input_ids[0]
 
