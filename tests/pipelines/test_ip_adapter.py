@@ -138,6 +138,13 @@ def test_loads_that_fail_change_nothing(fresh, repository, names, error, words) 
     assert fresh.image_encoder is None and fresh.unet.encoder_hid_proj is None
 
 
+def test_a_local_path_that_is_not_there_names_its_neighbour(seeing, repository) -> None:
+    with pytest.raises(InputError, match=r"modles does not exist; did you mean 'models'"):
+        seeing.load_ip_adapter(f"{repository}/modles")
+    with pytest.raises(InputError, match=r"weight_name.*says which file of h94/IP-Adapter"):
+        seeing.load_ip_adapter("h94/IP-Adapter")
+
+
 def test_pipelines_without_picture_prompts_say_so(fresh) -> None:
     parts = {**fresh.components, "depth_estimator": None, "feature_extractor": None}
     known = tiny.constructor(langevin.StableDiffusionDepth2ImgPipeline)

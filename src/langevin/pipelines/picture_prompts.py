@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..adapters import ip_adapter as adapters
 from ..core.errors import ConfigError, InputError, check_known
-from ..core.files import is_local, resolve_file, resolve_folder, safe_join
+from ..core.files import is_local, missing, resolve_file, resolve_folder, safe_join
 from ..core.hub import HUB_OPTIONS
 from ..core.imports import require
 from ..core.logging import get_logger
@@ -223,6 +223,8 @@ def fetch(source: Source, folder: str | None, name: str | None, hub: Mapping[str
         return parse(source)
     path = Path(source).expanduser()
     if name is None and not path.is_file():
+        if is_local(source) and not path.exists():
+            raise missing(path)
         inside = safe_join(path, folder) if folder else path
         files = sorted(file.name for file in inside.glob("*") if file.suffix in (".bin", ".safetensors"))
         if len(files) != 1:
