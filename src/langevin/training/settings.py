@@ -1,7 +1,8 @@
 """The settings of a recipe: a dataclass whose fields are the documented flags, read from a command line.
 
 A field's name is the flag, its type decides how the flag is read, its `help` what is shown. A recipe's own class adds
-its fields to those that it shares, and every field can be set from Python as well.
+its fields to those that it shares, and every field can be set from Python as well. A recipe that calls a shared setting
+by another name declares it again with `init=False`, which takes the flag away.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Settings:
     push_to_hub: bool = told(False, "upload the result")
     hub_token: str | None = told(None, "for the upload; that of `hf auth login` if unset")
     hub_model_id: str | None = told(None, "repository of the upload; the name of output_dir if unset")
+    cache_dir: str | None = told(None, "folder for what is downloaded")
     local_rank: int = told(-1, "documented; accelerate and torchrun tell the rank through the environment")
 
     def check(self) -> None:
@@ -78,8 +80,7 @@ class Settings:
         for name in ("learning_rate", "adam_weight_decay", "adam_epsilon"):
             at_least(self, name, 0.0)
         check_choice("lr_scheduler", self.lr_scheduler, SCHEDULES)
-        self.trackers()
-        if self.push_to_hub and self.report_to == "wandb" and self.hub_token:
+        if "wandb" in self.trackers() and self.push_to_hub and self.hub_token:
             raise ConfigError("hub_token would be shown by Weights & Biases; log in with `hf auth login` instead.")
 
     def trackers(self) -> tuple[str, ...]:
@@ -88,15 +89,24 @@ class Settings:
         Raises:
             InputError: for an unknown name.
         """
-        if self.report_to is None:
-            return TRACKERS[:1] if is_available(TRACKERS[0]) else ()
-        check_choice("report_to", self.report_to, [*TRACKERS, "all", "none"])
-        return {"all": TRACKERS, "none": ()}.get(self.report_to, (self.report_to,))
+        return trackers_of("report_to", self.report_to)
 
     def save(self, folder: Path) -> None:
         """Write the settings beside the results, without what is secret."""
         values = {name: value for name, value in asdict(self).items() if name != "hub_token"}
         atomic_write(folder / "settings.json", json.dumps(values, indent=1))
+
+
+def trackers_of(flag: str, value: str | None) -> tuple[str, ...]:
+    """Return the trackers that a flag names.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    if value is None:
+        return TRACKERS[:1] if is_available(TRACKERS[0]) else ()
+    check_choice(flag, value, [*TRACKERS, "all", "none"])
+    return {"all": TRACKERS, "none": ()}.get(value, (value,))
 
 
 def at_least(settings: Settings, name: str, low: float) -> None:
@@ -123,7 +133,7 @@ def parse(cls: type[S], words: Sequence[str], *, name: str, about: str = "") -> 
     parser = HfArgumentParser(cls, prog=name, description=about, allow_abbrev=False)  # type: ignore[arg-type]
     settings, rest = parser.parse_args_into_dataclasses(list(words), return_remaining_strings=True)
     flags = [word.split("=", 1)[0].lstrip("-") for word in rest if word.startswith("-")]
-    check_known(name, flags, [part.name for part in fields(cls)])
+    check_known(name, flags, [part.name for part in fields(cls) if part.init])
     if rest:
         raise ConfigError(f"{name} does not know what to do with {rest[0]!r}; every value follows its flag.")
     return settings

@@ -7,6 +7,7 @@ number of processes, workers and accumulated batches, and for a run that was res
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
@@ -45,6 +46,14 @@ class Streams:
 
     def _at(self, position: int, what: str) -> torch.Generator:
         return self.stream(what, position)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Context in which torch's own generator on the CPU, which fills new layers, begins at a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from ..adapters import lora
 from ..adapters.files import open_source
 from ..adapters.networks import add_fresh
+from .streams import seeded
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """What the layers of a network's attentions are called that a LoRA changes."""
@@ -87,8 +87,7 @@ class LowRank:
         seed: int = 0,
     ) -> None:
         self.networks = networks
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             for name, network in networks.items():
                 network.requires_grad_(False)
                 config = {"r": rank, "lora_alpha": rank if alpha is None else alpha, "target_modules": targets[name]}

@@ -33,7 +33,6 @@ class ModelSettings(Settings):
     pretrained_model_name_or_path: str | None = told(None, "folder or hub repository of the pipeline to begin with")
     revision: str | None = told(None, "branch, tag or commit of that repository")
     variant: str | None = told(None, "variant of its weight files, such as fp16")
-    cache_dir: str | None = told(None, "folder for what is downloaded")
     prediction_type: str | None = told(None, "epsilon or v_prediction; the scheduler's own if unset")
     snr_gamma: float | None = told(None, "weigh losses by min-SNR with this bound; 5 is its authors' choice")
     noise_offset: float = told(0.0, "share of noise that is the same over a whole channel")
@@ -86,7 +85,9 @@ class PreviewSettings(Settings):
             return []
         every = self.validation_steps if self.validation_epochs is None else order.steps(self.validation_epochs)
         prompts = [prompt.strip() for prompt in self.validation_prompt.split("|")]
-        return [Preview(pipe, prompts, count=self.num_validation_images, every=every)]
+        count = self.num_validation_images
+        rows = [{"prompt": prompt, "num_images_per_prompt": count} for prompt in prompts]
+        return [Preview(pipe, rows, count=count, every=every)]
 
 
 @dataclass
@@ -126,7 +127,7 @@ class PictureSettings(Settings):
         if self.train_data_dir is not None:
             found = read_folder(self.train_data_dir)
         else:
-            found = read_hub(str(self.dataset_name), self.dataset_config_name)
+            found = read_hub(str(self.dataset_name), self.dataset_config_name, cache_dir=self.cache_dir)
         found = found.checked(*columns)
         if self.max_train_samples is not None:
             found = Records(found.where, found.rows[: self.max_train_samples])
@@ -229,5 +230,5 @@ def finish(settings: Settings, write: Callable[[Path], None]) -> Path:
             write(clean)
             settings.save(clean)
             repo_id = settings.hub_model_id or folder.resolve().name
-            upload(clean, {"repo_id": repo_id, "token": settings.hub_token}, what="what was trained")
+            upload(clean, {"repo_id": repo_id, "token": settings.hub_token})
     return folder
