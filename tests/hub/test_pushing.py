@@ -223,4 +223,7 @@ def test_options_are_checked_before_anything_is_written(hub, sd_folder, tmp_path
         pipe.scheduler.save_config(tmp_path / "y", **push)
     with pytest.raises(InputError, match=r"license='mit' is for the model card.*; a subfolder gets none"):
         pipe.save_pretrained(tmp_path / "y", subfolder="part", **push)
-    assert hub.repositories == {}
+    for thing, what in ((pipe.unet, "a UNet2DConditionModel"), (pipe.scheduler, f"a {type(pipe.scheduler).__name__}")):
+        with pytest.raises(InputError, match=rf"license='mit' is for the model card.*; {what} gets none"):
+            thing.save_pretrained(tmp_path / "y", **push)
+    assert not (tmp_path / "y").exists() and hub.repositories == {}

@@ -212,8 +212,8 @@ class ConfigMixin:
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **hub: Any) -> None:
         """Write the configuration file into `save_directory`, atomically; `hub` are the options of an upload."""
         assert self.config_name is not None
-        check_push(f"{type(self).__name__}.save_config", hub, (), push_to_hub)
+        check_push(f"{type(self).__name__}.save_config", hub, (), push_to_hub, cardless="a configuration file")
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         atomic_write(Path(save_directory) / self.config_name, self.to_json_string())
         if push_to_hub:
-            upload(save_directory, hub, what="a configuration file")
+            upload(save_directory, hub)

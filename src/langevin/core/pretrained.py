@@ -32,7 +32,7 @@ class PretrainedConfig(PushToHubMixin, ConfigMixin):
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write the configuration file into `save_directory`, and upload it with `push_to_hub` and its options."""
-        check_push(f"{type(self).__name__}.save_pretrained", kwargs, (), push_to_hub)
+        check_push(f"{type(self).__name__}.save_pretrained", kwargs, (), push_to_hub, cardless=self._cardless)
         self.save_config(save_directory)
         if push_to_hub:
             self._upload(save_directory, kwargs)

@@ -155,7 +155,8 @@ class ModelMixin(nn.Module, AdapterMixin, FromOriginalModelMixin, PushToHubMixin
             InputError: a size or variant that makes no sense, or a file in the folder's place.
             WeightsError: a weight without values or of a type that the format does not know.
         """
-        check_push(f"{type(self).__name__}.save_pretrained", hub, _parameters(self.save_pretrained), push_to_hub)
+        what, known = f"{type(self).__name__}.save_pretrained", _parameters(self.save_pretrained)
+        check_push(what, hub, known, push_to_hub, cardless=self._cardless)
         if not is_main_process:
             return
         save_model(

@@ -194,7 +194,7 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
             hub: with `push_to_hub` the options of an upload, such as `repo_id` and `private`; see `push_to_hub`.
         """
         options = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
-        check_push(f"{type(self).__name__}.save_pretrained", hub, options, push_to_hub)
+        check_push(f"{type(self).__name__}.save_pretrained", hub, options, push_to_hub, cardless=self._cardless)
         loading.save(self, save_directory, options)
         if push_to_hub:
             self._upload(save_directory, hub)
