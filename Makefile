@@ -42,8 +42,8 @@ generate: $(VENV)/.installed-torch  ## draw PROMPT="..." with the shipped model;
 test: $(VENV)/.installed-test  ## run the whole suite, parity with diffusers included; ARGS="-k euler" passes options on
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist=loadfile -q $(ARGS) tests
 
-parity: $(VENV)/.installed-test  ## run only the comparisons with diffusers
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist=loadfile -q -m parity $(ARGS) tests
+parity: $(VENV)/.installed-test  ## run only the comparisons with diffusers, over all combinations of schedulers' options
+	@OMP_NUM_THREADS=1 LANGEVIN_PARITY_EVERY=1 $(BIN)/python -m pytest -n $(JOBS) --dist=loadfile -q -m parity $(ARGS) tests
 
 style: $(VENV)/.installed-dev  ## rewrite the code in the house style
 	@$(BIN)/ruff check --fix $(CODE)

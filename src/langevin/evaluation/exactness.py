@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.rng import seeded
-from ..diffusion.table import noised
+from ..diffusion.process import noised
 from .convergence import distance
 from .driving import Bench
 from .lab import ONE, PICTURE, Lab, judged, unchecked

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.rng import seeded
-from ..diffusion.table import noised
+from ..diffusion.process import noised
 from .convergence import distance
 from .lab import PICTURE, Lab, judged, unchecked
 from .report import Finding

@@ -16,7 +16,8 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..diffusion.prediction import Prediction
 from ..diffusion.process import Level, Time, flow, preserving
-from ..diffusion.table import Plan, Row
+from ..diffusion.rows import Row
+from ..diffusion.table import Plan
 from .analytic import CLEAN, Known
 
 SPACES: dict[str, Callable[[Time, float], Level]] = {
