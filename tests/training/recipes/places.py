@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from pathlib import Path
+
+from safetensors.torch import load_file
 
 import langevin
 from langevin.training.settings import parse
@@ -39,3 +43,18 @@ def trained(recipe, words: list[str], *flags: str) -> Path:
     """Train a recipe (settings, function) with flags and return the folder of the result."""
     settings, train = recipe
     return train(parse(settings, [*words, *FLAGS, *flags], name="train"))
+
+
+def cut(folder: Path) -> None:
+    """Leave of a run of four steps what a kill before its second checkpoint would."""
+    shutil.rmtree(folder / "checkpoint-4")
+    (folder / "log.jsonl").write_text("".join((folder / "log.jsonl").open().readlines()[:3]))
+
+
+def digest(folder: Path) -> str:
+    """Return a hash of the result, of the last checkpoint and of the log."""
+    found = (path for path in folder.rglob("*.safetensors") if "checkpoint-2" not in path.parts)
+    parts = [load_file(path) for path in sorted(found)]
+    assert parts
+    values = b"".join(tensor.numpy().tobytes() for part in parts for _, tensor in sorted(part.items()))
+    return hashlib.sha256(values + (folder / "log.jsonl").read_bytes()).hexdigest()

@@ -16,7 +16,25 @@ CONSTANT = "--lr_scheduler='constant' --lr_warmup_steps=0"
 ONE = "--train_batch_size=1 --gradient_accumulation_steps=1"
 PICTURES = "--resolution=512 --center_crop --random_flip --train_batch_size=1 --gradient_accumulation_steps=4"
 LONG = "--gradient_checkpointing --mixed_precision='fp16' --max_train_steps=15000 --learning_rate=1e-05"
+ALONE = (
+    "--resolution=64 --train_batch_size=16 --num_epochs=100 --gradient_accumulation_steps=1 --learning_rate=1e-4 "
+    "--lr_warmup_steps=500"
+)
+CUSTOM = (
+    "--with_prior_preservation --real_prior --prior_loss_weight=1.0 --resolution=512 --train_batch_size=2 "
+    "--lr_warmup_steps=0 --num_class_images=200 --scale_lr --hflip --push_to_hub"
+)
+NEW = "--instance_data_dir=cat --class_data_dir=./real_reg/samples_cat/ --class_prompt='cat'"
 COMMANDS = {
+    "custom_diffusion": [
+        f"{BASE} {CUSTOM} {NEW} --instance_prompt='photo of a <new1> cat' --learning_rate=1e-5 --max_train_steps=250 "
+        "--modifier_token='<new1>' --validation_prompt='<new1> cat sitting in a bucket' --report_to='wandb'",
+        f"{BASE} {CUSTOM} --concepts_list=./concept_list.json --learning_rate=1e-5 --max_train_steps=500 "
+        "--modifier_token='<new1>+<new2>'",
+        f"{BASE} {CUSTOM} {NEW} --instance_prompt='photo of a <new1> person' --learning_rate=5e-6 "
+        "--max_train_steps=1000 --noaug --freeze_model=crossattn --modifier_token='<new1>' "
+        "--enable_xformers_memory_efficient_attention --set_grads_to_none",
+    ],
     "dreambooth": [
         f"{SUBJECT} {ONE} --learning_rate=5e-6 {CONSTANT} --max_train_steps=400",
         f"{SUBJECT} {PRIOR} {ONE} --learning_rate=5e-6 {CONSTANT} --num_class_images=200 --max_train_steps=800",
@@ -50,6 +68,12 @@ COMMANDS = {
     ],
     "text_to_image_lora": [
         f"{BASE} --dataset_name=lambdalabs/naruto-blip-captions {PICTURES} {LONG} {CONSTANT} --report_to=wandb",
+    ],
+    "unconditional": [
+        f"--dataset_name='huggan/flowers-102-categories' --output_dir='ddpm-ema-flowers-64' {ALONE} --push_to_hub "
+        "--mixed_precision=no",
+        f"--train_data_dir=pictures --center_crop --random_flip {ALONE} --use_ema --mixed_precision='fp16' "
+        "--logger='wandb' --push_to_hub --checkpointing_steps=500 --resume_from_checkpoint='checkpoint-1500'",
     ],
 }
 """Recipe -> commands of the documentation's training pages, without the launcher."""
