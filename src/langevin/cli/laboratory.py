@@ -13,6 +13,7 @@ from typing import Any
 import langevin
 
 from .. import registry
+from ..core.config import keywords, options_of
 from ..core.errors import InputError, LangevinError, check_choice, check_known
 from ..diffusion.prediction import KINDS
 from ..diffusion.rows import Row
@@ -24,7 +25,7 @@ from .output import free, writing
 from .request import find_scheduler
 
 GIVEN = {
-    *("self", "num_inference_steps", "timesteps", "sigmas", "device"),
+    *("num_inference_steps", "timesteps", "sigmas", "device"),
     *("model_output", "timestep", "sample", "generator", "return_dict"),
 }
 """What the laboratory itself says to a scheduler's `set_timesteps` and `step`."""
@@ -66,7 +67,7 @@ def find(name: str, options: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
     """
     given = parse(options)
     cls, config = source(name)
-    own = set(inspect.signature(cls).parameters) - {"args", "kwargs"}
+    own = options_of(cls)
     building = {key: value for key, value in given.items() if key in own}
     try:
         scheduler = cls(**building) if config is None else cls.from_config(config, **building)  # type: ignore[attr-defined]
@@ -75,7 +76,7 @@ def find(name: str, options: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
     rest = {key: value for key, value in given.items() if key not in building}
     taken = {*own, *getattr(cls, "step_options", ()), *getattr(cls, "grid_options", ())}
     for call in filter(None, (getattr(cls, "set_timesteps", None), getattr(cls, "step", None))):
-        taken |= set(inspect.signature(call).parameters) - GIVEN
+        taken |= keywords(call).keys() - GIVEN
     check_known(cls.__name__, rest, taken)
     return scheduler, rest
 
@@ -146,7 +147,7 @@ def described(name: str) -> tuple[str, ...]:
 
 def readable(cls: type) -> list[str]:
     """Return the kinds of output that a class can be configured for."""
-    if "prediction_type" not in inspect.signature(cls.__init__).parameters:  # type: ignore[misc]
+    if "prediction_type" not in options_of(cls):
         return []
     found = []
     for kind in KINDS:

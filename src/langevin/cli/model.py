@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 import langevin
 
+from ..core.config import options_of
 from ..core.errors import InputError, WeightsError, check_choice
 from ..models.controlnets.controlnet import ControlNetModel
 from ..picturebook import control_folder
@@ -119,6 +119,6 @@ def build_scheduler(pipe: DiffusionPipeline, name: str) -> Any:
     if present is None:
         raise InputError(f"{type(pipe).__name__} has no scheduler that --scheduler could replace.")
     options = {}
-    if isinstance(pipe, LatentPipeline) and "clip_sample" in inspect.signature(cls).parameters:
+    if isinstance(pipe, LatentPipeline) and "clip_sample" in options_of(cls):
         options["clip_sample"] = present.config.get("clip_sample", False)
     return cls.from_config(present.config, **options)

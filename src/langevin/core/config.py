@@ -75,15 +75,18 @@ def to_json(values: Mapping[str, Any]) -> str:
     return json.dumps(_plain(values), indent=2, sort_keys=True)
 
 
+def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters that a function or method takes by name, without self."""
+    found = inspect.signature(function).parameters.values()
+    return {p.name: p for p in found if p.name != "self" and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+_kept_keywords = functools.lru_cache(maxsize=512)(keywords)
+
+
 def options_of(cls: type[Any]) -> dict[str, inspect.Parameter]:
     """Return the options that a class is built with: the parameters of its `__init__` by name."""
-    return _parameters(cls.__init__)
-
-
-@functools.lru_cache(maxsize=512)
-def _parameters(init: Callable[..., None]) -> dict[str, inspect.Parameter]:
-    parameters = list(inspect.signature(init).parameters.values())[1:]
-    return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return _kept_keywords(cls.__init__)
 
 
 def register_to_config(init: Init) -> Init:
@@ -98,7 +101,7 @@ def register_to_config(init: Init) -> Init:
         bound = signature.bind(self, *args, **kwargs)
         given = set(bound.arguments)
         bound.apply_defaults()
-        named = [name for name in _parameters(init) if name not in self.ignore_for_config]
+        named = [name for name in _kept_keywords(init) if name not in self.ignore_for_config]
         values = {name: bound.arguments[name] for name in named}
         defaulted = sorted(name for name in values if name not in given)
         self.register_to_config(**{**hidden, **values, "_class_name": type(self).__name__, _DEFAULTED: defaulted})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..core.config import ConfigMixin
+from ..core.config import ConfigMixin, keywords, options_of
 from ..core.errors import ConfigError, InputError, check_known
 from ..core.hub import hub_options
 from ..core.push import PushToHubMixin, check_push
@@ -155,7 +154,7 @@ class ModelMixin(nn.Module, AdapterMixin, FromOriginalModelMixin, PushToHubMixin
             InputError: a size or variant that makes no sense, or a file in the folder's place.
             WeightsError: a weight without values or of a type that the format does not know.
         """
-        what, known = f"{type(self).__name__}.save_pretrained", _parameters(self.save_pretrained)
+        what, known = f"{type(self).__name__}.save_pretrained", keywords(self.save_pretrained)
         check_push(what, hub, known, push_to_hub, cardless=self._cardless)
         if not is_main_process:
             return
@@ -285,13 +284,9 @@ def check_maps(name: str, maps: Tensor, option: str, channels: int) -> None:
         )
 
 
-def _parameters(function: Callable) -> list[str]:
-    return [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-
-
 def _keywords(cls: type[ModelMixin]) -> list[str]:
     """Return every keyword that `cls.from_pretrained` understands."""
-    return [*_parameters(cls.from_pretrained), *_parameters(cls.__init__)[1:], *cls.renamed_options]
+    return [*keywords(cls.from_pretrained), *options_of(cls), *cls.renamed_options]
 
 
 def _title(cls: type[ModelMixin], values: Mapping[str, Any], folder: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..core.config import keywords, options_of
 from ..core.errors import ConfigError, check_choice, check_known
 from ..core.logging import get_logger
 from ..registry import PIPELINES, Row
@@ -17,7 +18,6 @@ from ..weights.family import Facts
 from ..weights.single_file import SingleFile
 from ..weights.wishes import locate, wishes_of
 from . import files, loading
-from .glossary import keywords
 
 logger = get_logger(__name__)
 FAMILIES = {
@@ -85,7 +85,7 @@ class Assembly:
 
     def __init__(self, cls: type[Any], file: SingleFile, choices: files.Choices) -> None:
         self.cls, self.file, self.choices = cls, file, choices
-        self.accepted = loading.constructor(cls)
+        self.accepted = options_of(cls)
         check_class(cls, file.facts, file.what)
 
     def build(self, given: Mapping[str, Any], *, overrides: Mapping[str, Any], scheduler_type: str | None) -> Any:

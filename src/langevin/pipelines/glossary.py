@@ -172,14 +172,8 @@ GLOSSARY: dict[str, str] = {
 
 
 def parameters(call: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a method by name, without self."""
-    found = inspect.signature(call).parameters
-    return {name: p for name, p in found.items() if name != "self"}
-
-
-def keywords(call: Callable[..., Any]) -> list[str]:
-    """Return the names under which a method takes arguments."""
-    return [name for name, p in parameters(call).items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    """Return the parameters of a call by name, without self and with the extra keywords."""
+    return {name: p for name, p in inspect.signature(call).parameters.items() if name != "self"}
 
 
 def describe(call: Callable[..., Any]) -> str:

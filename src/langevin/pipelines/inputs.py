@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..core.config import keywords
 from ..core.errors import InputError, check_choice, check_known
 from ..core.images import OUTPUT_TYPES
 from ..core.logging import get_logger
@@ -20,7 +21,6 @@ from ..diffusion.table import Plan
 from ..prompts import SYNTAXES, parse_all
 from ..prompts.encoding import LONG_PROMPTS
 from .callbacks import check_wanted, wanted_by
-from .glossary import keywords, parameters
 from .runs import call_of
 
 logger = get_logger(__name__)
@@ -87,7 +87,7 @@ def begin(pipe: Any, given: Mapping[str, Any], *, prompts: int | None = None) ->
     given |= old_keywords(call_of(pipe), given.pop("deprecated", {}))
     check_wanted(wanted_by(given), pipe._callback_tensor_inputs)
     check_steps(given.get("num_inference_steps", 1), given.get("timesteps"), given.get("sigmas"))
-    known = parameters(call_of(pipe))
+    known = keywords(call_of(pipe))
     optional = {name for name, parameter in known.items() if parameter.default is None} | {"num_images_per_prompt"}
     for name, value in given.items():
         if name in CHECKS and (value is not None or name not in optional):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..core.config import keywords, options_of
 from ..core.errors import ConfigError, InputError, WeightsError, check_known, did_you_mean, nearest
 from ..core.files import atomic_folder
 from ..core.imports import require
@@ -19,7 +19,6 @@ from ..core.logging import get_logger
 from ..core.variants import SAFETENSORS, Weights
 from ..registry import ROWS
 from .files import Choices, fetch, listed_components, plan, read_index, report
-from .glossary import keywords, parameters
 
 if TYPE_CHECKING:
     from . import custom
@@ -119,7 +118,7 @@ def load(
     root = fetch(cls, name_or_path, choices=choices, hub=hub, given=given)
     index = read_index(cls, root)
     target = _target(cls, index, root, code)
-    accepted = constructor(target)
+    accepted = options_of(target)
     check_known(f"{target.__name__}.from_pretrained", given, [*accepted, *keywords(target.from_pretrained)])
     listed = {name: pair for name, pair in listed_components(index).items() if name not in given}
     check_known("torch_dtype", choices.dtypes, ["default", *listed, *accepted])
@@ -147,11 +146,6 @@ def _target(cls: type[Any], index: Mapping[str, Any], root: Path, code: custom.C
     return custom.target(code, index, root) or our_class(index.get("_class_name", "?"), f"The pipeline {root}")
 
 
-def constructor(cls: type[Any]) -> dict[str, inspect.Parameter]:
-    """Return what a pipeline class is built with: its components and options by name."""
-    return parameters(cls.__init__)
-
-
 def absent(cls: type[Any], present: Container[str]) -> list[str]:
     """Return the optional components without a default that are not there and become None."""
     return [name for name in _without_default(cls, present) if name in cls._optional_components]
@@ -163,7 +157,7 @@ def lacking(cls: type[Any], present: Container[str]) -> list[str]:
 
 
 def _without_default(cls: type[Any], present: Container[str]) -> list[str]:
-    return [name for name, p in constructor(cls).items() if p.default is p.empty and name not in present]
+    return [name for name, p in options_of(cls).items() if p.default is p.empty and name not in present]
 
 
 def _folder(root: Path, name: str) -> Path:
@@ -245,7 +239,7 @@ def save(pipe: Any, path: str | os.PathLike, options: Mapping[str, Any]) -> None
 
 def _save_component(component: Any, folder: Path, options: Mapping[str, Any]) -> None:
     """Save one component with those of the options that it knows."""
-    known = inspect.signature(component.save_pretrained).parameters
+    known = keywords(component.save_pretrained)
     if isinstance(component, nn.Module) and not options["safe_serialization"] and "safe_serialization" not in known:
         logger.warning("%s is always saved as safetensors.", type(component).__name__)
     chosen = {name: value for name, value in options.items() if name in known and value is not None}

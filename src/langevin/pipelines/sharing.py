@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..core.config import options_of
 from ..core.errors import ConfigError, check_known
 from ..core.logging import get_logger
 from . import files, loading
@@ -39,7 +40,7 @@ def share(cls: type[Any], pipe: Any, given: Mapping[str, Any], *, without: Itera
         )
     if not isinstance(pipe, DiffusionPipeline):
         raise ConfigError(f"{cls.__name__}.from_pipe takes a pipeline of this library, not a {type(pipe).__name__}.")
-    accepted = loading.constructor(cls)
+    accepted = options_of(cls)
     check_known(f"{cls.__name__}.from_pipe", given, [*accepted, *CASTS])
     asked = [given.get(name) for name in CASTS]
     types = files.dtypes(*asked) if asked != [None, None] else {}
@@ -55,7 +56,7 @@ def share(cls: type[Any], pipe: Any, given: Mapping[str, Any], *, without: Itera
         )
     if homeless:
         logger.warning("%s has no place for %s of this %s.", cls.__name__, ", ".join(homeless), type(pipe).__name__)
-    carried = options_of(pipe)
+    carried = carried_by(pipe)
     options = {name: value for name, value in carried.items() if name in accepted and name not in given}
     nothing = dict.fromkeys(loading.absent(cls, {*parts, *given}))
     built = cls(**{**nothing, **options, **parts, **given})
@@ -66,7 +67,7 @@ def share(cls: type[Any], pipe: Any, given: Mapping[str, Any], *, without: Itera
     return built
 
 
-def options_of(pipe: Any) -> dict[str, Any]:
+def carried_by(pipe: Any) -> dict[str, Any]:
     """Return what a pipeline was built with beside its components, and what it carries for other classes."""
     own = {name: value for name, value in pipe.config.items() if not name.startswith("_")}
     own = {name: value for name, value in own.items() if name not in pipe.components}
