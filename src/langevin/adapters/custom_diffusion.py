@@ -50,6 +50,32 @@ def load(model: nn.Module, state: Mapping[str, Any]) -> None:
         attentions[name].set_processor(processor)
 
 
+def begin(model: nn.Module, *, outputs: bool = False) -> list[nn.Parameter]:
+    """Let cross-attentions use copies of their own projections, and return these, which are to be trained.
+
+    Args:
+        outputs: copy queries and outputs too, not keys and values alone.
+
+    Raises:
+        ConfigError: for a model without cross-attention.
+    """
+    crossing = {name: attn for name, attn in named_attentions(model) if attn.is_cross_attention}
+    if not crossing:
+        raise ConfigError(f"{type(model).__name__} has no cross-attention, which Custom Diffusion trains.")
+    load(model, dialect.spell({name: _own(attn, outputs) for name, attn in crossing.items()}))
+    return [p for attn in crossing.values() for p in attn.processor.requires_grad_(True).parameters()]
+
+
+def _own(attn: Attention, outputs: bool) -> dict[str, Tensor]:
+    """Return the projections of an attention by their names in a processor."""
+    layers: dict[str, Any] = {"to_k_custom_diffusion": attn.to_k, "to_v_custom_diffusion": attn.to_v}
+    if outputs:
+        layers |= {"to_q_custom_diffusion": attn.to_q, "to_out_custom_diffusion.0": attn.to_out[0]}
+    return {
+        f"{name}.{part}": weight.detach() for name, layer in layers.items() for part, weight in layer.named_parameters()
+    }
+
+
 def unload(model: nn.Module) -> bool:
     """Put the processors back that were there before; return whether there was anything to do."""
     loaded = [attn for _, attn in named_attentions(model) if BEFORE in attn.__dict__]

@@ -176,7 +176,15 @@ class Objective:
             return eps - x0
         return -eps / sigma if self.kind == "score" else -eps
 
-    def cost(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the mean loss of every row, unweighted, in float32, (batch,)."""
+    def cost(self, output: Tensor, target: Tensor, where: Tensor | None = None) -> Tensor:
+        """Return the mean loss of every row, unweighted, in float32, (batch,).
+
+        Args:
+            where: 1 for the places that count and 0 for the others, (batch, 1, ...).
+        """
         error = output.float() - target.float()
-        return LOSSES[self.loss](error, torch.zeros_like(error), self.bend).flatten(1).mean(1)
+        costs = LOSSES[self.loss](error, torch.zeros_like(error), self.bend)
+        if where is None:
+            return costs.flatten(1).mean(1)
+        where = where.expand_as(costs)
+        return (costs * where).flatten(1).sum(1) / where.flatten(1).sum(1).clamp(min=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,14 @@ class Denoiser:
 
     def __call__(
         self,
-        network: nn.Module,
+        network: Callable[..., Any],
         x0: Tensor,
         draw: Draw,
         *,
         conditions: Mapping[str, Any] | None = None,
         beside: Tensor | None = None,
         shares: Tensor | None = None,
+        where: Tensor | None = None,
     ) -> Losses:
         """Return the losses of a batch.
 
@@ -45,6 +46,7 @@ class Denoiser:
             conditions: what the network is told beside.
             beside: further channels, in front of the network only.
             shares: the share of every row in the loss, (rows,).
+            where: 1 for the places of the samples that count and 0 for the others, (rows, 1, ...).
         """
         groups = len(x0) // len(draw.positions)
 
@@ -60,7 +62,7 @@ class Denoiser:
         x = self.objective.noised(x0, noise, levels, more)
         x = x if beside is None else torch.cat([x, beside], 1)
         output = network(x, levels.t, **(conditions or {}), return_dict=False)[0]
-        costs = self.objective.cost(output, self.objective.target(x0, noise, levels))
+        costs = self.objective.cost(output, self.objective.target(x0, noise, levels), where)
         costs = costs * self.weights.to(costs.device)[levels.row]
         return Losses(costs if shares is None else costs * shares, levels.row)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..families.latents import LatentSpace
@@ -18,10 +19,15 @@ from .trainables import Trainable
 from .trainer import Losses
 
 
+def whole_cells(where: Tensor, latents: Tensor) -> Tensor:
+    """Return which places of latents have pixels that all count, (rows, 1, height, width)."""
+    return -F.adaptive_max_pool2d(-where, latents.shape[-2:])
+
+
 class TextToImage:
     """Trains parts of a Stable Diffusion pipeline on pictures under "pixels" and token ids under "ids".
 
-    A batch may say under "shares" how much of every row counts.
+    A batch may say under "shares" how much of every row counts, and under "where" which pixels do.
 
     Args:
         pipe: the pipeline, in float32; what is not trained is locked, and put into the type of the run.
@@ -58,18 +64,32 @@ class TextToImage:
             latents = self.latents(batch["pixels"], draw)
         with nullcontext() if self.reads else torch.no_grad():
             states = self.states(batch["ids"])
-        unet = self.networks.get("unet", self.pipe.unet)
         told = {"encoder_hidden_states": states}
-        return self.denoiser(unet, latents, draw, conditions=told, shares=batch.get("shares"))
+        where = whole_cells(batch["where"], latents) if "where" in batch else None
+        shares, beside = batch.get("shares"), self.beside(batch)
+        return self.denoiser(
+            self.predictor(batch), latents, draw, conditions=told, beside=beside, shares=shares, where=where
+        )
+
+    def predictor(self, batch: Mapping[str, Any]) -> Callable[..., Any]:
+        """Return what predicts for a batch, called as a UNet is."""
+        return self.networks.get("unet", self.pipe.unet)
+
+    def beside(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """Return the channels that the network sees beside the samples of a batch."""
+        return None
 
     def latents(self, pixels: Tensor, draw: Draw) -> Tensor:
         """Return the latents of pictures (rows, 3, height, width) in [-1, 1], drawn by the autoencoder's spread."""
-        vae = self.pipe.vae
-        space = LatentSpace(vae, vae.config.latent_channels, *pixels.shape[-2:])
+        vae, space = self.pipe.vae, self.space(pixels)
         spread = vae.encode(pixels.to(vae.dtype)).latent_dist
         groups = len(pixels) // len(draw.positions)
         noise = [draw.normal(f"latent {k}" if k else "latent", spread.mean.shape[1:]) for k in range(groups)]
         return space.scale(spread.mean + spread.std * torch.cat(noise).to(spread.mean.dtype)).float()
+
+    def space(self, pixels: Tensor) -> LatentSpace:
+        """Return where the latents of pictures live."""
+        return LatentSpace(self.pipe.vae, self.pipe.vae.config.latent_channels, *pixels.shape[-2:])
 
     def states(self, ids: Tensor) -> Tensor:
         """Return what the text encoder says of token ids (rows, tokens)."""

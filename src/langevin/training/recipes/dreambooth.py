@@ -11,44 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import ConfigError
-from ...core.progress import progress_bar
 from ..data.examples import Captions, PictureExamples
 from ..data.framing import Framing
 from ..data.paired import Paired
-from ..data.records import Records, pictures_in, read_folder
+from ..data.records import Records, read_folder
 from ..latent import TextToImage
-from ..settings import at_least, told
-from ..streams import Streams
+from ..settings import told
 from ..trainables import ATTENTION, TEXT_ATTENTION, LowRank, Trainable, Whole
 from ..trainer import Trainer
 from .common import ModelSettings, PreviewSettings, finish, pipeline, rate_of, run_of, words_of
+from .subject import SubjectSettings
 
 
 @dataclass
-class DreamBoothSettings(ModelSettings, PreviewSettings):
+class DreamBoothSettings(ModelSettings, PreviewSettings, SubjectSettings):
     """Settings of both recipes."""
 
     output_dir: str = told("text-inversion-model", "folder for checkpoints, the log and the result")
     learning_rate: float = told(5e-6, "of the optimizer, after the warm-up")
-    instance_data_dir: str | None = told(None, "folder of pictures of the subject")
-    instance_prompt: str | None = told(None, "what they show, with a rare word for the subject")
-    class_data_dir: str | None = told(None, "folder of pictures of its class; those that are missing are drawn into it")
-    class_prompt: str | None = told(None, "what these show")
-    with_prior_preservation: bool = told(False, "keep what the model knows of the class")
-    prior_loss_weight: float = told(1.0, "share of the class's pictures in the loss")
-    num_class_images: int = told(100, "how many pictures of the class there should be")
-    sample_batch_size: int = told(4, "pictures of the class that are drawn at a time")
     train_text_encoder: bool = told(False, "train the text encoder too")
-    resolution: int = told(512, "height and width in pixels")
-    center_crop: bool = told(False, "crop the middle instead of a random place")
     random_flip: bool = told(False, "mirror half of the pictures")
 
     def check(self) -> None:
         """Raise InputError or ConfigError for all that can be known before anything is loaded."""
         super().check()
-        for name in ("resolution", "num_class_images", "sample_batch_size"):
-            at_least(self, name, 1)
-        at_least(self, "prior_loss_weight", 0)
         for name in ("instance_data_dir", "instance_prompt"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is missing.")
@@ -81,23 +67,6 @@ class LoraSettings(DreamBoothSettings):
     lora_alpha: float | None = told(None, "the update is scaled by alpha / rank; the rank if unset")
 
 
-def draw_class(settings: DreamBoothSettings, pipe: Any) -> Records:
-    """Return the pictures of the class, after drawing those that are missing."""
-    folder = Path(str(settings.class_data_dir))
-    folder.mkdir(parents=True, exist_ok=True)
-    there = len(pictures_in(folder))
-    streams = Streams(settings.seed or 0)
-    with progress_bar(total=max(settings.num_class_images - there, 0), desc="Class pictures") as bar:
-        while there < settings.num_class_images:
-            count = min(settings.sample_batch_size, settings.num_class_images - there)
-            seeds = [streams.number("class picture", there + k) for k in range(count)]
-            for k, picture in enumerate(pipe([str(settings.class_prompt)] * count, seed=seeds).images):
-                picture.save(folder / f"class-{there + k:05d}.png")
-            there += count
-            bar.update(count)
-    return read_folder(folder).checked("image")
-
-
 def trainer(settings: DreamBoothSettings, pipe: Any, parts: list[Trainable]) -> Trainer:
     """Return the trainer of parts of a pipeline."""
     from accelerate import PartialState
@@ -122,15 +91,10 @@ def trainer(settings: DreamBoothSettings, pipe: Any, parts: list[Trainable]) -> 
 
 def prepared(settings: DreamBoothSettings) -> Any:
     """Return the pipeline to begin with, after the pictures of the class were drawn with it."""
-    from accelerate import PartialState
-
     settings.check()
     pipe = pipeline(settings)
     if settings.with_prior_preservation:
-        with PartialState().main_process_first():
-            pipe.to(PartialState().device)
-            draw_class(settings, pipe)
-            pipe.to("cpu")
+        settings.draw_class(pipe, str(settings.class_data_dir), str(settings.class_prompt))
     return pipe
 
 
