@@ -125,7 +125,12 @@ class LatentSpace:
         overflows = self.upcast and option(self.vae, "force_upcast", True)
         if not overflows or dtype_of(self.vae, torch.float32) != torch.float16:
             return self.vae
-        return copy.deepcopy(self.vae).float()
+        fresh = copy.deepcopy(self.vae).float()
+        for name in ("encode", "decode"):
+            # A function that was set on the instance, such as a compiled one, would run the float16 weights.
+            if hasattr(type(fresh), name):
+                fresh.__dict__.pop(name, None)
+        return fresh
 
     def _statistics(self, latents: Tensor) -> tuple[float, Any, Any]:
         """Return the scale, and the mean and deviation per channel that the configuration may name, else None."""
