@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from logging import StreamHandler
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -113,6 +114,9 @@ def test_seed_plus_k_makes_image_k_alone():
     batch = rng.normal((3, 5), generator=rng.streams(3, seed=7))
     assert torch.equal(batch[2:], rng.normal((1, 5), generator=rng.streams(1, seed=9)))
     assert torch.equal(batch, rng.normal((3, 5), generator=rng.streams(3, seed=[7, 8, 9])))
+    for seed in (np.int32(7), [np.uint8(7), np.int64(8), 9]):
+        assert torch.equal(batch, rng.normal((3, 5), generator=rng.streams(3, seed=seed)))
+    assert [g.initial_seed() for g in rng.streams(2, seed=np.uint8(255))] == [255, 256]
 
 
 def test_the_global_stream_is_neither_read_nor_advanced():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 
@@ -75,7 +76,7 @@ def seeded(seed: int) -> torch.Generator:
     """
     if not -(2**63) <= seed < 2**64:
         raise InputError(f"The seed {seed} is out of bounds; take a whole number from -2^63 to 2^64 - 1.")
-    return torch.Generator("cpu").manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(int(seed))
 
 
 def streams(batch: int, *, generator: Generators = None, seed: int | Sequence[int] | None = None) -> Generators:
@@ -90,7 +91,7 @@ def streams(batch: int, *, generator: Generators = None, seed: int | Sequence[in
     if generator is not None and seed is not None:
         raise InputError("Both `generator` and `seed` were given; pass one of them.")
     if seed is not None:
-        seeds = [seed + k for k in range(batch)] if isinstance(seed, int) else list(seed)
+        seeds = [int(seed) + k for k in range(batch)] if isinstance(seed, (int, Integral)) else list(seed)
         generator = [seeded(s) for s in seeds]
     if isinstance(generator, (list, tuple)):
         if len(generator) != batch:

@@ -99,9 +99,7 @@ def begin(pipe: Any, given: Mapping[str, Any], *, prompts: int | None = None) ->
         for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
             parse_all(given.get(name) or (), given["prompt_syntax"])
     per_prompt = given.get("num_images_per_prompt") or 1
-    seed = given.get("seed")
-    seed = int(seed) if isinstance(seed, Integral) else seed
-    rng = streams(prompts * per_prompt, generator=given.get("generator"), seed=seed)
+    rng = streams(prompts * per_prompt, generator=given.get("generator"), seed=given.get("seed"))
     call = Call(pipe, given, pipe._execution_device, prompts, per_prompt, rng)
     if "ip_adapter_image" in given:
         pipe._check_picture_prompts(call)
