@@ -17,6 +17,8 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """What the layers of a network's attentions are called that a LoRA changes."""
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The same in text encoders."""
+LORA_USE = 'pipe.load_lora_weights("REPO")'
+"""How a LoRA is loaded, see `recipes.cards.card`."""
 
 
 class Trainable(Protocol):

@@ -136,7 +136,7 @@ def test_captions_of_real_pictures(tmp_path) -> None:
     (folder / "caption.txt").write_text("other\nmy cat\n")
     assert [row.columns["text"] for row in read_class(folder).rows] == ["a cat 0", "my cat", "a cat 2"]
     (folder / "caption.txt").write_text("one\n")
-    with pytest.raises(Problems, match="2 lines and caption.txt 1"):
+    with pytest.raises(Problems, match=r"2 lines and caption\.txt 1"):
         read_class(folder)
 
 

@@ -84,12 +84,15 @@ def test_a_tracker_without_its_package_is_named_before_training(words, tmp_path,
 def test_what_is_uploaded_is_the_result_alone(words, tmp_path, monkeypatch) -> None:
     seen: dict = {}
 
-    def upload(folder, hub, *, what):
-        seen.update(hub, files=sorted(path.name for path in Path(folder).rglob("*") if path.is_file()))
+    def upload(folder, hub, *, card):
+        seen.update(
+            hub, card=card("me/my-cat"), files=sorted(path.name for path in Path(folder).rglob("*") if path.is_file())
+        )
 
     monkeypatch.setattr(common, "upload", upload)
     folder = tmp_path / "my-cat"
     trained(LORA, [*words, f"--output_dir={folder}", "--checkpointing_steps=2", "--push_to_hub", "--hub_token=secret"])
+    assert 'pipe.load_lora_weights("me/my-cat")' in seen.pop("card")
     assert seen == {
         "repo_id": "my-cat",
         "token": "secret",

@@ -24,6 +24,7 @@ from ..previews import Preview
 from ..settings import Settings, at_least, told
 from ..streams import Order, Streams
 from ..trainer import Run
+from .cards import card
 
 
 @dataclass
@@ -215,8 +216,11 @@ def pipeline(settings: ModelSettings) -> Any:
     return pipe
 
 
-def finish(settings: Settings, write: Callable[[Path], None]) -> Path:
+def finish(settings: Settings, write: Callable[[Path], None], *, use: str = "") -> Path:
     """Write what was trained and its settings into the output folder, upload it if asked, and return the folder.
+
+    Args:
+        use: see `cards.card`, which is written for what began with a published pipeline.
 
     Raises:
         InputError: when the hub refuses.
@@ -230,5 +234,7 @@ def finish(settings: Settings, write: Callable[[Path], None]) -> Path:
             write(clean)
             settings.save(clean)
             repo_id = settings.hub_model_id or folder.resolve().name
-            upload(clean, {"repo_id": repo_id, "token": settings.hub_token})
+            base = getattr(settings, "pretrained_model_name_or_path", None)
+            readme = None if base is None else partial(card, base, use)
+            upload(clean, {"repo_id": repo_id, "token": settings.hub_token}, card=readme)
     return folder

@@ -22,7 +22,7 @@ from ..data.paired import Paired
 from ..data.records import Problems, Records, read_folder
 from ..data.zoomed import Zoomed
 from ..latent import TextToImage
-from ..projections import KINDS, Projections
+from ..projections import FILE, KINDS, Projections
 from ..settings import told
 from ..trainables import Trainable
 from ..trainer import Trainer
@@ -224,4 +224,6 @@ def train(settings: CustomSettings) -> Path:
         for part in parts:
             part.save(folder)
 
-    return finish(settings, write) if run.main else Path(settings.output_dir)
+    files = {"unet.load_attn_procs": [FILE], "load_textual_inversion": [f"{word}.bin" for word in start]}
+    use = [f'pipe.{method}("REPO", weight_name="{name}")' for method, names in files.items() for name in names]
+    return finish(settings, write, use="\n".join(use)) if run.main else Path(settings.output_dir)

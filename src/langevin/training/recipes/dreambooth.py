@@ -17,7 +17,7 @@ from ..data.paired import Paired
 from ..data.records import Records, read_folder
 from ..latent import TextToImage
 from ..settings import told
-from ..trainables import ATTENTION, TEXT_ATTENTION, LowRank, Trainable, Whole
+from ..trainables import ATTENTION, LORA_USE, TEXT_ATTENTION, LowRank, Trainable, Whole
 from ..trainer import Trainer
 from .common import ModelSettings, PreviewSettings, finish, pipeline, rate_of, run_of, words_of
 from .subject import SubjectSettings
@@ -125,4 +125,4 @@ def train_lora(settings: LoraSettings) -> Path:
     part = LowRank(networks, targets, rank=settings.rank, alpha=settings.lora_alpha, seed=settings.seed or 0)
     run = trainer(settings, pipe, [part])
     run.fit()
-    return finish(settings, part.save) if run.main else Path(settings.output_dir)
+    return finish(settings, part.save, use=LORA_USE) if run.main else Path(settings.output_dir)

@@ -10,7 +10,7 @@ from ..average import Decay
 from ..data.examples import Captions, PictureExamples
 from ..latent import TextToImage
 from ..settings import told
-from ..trainables import ATTENTION, LowRank, Trainable, Whole
+from ..trainables import ATTENTION, LORA_USE, LowRank, Trainable, Whole
 from ..trainer import Trainer
 from .common import ModelSettings, PictureSettings, PreviewSettings, finish, pipeline, rate_of, run_of, words_of
 
@@ -80,7 +80,7 @@ def train_lora(settings: LoraSettings) -> Path:
     )
     run = trainer(settings, pipe, part)
     run.fit()
-    return finish(settings, part.save) if run.main else Path(settings.output_dir)
+    return finish(settings, part.save, use=LORA_USE) if run.main else Path(settings.output_dir)
 
 
 def train_full(settings: FullSettings) -> Path:

@@ -140,4 +140,4 @@ def train(settings: WordSettings) -> Path:
         atomic_write(folder / "token_identifier.txt", word)
         atomic_write(folder / "type_of_concept.txt", settings.learnable_property)
 
-    return finish(settings, write)
+    return finish(settings, write, use='pipe.load_textual_inversion("REPO")')

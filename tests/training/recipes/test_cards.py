@@ -1,0 +1,24 @@
+"""Model cards of trained results: what they began with can be read from them, and their program is Python."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from langevin.training.recipes.cards import card
+
+USE = 'pipe.unet.load_attn_procs("REPO")\npipe.load_textual_inversion("REPO", weight_name="<new1>.bin")'
+
+
+@pytest.mark.parametrize(("base", "known"), [("some/model", "some/model"), ("./folder", None)])
+@pytest.mark.parametrize("use", ["", USE])
+def test_a_card_says_what_training_began_with(base: str, known: str | None, use: str) -> None:
+    from huggingface_hub.repocard import RepoCard
+
+    text = card(base, use, "me/mine")
+    assert RepoCard(text).data.to_dict().get("base_model") == known
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    compile(code, "card", "exec")
+    assert f'from_pretrained("{base if use else "me/mine"}")' in code
+    assert code.count('("me/mine"') == 1 + use.count("\n")
