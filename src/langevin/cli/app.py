@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .data import group as data
 from .lora import group as loras
 from .schedulers import Json, group
 
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.add_typer(group, name="schedulers")
 app.add_typer(loras, name="lora")
+app.add_typer(data, name="data")
 
 Prompt = Annotated[str | None, typer.Argument(help="What the picture shows. Left out for unconditional models.")]
 Model = Annotated[

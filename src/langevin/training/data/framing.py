@@ -100,9 +100,14 @@ def opened(source: Any, name: str) -> Any:
     Raises:
         InputError: when it cannot be read; names the example.
     """
-    if isinstance(source, Mapping) and {"bytes", "path"} >= set(source):
-        source = io.BytesIO(source["bytes"]) if source.get("bytes") else source.get("path")
     try:
-        return decode(source if not isinstance(source, str) else Path(source))
+        return decode(located(source))
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
+
+
+def located(source: Any) -> Any:
+    """Return a picture of a record as what PIL opens: a path or a file; a PIL picture stays."""
+    if isinstance(source, Mapping) and {"bytes", "path"} >= set(source):
+        source = io.BytesIO(source["bytes"]) if source.get("bytes") else source.get("path")
+    return Path(source) if isinstance(source, str) else source

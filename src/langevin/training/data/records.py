@@ -2,13 +2,15 @@
 
 A folder holds pictures, in folders of any depth, and their texts in one of three ways: `metadata.jsonl`,
 `metadata.csv` (a column `file_name`, and one that ends in `_file_name` for every further picture), or a text file
-beside each picture. Nothing is decoded here.
+beside each picture. A list in such a file can also stand for itself, as a manifest of `langevin data check` does.
+Nothing is decoded here.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,10 @@ from ...core.files import safe_join
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif")
 METADATA = ("metadata.jsonl", "metadata.csv")
 FILE = "file_name"
+LEFT_OUT = "left_out"
+"""The column in which a manifest says why an example is not one."""
+FOLDER = "folder"
+"""The column in which a manifest that lies elsewhere says where its pictures are."""
 SHOWN = 20
 """Problems that an error lists; the others are counted."""
 
@@ -55,11 +61,13 @@ class Records:
         where: the source, for messages.
         rows: the examples.
         problems: what is wrong with the source, one line each, with the cure.
+        folder: where the names of pictures begin; None for a hub dataset.
     """
 
     where: str
     rows: Sequence[Record]
     problems: Sequence[str] = field(default=())
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,8 +78,19 @@ class Records:
         Raises:
             Problems: with everything that is wrong.
         """
+        found = self.faults(*columns)
+        if found:
+            raise Problems(self.where, found)
+        return self
+
+    def columns(self) -> list[str]:
+        """Return the names of all columns."""
+        return sorted({name for row in self.rows for name in row.columns})
+
+    def faults(self, *columns: str | None) -> list[str]:
+        """Return everything that is wrong with it, and with these columns of it."""
         found = list(self.problems)
-        present = sorted({name for row in self.rows for name in row.columns})
+        present = self.columns()
         if not self.rows and not found:
             found.append(f"it holds no picture; pictures end in {', '.join(ENDINGS)}")
         for name in filter(None, columns):
@@ -80,67 +99,102 @@ class Records:
                 found.append(f"there is no column {name!r}{did_you_mean(name, present)}")
             elif lacking:
                 found.append(f"{len(lacking)} examples have no {name!r}, such as {lacking[0]}")
-        if found:
-            raise Problems(self.where, found)
-        return self
+        return found
 
 
 def read_folder(folder: str | Path, *, caption: str = "text") -> Records:
     """Return the examples of a folder: the pictures under "image", captions from text files under `caption`.
 
+    The file of a manifest stands for the examples that it lists.
+
     Raises:
         InputError: when there is no such folder.
     """
     folder = Path(folder).expanduser()
+    if folder.is_file() and folder.suffix in (".jsonl", ".csv"):
+        return _from_metadata(folder.parent, folder)
     if not folder.is_dir():
         near = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
         hint = did_you_mean(folder.name, near) if near else "."
         raise InputError(f"The folder of training data {folder} does not exist{hint}")
     listed = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(listed) > 1:
-        return Records(str(folder), [], [f"it has both {' and '.join(METADATA)}; keep one of them"])
+        return Records(str(folder), [], [f"it has both {' and '.join(METADATA)}; keep one of them"], folder)
     if listed:
         return _from_metadata(folder, listed[0])
+    files, problems = files_in(folder)
     rows = []
-    for path in pictures_in(folder):
-        text = path.with_suffix(".txt")
-        words = {caption: text.read_text(encoding="utf-8").strip()} if text.is_file() else {}
-        rows.append(Record(path.relative_to(folder).as_posix(), {"image": path, **words}))
-    return Records(str(folder), rows)
+    for path in filter(is_picture, files):
+        name = path.relative_to(folder).as_posix()
+        words = {}
+        if path.with_suffix(".txt") in files:
+            try:
+                words = {caption: path.with_suffix(".txt").read_text(encoding="utf-8-sig").strip()}
+            except (OSError, UnicodeDecodeError) as error:
+                problems.append(f"the text of {name} cannot be read ({error}); save it as UTF-8")
+        rows.append(Record(name, {"image": path, **words}))
+    return Records(str(folder), rows, problems, folder)
 
 
 def pictures_in(folder: Path) -> list[Path]:
     """Return the picture files below a folder, hidden ones left out, by name."""
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
-    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return [path for path in files_in(folder)[0] if is_picture(path)]
+
+
+def is_picture(path: Path) -> bool:
+    """Tell whether a name is that of a picture that can be read."""
+    return path.suffix.lower() in ENDINGS
+
+
+def files_in(folder: Path) -> tuple[dict[Path, None], list[str]]:
+    """Return the files below a folder by name, hidden ones left out, and what is there but cannot be reached."""
+    found, problems = [], []
+
+    def refused(error: OSError) -> None:
+        problems.append(f"{error.filename} cannot be read ({error.strerror}); change its permissions or take it away")
+
+    for place, inside, names in os.walk(folder, onerror=refused):
+        inside[:] = [name for name in inside if not name.startswith(".")]
+        for path in (Path(place, name) for name in names if not name.startswith(".")):
+            if path.is_file():
+                found.append(path)
+            elif is_picture(path):
+                problems.append(f"{path.relative_to(folder)} leads to no file; take it away")
+    return dict.fromkeys(sorted(found)), problems
 
 
 def _from_metadata(folder: Path, file: Path) -> Records:
-    """Return the examples that a metadata file lists."""
+    """Return the examples that a metadata file lists; one of another name is a list of its own."""
     lines, problems = _lines(file)
+    whole = file.name in METADATA
     rows: list[Record] = []
     seen: set[Path] = set()
+    place = folder
     for number, line in lines:
         at = f"{file.name}, line {number}"
         if not isinstance(line.get(FILE), str):
             problems.append(f"{at}: there is no {FILE!r}")
             continue
+        place = folder if whole else Path(line.get(FOLDER) or folder)
         named = {name: str(value) for name, value in line.items() if name == FILE or name.endswith(f"_{FILE}")}
         try:
-            files = {"image" if name == FILE else name.removesuffix(f"_{FILE}"): safe_join(folder, file)
+            files = {"image" if name == FILE else name.removesuffix(f"_{FILE}"): safe_join(place, file)
                      for name, file in named.items()}  # fmt: skip
         except InputError as error:
             problems.append(f"{at}: {error}")
             continue
-        lacking = [path.relative_to(folder) for path in files.values() if not path.is_file()]
-        problems += [f"{at}: {path} does not exist" for path in lacking]
         seen.update(files.values())
-        others = {name: value for name, value in line.items() if name not in named}
+        if line.get(LEFT_OUT):
+            continue
+        lacking = [path.relative_to(place) for path in files.values() if not os.path.isfile(path)]
+        problems += [f"{at}: {path} does not exist" for path in lacking]
+        others = {name: value for name, value in line.items() if name not in (*named, FOLDER, LEFT_OUT)}
         rows.append(Record(named[FILE], {**others, **files}))
-    extra = [path.relative_to(folder).as_posix() for path in pictures_in(folder) if path not in seen]
+    found, unreached = files_in(folder) if whole else ({}, [])
+    extra = [path.relative_to(folder).as_posix() for path in found if is_picture(path) and path not in seen]
     if extra:
         problems.append(f"{len(extra)} pictures are not in {file.name}, such as {extra[0]}; add them or take them away")
-    return Records(str(folder), rows, problems)
+    return Records(str(folder if whole else file), rows, problems + unreached, place)
 
 
 Lines = list[tuple[int, Mapping[str, Any]]]
