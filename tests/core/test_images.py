@@ -202,6 +202,12 @@ def test_bad_pictures_are_named(tmp_path):
         images.to_images(torch.full((1, 3, 2, 2), torch.nan))
 
 
+def test_a_header_with_broken_numbers_is_an_error_like_any_other(tmp_path) -> None:
+    (tmp_path / "a.ppm").write_bytes(b"P6 4w 4 255\n" + bytes(48))
+    with pytest.raises(InputError, match=r"a\.ppm cannot be read"):
+        images.decode(tmp_path / "a.ppm")
+
+
 def test_grid_places_pictures_row_by_row():
     cells = [Image.new("RGB", (2, 2), (k, 0, 0)) for k in range(5)]
     sheet = images.grid(cells, 2, 3)

@@ -42,7 +42,7 @@ def upright(source: Any) -> Image:
             source.load()
         except FileNotFoundError:
             raise InputError(f"{name} does not exist.") from None
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"{name} cannot be read as a picture ({error}).") from error
     if not isinstance(source, Image.Image):
         raise InputError(f"A picture was expected, not {type(source).__name__}.")

@@ -3,7 +3,7 @@
 A folder holds pictures, in folders of any depth, and their texts in one of three ways: `metadata.jsonl`,
 `metadata.csv` (a column `file_name`, and one that ends in `_file_name` for every further picture), or a text file
 beside each picture. A list in such a file can also stand for itself, as a manifest of `langevin data check` does.
-Nothing is decoded here.
+Small sets are decoded once, so that a broken picture is known before training begins.
 """
 
 from __future__ import annotations
@@ -12,12 +12,18 @@ import csv
 import json
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import ConfigError, InputError, did_you_mean
 from ...core.files import safe_join
+from ...core.images import decode
+from ...core.logging import get_logger
+
+logger = get_logger(__name__)
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif")
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -26,6 +32,8 @@ LEFT_OUT = "left_out"
 """The column in which a manifest says why an example is not one."""
 FOLDER = "folder"
 """The column in which a manifest that lies elsewhere says where its pictures are."""
+DECODED = 10_000
+"""Sets of up to that many pictures are decoded before training; `langevin data check` takes any."""
 SHOWN = 20
 """Problems that an error lists; the others are counted."""
 
@@ -73,12 +81,12 @@ class Records:
         return len(self.rows)
 
     def checked(self, *columns: str | None) -> Records:
-        """Return it if it is whole and has these columns; None asks for nothing.
+        """Return it if it is whole, has these columns, and their pictures can be decoded; None asks for nothing.
 
         Raises:
             Problems: with everything that is wrong.
         """
-        found = self.faults(*columns)
+        found = self.faults(*columns) + self._broken(*columns)
         if found:
             raise Problems(self.where, found)
         return self
@@ -100,6 +108,29 @@ class Records:
             elif lacking:
                 found.append(f"{len(lacking)} examples have no {name!r}, such as {lacking[0]}")
         return found
+
+    def _broken(self, *columns: str | None) -> list[str]:
+        """Return what is wrong with the picture files of columns."""
+        if self.folder is None:
+            return []
+        files = [row.columns.get(name) for name in columns if name for row in self.rows]
+        there = [file for file in files if isinstance(file, Path) and os.path.isfile(file)]
+        if len(there) > DECODED:
+            logger.info("%d pictures are not decoded beforehand; `langevin data check` does it.", len(there))
+            return []
+        with ThreadPoolExecutor() as pool:
+            told = pool.map(lambda file: _fault(file, file.stat().st_mtime_ns), there)
+        return [f"{fault} Save it anew from the original, or take it away" for fault in told if fault]
+
+
+@lru_cache(maxsize=DECODED)
+def _fault(file: Path, _changed: int) -> str | None:
+    """Return why a picture cannot be decoded, or None; it is asked once as long as the file stays as it is."""
+    try:
+        decode(file)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def read_folder(folder: str | Path, *, caption: str = "text") -> Records:
