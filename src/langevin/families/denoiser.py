@@ -13,8 +13,7 @@ from torch import Tensor
 from ..core.errors import ConfigError, InputError
 from ..diffusion.guidance import Branch, Branches, Guidance, guided
 from ..diffusion.table import Step
-from ..nn.embedding import sinusoidal
-from .common import Kept, dtype_of, option, sample_of, timestep_on
+from .common import Kept, dtype_of, sample_of, timestep_on
 from .conditioning import Conditioning, Conditions
 
 
@@ -217,12 +216,3 @@ def joined(dtype: torch.dtype, *parts: Conditioning) -> Conditioning:
 def negative_names(name: str) -> tuple[str, ...]:
     """Return the documented names of the negative rows of a callback's tensor."""
     return NEGATIVE_NAMES.get(name, (f"negative_{name}",))
-
-
-def guidance_embedding(unet: Any, scale: float, images: int, *, device: torch.device | str) -> Tensor:
-    """Return the embedded guidance scale (images, width) for a network distilled to take it.
-
-    Source: Meng et al. 2023; the embedding is that of a timestep 1000 (scale - 1).
-    """
-    scales = torch.full((images,), scale - 1.0, device=device)
-    return sinusoidal(scales, option(unet, "time_cond_proj_dim"), scale=1000.0).to(dtype_of(unet, torch.float32))

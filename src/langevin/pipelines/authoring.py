@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.rng import Generators, normal
 from ..diffusion.grid import check_strength
-from ..families.latents import LatentSpace, spread_rows
+from ..families.latents import spread_rows
 from .callbacks import check_wanted
 from .image_processor import VaeImageProcessor
 from .inputs import CHECKS, check_count, check_latents, check_prompts, check_size
@@ -103,12 +103,9 @@ class OwnLoopMixin:
     def decode_latents(self, latents: Tensor) -> np.ndarray:
         """Return the pictures of latents as an array (batch, height, width, channels) in [0, 1]."""
         height, width = (side * self.vae_scale_factor for side in latents.shape[-2:])  # type: ignore[attr-defined]
-        pixels = self._own_space(latents.shape[1], height, width).decode(latents)
+        space = self._own_space(latents.shape[1], height, width)  # type: ignore[attr-defined]
+        pixels = space.decode(latents)
         return VaeImageProcessor.pt_to_numpy(VaeImageProcessor.denormalize(pixels))
-
-    def _own_space(self, channels: int, height: int, width: int) -> LatentSpace:
-        facts = {"upcast": self.upcasts_vae, "scaling": self.scaling}  # type: ignore[attr-defined]
-        return LatentSpace(self.vae, channels, height, width, **facts)
 
 
 class PromptLoopMixin:

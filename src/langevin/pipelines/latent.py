@@ -13,9 +13,9 @@ from ..core.logging import get_logger
 from ..diffusion.guidance import CFG, Guidance, Talk, alone
 from ..diffusion.sampling import Edit
 from ..diffusion.table import Plan, Step
-from ..families.common import option
+from ..families.common import dtype_of, option
 from ..families.conditioning import Conditions, members
-from ..families.denoiser import Attachment, Channels, Denoiser, guidance_embedding
+from ..families.denoiser import Attachment, Channels, Denoiser
 from ..families.latents import LatentSpace, default_size, scale_factor
 from ..nn.embedding import sinusoidal
 from .authoring import OwnLoopMixin, StableDiffusionMixin
@@ -185,11 +185,13 @@ class LatentPipeline(
             height, width = (side * factor for side in latents.shape[-2:])
         height, width = self._size(height, width)
         check_size(height, width, factor=factor)
-        space = LatentSpace(
-            self.vae, self._channels(), height, width, visible, scaling=self.scaling, upcast=self.upcasts_vae
-        )
+        space = self._own_space(self._channels(), height, width, visible)
         check_latents(latents, space.shape(call.images))
         return space
+
+    def _own_space(self, channels: int, height: int, width: int, visible: tuple[int, int] | None = None) -> LatentSpace:
+        """Return the latent space of a size as this family scales it."""
+        return LatentSpace(self.vae, channels, height, width, visible, scaling=self.scaling, upcast=self.upcasts_vae)
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Return height and width in pixels, the model's own where None."""
@@ -232,7 +234,7 @@ class LatentPipeline(
     def get_guidance_scale_embedding(
         self, w: Tensor, embedding_dim: int = 512, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Return guidance scales (n,) as networks that were distilled to embed them take them, (n, embedding_dim).
+        """Return guidance scales less 1, (n,), as networks distilled to embed them take them, (n, embedding_dim).
 
         Source: Meng et al. 2023 (2210.03142), with the frequencies of a timestep of 1000 w.
         """
@@ -277,8 +279,9 @@ class LatentPipeline(
         call = start.call
         options: dict[str, Any] = {"cross_attention_kwargs": for_processors(call.get("cross_attention_kwargs"))}
         if self._embeds_guidance:
-            scale = call.get("guidance_scale", 0.0)
-            options["timestep_cond"] = guidance_embedding(self.unet, scale, call.images, device=call.device)
+            scales = torch.full((call.images,), call.get("guidance_scale", 0.0) - 1.0, device=call.device)
+            width, dtype = option(self.unet, "time_cond_proj_dim"), dtype_of(self.unet, torch.float32)
+            options["timestep_cond"] = self.get_guidance_scale_embedding(scales, width, dtype)
         model = self.denoiser(
             self.unet,
             start.conditions,
