@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,14 @@ def run(name: str, words: Sequence[str], *, command: str | None = None) -> Path:
 
 
 def main(name: str) -> None:
-    """Run a recipe as a script: what is wrong is said in one line, and the exit status is 2."""
+    """Run a recipe as a script."""
+    script(partial(run, name, command=Path(sys.argv[0]).name))
+
+
+def script(work: Callable[[Sequence[str]], Path]) -> None:
+    """Run a function of flags as a script: what is wrong is said in one line, and the exit status is 2."""
     try:
-        print(f"Written to {run(name, sys.argv[1:], command=Path(sys.argv[0]).name)}")
+        print(f"Written to {work(sys.argv[1:])}")
     except LangevinError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
