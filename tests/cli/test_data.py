@@ -29,6 +29,9 @@ def test_a_whole_folder_and_its_files(tmp_path, capsys) -> None:
     assert f"wrote {tmp_path / 'sheet.png'}: 3 of 3 pictures" in out
     assert f"wrote {tmp_path / 'manifest.jsonl'}: 3 good examples of 3" in out
     assert Image.open(tmp_path / "sheet.png").width > 500
+    assert [line.split(":")[0] for line in out.splitlines() if " at most " in line] == ["  56 x 72", "  64 x 64"]
+    status, out, _ = called(capsys, tmp_path / "data", "--resolution", 64, "--step-size", 2)
+    assert [line.split(":")[0] for line in out.splitlines() if " at most " in line] == ["  56 x 72"]
     status, out, _ = called(capsys, tmp_path / "manifest.jsonl", "--resolution", 64, "--json")
     facts = json.loads(out)
     assert status == 0 and facts["ok"] and [example["size"][0] for example in facts["examples"]] == [64, 76, 88]

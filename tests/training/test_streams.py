@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langevin.core.errors import InputError
-from langevin.training.streams import Draw, Order, Streams
+from langevin.training.streams import BucketOrder, Draw, Order, Streams
 
 STREAMS = Streams(7)
 
@@ -76,3 +76,58 @@ def test_draws_are_normal_and_even() -> None:
 def test_nothing_to_see_is_refused(wrong: dict) -> None:
     with pytest.raises(InputError, match="at least 1"):
         Order(**{"streams": STREAMS, "count": 3, "batch": 1, **wrong})
+
+
+# ---- buckets --------------------------------------------------------------------------------------------------------
+
+
+def buckets_of(sizes: list[int], seed: int) -> list[list[int]]:
+    """Return buckets of some sizes, the examples spread over them."""
+    mixed = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [sorted(mixed[sum(sizes[:k]) : sum(sizes[: k + 1])]) for k in range(len(sizes))]
+
+
+def bucketed(sizes: list[int], batch: int, accumulated: int = 1, processes: int = 1) -> BucketOrder:
+    return BucketOrder(STREAMS, sum(sizes), batch, accumulated, processes, buckets_of(sizes, 0))
+
+
+SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 40))
+def test_a_step_sees_one_bucket_and_the_same_examples_however_it_is_split(
+    sizes, batch, accumulated, processes, step
+) -> None:
+    split = bucketed(sizes, batch, accumulated, processes)
+    whole = bucketed(sizes, batch * accumulated * processes)
+    seen = [split.example(p) for p in of_step(split, step)]
+    assert seen == [whole.example(p) for p in of_step(whole, step)]
+    assert any(set(seen) <= set(members) for members in split.buckets)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(4, 30), min_size=1, max_size=5), st.integers(1, 4), st.integers(1, 6))
+def test_no_example_is_seen_twice_before_the_others_of_its_bucket(sizes, batch, rounds) -> None:
+    order = bucketed(sizes, batch)
+    steps = sum(rounds * size // batch for size in sizes)
+    seen = [order.example(p) for p in range(steps * batch)]
+    for members in order.buckets:
+        counts = [seen.count(k) for k in members]
+        assert sum(counts) == rounds * len(members) // batch * batch
+        assert max(counts) == -(-sum(counts) // len(members)) and max(counts) - min(counts) <= 1
+
+
+def test_buckets_are_mixed_and_begin_anywhere_as_they_would_have_come() -> None:
+    order = bucketed([12, 30, 9], 3)
+    home = {k: number for number, members in enumerate(order.buckets) for k in members}
+    runs = [home[batch[0][0]] for batch in order.batches(0, 0, 34)]
+    assert runs[:17] != sorted(runs[:17]) and runs[:17] != runs[17:]
+    assert sorted(runs[:17]) == sorted(runs[17:]) == [0] * 4 + [1] * 10 + [2] * 3
+    assert list(order.batches(0, 20, 34)) == list(order.batches(0, 0, 34))[20:]
+
+
+@pytest.mark.parametrize("wrong", [[[0, 1]], [[0, 1], [1, 2]], [[0, 1, 2], []], []])
+def test_buckets_hold_every_example_once(wrong) -> None:
+    with pytest.raises(InputError, match="each of the 3 examples once"):
+        BucketOrder(STREAMS, 3, 1, buckets=wrong)

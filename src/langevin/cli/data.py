@@ -26,6 +26,9 @@ Source = Annotated[
     typer.Argument(metavar="FOLDER_OR_DATASET", help="A folder of pictures, a manifest, or a dataset of the hub."),
 ]
 Resolution = Annotated[int, typer.Option("--resolution", min=8, help="Pixels per side that training will have.")]
+Least = Annotated[
+    int, typer.Option("--step-size", min=1, help="Examples of an optimizer step; buckets with fewer are dissolved.")
+]
 Tokenizer = Annotated[
     str | None,
     typer.Option(
@@ -63,6 +66,7 @@ Write = Annotated[
 def check(
     source: Source,
     resolution: Resolution = 512,
+    step_size: Least = 1,
     tokenizer: Tokenizer = None,
     image_column: Images = None,
     caption_column: Caption = "text",
@@ -89,6 +93,7 @@ def check(
         further=further,
         caption=None if no_captions else caption_column,
         resolution=resolution,
+        least=step_size,
         tokenizer=tokenizer_of(tokenizer) if tokenizer else None,
         against=listed(against, against_split, caption_column) if against else None,
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -124,7 +125,7 @@ class Order:
     def example(self, position: int) -> int:
         """Return the number of the example at a position of the run."""
         epoch, place = divmod(position, self.count)
-        return permutation(self.streams, self.count, epoch)[place]
+        return int(permutation(self.streams, self.count, epoch)[place])
 
     def positions(self, step: int, number: int, process: int) -> range:
         """Return the positions of a process's batch `number` of an optimizer step."""
@@ -139,7 +140,57 @@ class Order:
             step += 1
 
 
-@lru_cache(maxsize=4)
-def permutation(streams: Streams, count: int, epoch: int) -> list[int]:
-    """Return the order of the examples in an epoch."""
-    return torch.randperm(count, generator=streams.stream("order", epoch)).tolist()
+@dataclass(frozen=True)
+class BucketOrder(Order):
+    """An order in which all examples of an optimizer step belong to one bucket, as those of one size have to.
+
+    Every bucket has its own endless row of epochs, and gets steps in proportion to its examples: a round as long as an
+    epoch has, in an order that is drawn, every step that its buckets fill. What is left of a bucket, less than a step,
+    comes first in the next round. So steps stay the same however they are split, and at every end of a round the number
+    of times that two examples were seen differs by one at most, if no bucket has fewer examples than a step.
+
+    Attributes:
+        buckets: the numbers of the examples of each.
+    """
+
+    buckets: Sequence[Sequence[int]] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(self.buckets) or sorted(k for members in self.buckets for k in members) != list(range(self.count)):
+            raise InputError(f"The buckets must hold each of the {self.count} examples once, and none may be empty.")
+
+    def turn(self, step: int) -> tuple[int, int]:
+        """Return the bucket of an optimizer step, and how many steps it had before in the order of its examples."""
+        counts = tuple(len(members) for members in self.buckets)
+
+        def before(number: int) -> int:
+            return sum(number * count // self.step_size for count in counts)
+
+        number = self.epoch(step)
+        while before(number + 1) <= step:
+            number += 1
+        return turns(self.streams, counts, self.step_size, number)[step - before(number)]
+
+    def example(self, position: int) -> int:
+        """Return the number of the example at a position of the run."""
+        step, place = divmod(position, self.step_size)
+        bucket, turn = self.turn(step)
+        members = self.buckets[bucket]
+        epoch, number = divmod(turn * self.step_size + place, len(members))
+        return members[int(permutation(self.streams, len(members), epoch, bucket)[number])]
+
+
+@lru_cache(maxsize=8)
+def turns(streams: Streams, counts: tuple[int, ...], size: int, number: int) -> list[tuple[int, int]]:
+    """Return the steps of a round of buckets: which bucket, and which of its steps, both from 0."""
+    rows = [
+        (k, t) for k, count in enumerate(counts) for t in range(number * count // size, (number + 1) * count // size)
+    ]
+    return [rows[k] for k in torch.randperm(len(rows), generator=streams.stream("turns", number)).tolist()]
+
+
+@lru_cache(maxsize=64)
+def permutation(streams: Streams, count: int, epoch: int, *bucket: int) -> np.ndarray:
+    """Return the order of the examples in an epoch, of all or of a bucket."""
+    return torch.randperm(count, generator=streams.stream("order", epoch, *bucket)).to(torch.int32).numpy()

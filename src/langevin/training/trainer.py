@@ -29,7 +29,7 @@ from ..core.rng import fresh
 from ..optimization.learning_rates import factor
 from . import checkpoints
 from .average import Average, Decay
-from .streams import Draw, Order, Stream, Streams
+from .streams import BucketOrder, Draw, Order, Stream, Streams
 
 logger = get_logger(__name__)
 LOG = "log.jsonl"
@@ -111,6 +111,7 @@ class Run:
         trackers: "tensorboard", "wandb" or others that accelerate knows, which get the figures and previews too.
         project: what the trackers call the run.
         settings: what they show beside it.
+        buckets: the numbers of the examples that a step may see together; None mixes all.
     """
 
     folder: Path
@@ -134,6 +135,7 @@ class Run:
     trackers: tuple[str, ...] = ()
     project: str = "training"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    buckets: Sequence[Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         check_choice("on_nonfinite", self.on_nonfinite, POLICIES)
@@ -166,7 +168,8 @@ class Trainer:
         self.step = 0
         self.found = checkpoints.find(run.folder, run.resume) if run.resume else None
         self.streams = Streams(self._seed())
-        self.order = Order(self.streams, len(data), run.batch, run.accumulated, self.accelerator.num_processes)
+        sizes = (len(data), run.batch, run.accumulated, self.accelerator.num_processes)
+        self.order = BucketOrder(self.streams, *sizes, run.buckets) if run.buckets else Order(self.streams, *sizes)
         self.parameters = trained(task)
         self.optimizer = run.optimizer(task.groups())
         self.rates = [group["lr"] for group in self.optimizer.param_groups]

@@ -68,7 +68,7 @@ def test_a_batch_of_pictures_and_controls() -> None:
     batch = examples.collate([examples.example(k, STREAMS.at(k)) for k in range(2)])
     assert batch["pixels"].shape == batch["control"].shape == (2, 3, 8, 8)
     torch.testing.assert_close(batch["control"], (batch["pixels"] + 1) / 2)
-    sizes = sizes_of(batch["frames"], examples.framing)
+    sizes = sizes_of(batch["frames"])
     assert sizes[:, :2].tolist() == [[10, 20], [30, 12]] and sizes[:, 4:].tolist() == [[8, 8], [8, 8]]
 
 

@@ -21,15 +21,13 @@ from ...core.files import atomic_write
 from ...core.images import decode
 from ...core.progress import progress_bar
 from .buckets import Size, assign, loss, plan
-from .framing import located
+from .framing import ORIENTATION, located
 from .likeness import Likeness, groups, likeness, near
-from .records import FILE, FOLDER, LEFT_OUT, Record, Records, files_in, is_picture
+from .records import FILE, FOLDER, HASH, LEFT_OUT, Record, Records, files_in, is_picture
 
 SHOWN = 20
 """Examples that a text lists of one kind; the others are counted."""
 LEVELS = ("error", "warning", "note")
-HASH = "pixel_hash"
-"""The column in which a manifest keeps the hash of the decoded pixels."""
 HUGE = 64
 """A picture is huge from that many times the pixels that training sees of it."""
 CUT = 0.25
@@ -200,6 +198,7 @@ def examine(
     resolution: int = 512,
     tokenizer: Any = None,
     against: Records | None = None,
+    least: int = 1,
 ) -> Report:
     """Return all that there is to say about examples.
 
@@ -209,6 +208,7 @@ def examine(
         resolution: that training is meant to have, in pixels.
         tokenizer: of the text encoder, to count tokens.
         against: another split, which should share no picture with this one.
+        least: pictures that a bucket must have, as many as an optimizer step sees.
 
     Raises:
         InputError: when there is no bucket for the resolution.
@@ -223,7 +223,9 @@ def examine(
     others = [] if against is None else list(each(against, partial(look, image=image), "The other split"))
     compare(seen, others, found)
     readable = [one for one in seen if one.size is not None]
-    for one, bucket in zip(readable, assign([one.size for one in readable if one.size], sizes), strict=True):
+    for one, bucket in zip(
+        readable, assign([one.size for one in readable if one.size], sizes, least=least), strict=True
+    ):
         one.bucket = bucket
         if (one.cut or 0) > CUT:
             one.marks.append(("cropped", f"{one.cut:.1%}"))
@@ -295,7 +297,7 @@ def inspect(source: Any) -> tuple[list[tuple[str, str]], Any]:
 
 def traits(header: Any) -> Iterator[tuple[str, str]]:
     """Yield what is peculiar in an opened picture."""
-    turn = header.getexif().get(0x0112, 1)
+    turn = header.getexif().get(ORIENTATION, 1)
     if turn != 1:
         yield "turned", f"orientation {turn}"
     if header.mode in ("CMYK", "YCCK", "LAB"):

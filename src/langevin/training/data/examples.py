@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ...core.errors import InputError
 from ..streams import Stream
-from .framing import Frame, Framing, opened
-from .records import Records
+from .buckets import Size, assign, plan
+from .framing import Frame, Framing, opened, size_of
+from .records import HASH, Record, Records
 
 Words = Callable[[str], Tensor]
 """From a caption to token ids, (tokens,)."""
@@ -69,6 +70,7 @@ class PictureExamples:
         pictures: name in the batch -> column.
         captions: how texts are chosen; None leaves them out.
         ranged: pictures that stay in [0, 1], as controls are.
+        sizes: height and width of every example, in place of those of the framing; None gives all the same.
     """
 
     records: Records
@@ -76,16 +78,34 @@ class PictureExamples:
     pictures: Mapping[str, str] = field(default_factory=lambda: {"pixels": "image"})
     captions: Captions | None = None
     ranged: Sequence[str] = ()
+    sizes: Sequence[Size] | None = None
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def bucket(self, least: int) -> list[list[int]]:
+        """Give every example the size of about the same area that is nearest to its shape, and return who shares one.
+
+        Args:
+            least: examples that a size must have; the others go to the next nearest.
+        """
+        column = next(iter(self.pictures.values()))
+        shapes = [shape(record, column) for record in self.records.rows]
+        self.sizes = assign(shapes, plan(self.framing.height), least=least)
+        members: dict[Size, list[int]] = {}
+        for number, size in enumerate(self.sizes):
+            members.setdefault(size, []).append(number)
+        return [members[size] for size in sorted(members)]
 
     def example(self, number: int, stream: Stream) -> dict[str, Any]:
         """Return an example."""
         record = self.records.rows[number]
         opens = {name: opened(record.columns[column], record.name) for name, column in self.pictures.items()}
+        framing = self.framing
+        if self.sizes is not None:
+            framing = replace(framing, height=self.sizes[number][0], width=self.sizes[number][1])
         try:
-            tensors, frame = self.framing(opens, stream("frame"))
+            tensors, frame = framing(opens, stream("frame"))
         except InputError as error:
             raise InputError(f"{record.name}: {error}") from error
         found: dict[str, Any] = {
@@ -103,7 +123,21 @@ class PictureExamples:
         return {name: torch.stack(rows) if isinstance(rows[0], Tensor) else rows for name, rows in columns.items()}
 
 
-def sizes_of(frames: Sequence[Frame], framing: Framing) -> Tensor:
+def shape(record: Record, column: str) -> Size:
+    """Return the height and width of a record's picture: as a manifest says, or as the file does.
+
+    Raises:
+        InputError: when the file cannot be read.
+    """
+    if HASH in record.columns:
+        return int(record.columns["height"]), int(record.columns["width"])
+    try:
+        return size_of(record.columns[column])
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{record.name} cannot be read as a picture ({error}).") from error
+
+
+def sizes_of(frames: Sequence[Frame]) -> Tensor:
     """Return what Stable Diffusion XL is told of the sizes of a batch, (batch, 6): original, crop, target."""
-    rows = [(*frame.original, frame.top, frame.left, framing.height, framing.width) for frame in frames]
+    rows = [(*frame.original, frame.top, frame.left, *frame.target) for frame in frames]
     return torch.tensor(rows, dtype=torch.float32)

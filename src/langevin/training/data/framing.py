@@ -15,6 +15,8 @@ from torch import Tensor
 from ...core.errors import InputError, check_choice
 from ...core.images import decode
 
+ORIENTATION = 0x0112
+"""The EXIF tag of how a picture is turned; from 5 on it lies on its side."""
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 
@@ -26,12 +28,14 @@ class Frame:
         original: height and width of the picture as it was.
         top, left: of the crop.
         mirrored: whether it was mirrored after the crop.
+        target: height and width of the crop.
     """
 
     original: tuple[int, int]
     top: int
     left: int
     mirrored: bool
+    target: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Framing:
         top, left = (
             free // 2 if self.centre else int(chance * (free + 1)) for free, chance in zip(room, chances, strict=False)
         )
-        return resized, Frame(size, top, left, self.mirror and chances[2] < 0.5)
+        return resized, Frame(size, top, left, self.mirror and chances[2] < 0.5, (self.height, self.width))
 
     def cut(self, picture: Any, resized: tuple[int, int], frame: Frame) -> Tensor:
         """Return a PIL picture framed, (3, height, width) in [-1, 1]."""
@@ -104,6 +108,16 @@ def opened(source: Any, name: str) -> Any:
         return decode(located(source))
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
+
+
+def size_of(source: Any) -> tuple[int, int]:
+    """Return the height and width of a picture of a record, upright, without decoding it."""
+    from PIL import Image
+
+    file = located(source)
+    header = file if isinstance(file, Image.Image) else Image.open(file)
+    lies = header.getexif().get(ORIENTATION, 1) >= 5
+    return (header.width, header.height) if lies else (header.height, header.width)
 
 
 def located(source: Any) -> Any:

@@ -28,6 +28,8 @@ logger = get_logger(__name__)
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif")
 METADATA = ("metadata.jsonl", "metadata.csv")
 FILE = "file_name"
+HASH = "pixel_hash"
+"""The column in which a manifest keeps the hash of the decoded pixels, beside "width" and "height"."""
 LEFT_OUT = "left_out"
 """The column in which a manifest says why an example is not one."""
 FOLDER = "folder"

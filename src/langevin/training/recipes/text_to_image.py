@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..average import Decay
+from ..data.buckets import plan
 from ..data.examples import Captions, PictureExamples
 from ..latent import TextToImage
 from ..settings import told
@@ -25,6 +26,13 @@ class TextToImageSettings(ModelSettings, PictureSettings, PreviewSettings):
     caption_column: str = told("text", "column of the captions, texts or lists of texts")
     caption_dropout_prob: float = told(0.0, "chance that an example is seen without its caption")
     caption_shuffle: bool = told(False, "shuffle the parts of a caption between its commas")
+    aspect_ratio_buckets: bool = told(False, "train at several sizes of one area, every picture at the nearest shape")
+
+    def check(self) -> None:
+        """Raise InputError or ConfigError for all that can be known before anything is loaded."""
+        super().check()
+        if self.aspect_ratio_buckets:
+            plan(self.resolution)
 
 
 @dataclass
@@ -61,9 +69,12 @@ def trainer(settings: TextToImageSettings, pipe: Any, part: Trainable, *, averag
     task = TextToImage(
         pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate_of(settings, processes)
     )  # fmt: skip
-    run = Trainer(task, data, run_of(settings, len(data), processes=processes, average=average))
-    run.watch += settings.watch(pipe, run.order)
-    return run
+    run = run_of(settings, len(data), processes=processes, average=average)
+    if settings.aspect_ratio_buckets:
+        run = replace(run, buckets=data.bucket(run.batch * run.accumulated * processes))
+    training = Trainer(task, data, run)
+    training.watch += settings.watch(pipe, training.order)
+    return training
 
 
 def train_lora(settings: LoraSettings) -> Path:
