@@ -11,13 +11,14 @@ from torch import nn
 
 from ..core.errors import ConfigError, InputError, WeightsError
 from ..nn.attention import Attention, default_processor
+from ..nn.compiled import bare
 from ..nn.image_projection import MultiIPAdapterImageProjection
 from ..nn.ip_processors import IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0
 from ..nn.processors import Processor, named_attentions
 from ..weights.dialects.ip_adapter import IPAdapter, Kind
 from .guest import make_guest
 from .lora import free_name
-from .stack import Stack, bare
+from .stack import Stack
 from .weighing import finite, weight_by_transformer
 
 Weight = float | Sequence[float] | Mapping[str, Any]

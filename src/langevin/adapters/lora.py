@@ -20,6 +20,7 @@ from torch import nn
 from ..core.errors import ConfigError, InputError, check_choice, check_known
 from ..core.logging import get_logger
 from ..core.report import LoadReport, counted, some
+from ..nn.compiled import bare
 from ..weights.dialects import lora as dialects
 from ..weights.dialects.naming import Names
 from ..weights.dialects.parts import Adapter, Parts
@@ -28,7 +29,7 @@ from ..weights.dialects.writing import written
 from .files import Source, write_tensors
 from .guest import own_modules
 from .layers import kind, weight_shape
-from .stack import Stack, bare, copied
+from .stack import Stack, copied
 from .weighing import Given, weight_in
 
 logger = get_logger(__name__)

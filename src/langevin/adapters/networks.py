@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from ..core.errors import InputError
+from ..nn.compiled import bare
 from ..weights.dialects.writing import written
 from . import custom_diffusion, lora
 from .files import KNOWN, opened, write_tensors
 from .fresh import fresh
-from .stack import Stack, bare
+from .stack import Stack
 
 CUSTOM = "custom_diffusion"
 

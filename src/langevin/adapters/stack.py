@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError, NonFiniteError, WeightsError, check_known
 from ..core.report import some
+from ..core.threads import each
+from ..nn.compiled import bare
 from ..weights.dialects.parts import Parts
 from .attaching import attach, delta_in, detach, found_layers, holder, key_of
 from .deltas import Delta
@@ -62,11 +64,6 @@ class State:
     enabled: bool = True
     factor: float = 1.0
     runs: int = 0
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """Return a network without the wrapper that `torch.compile` puts around it."""
-    return getattr(model, "_orig_mod", model)
 
 
 class Stack:
@@ -395,14 +392,17 @@ class Stack:
                 f"The weights of {some(touched)} were changed while adapters were fused into them. Load the original "
                 "weights again after `bake()`, which keeps the weights that are there and forgets the originals."
             )
-        made: dict[str, dict[str, Tensor]] = {}
         sums: dict[str, list[Tensor]] = {}
-        with torch.no_grad():
-            for path, layer in layers.items():
-                here = {name: weights[path] for name, weights in fused.items() if path in weights}
-                made[path] = folded(layer, here, path)
-                if safe:
-                    sums[path] = [summary(tensor) for tensor in made[path].values()]
+
+        @torch.no_grad()
+        def make(path: str) -> dict[str, Tensor]:
+            here = {name: weights[path] for name, weights in fused.items() if path in weights}
+            made = folded(layers[path], here, path)
+            if safe:
+                sums[path] = [summary(tensor) for tensor in made.values()]
+            return made
+
+        made = dict(zip(layers, each(make, layers), strict=True))
         check_finite(sums, made)
         for path, layer in layers.items():
             holder(layer).put(layer, made[path])

@@ -20,6 +20,7 @@ from ..core.errors import ConfigError, InputError, check_choice
 from ..core.imports import is_available, version
 from ..core.rng import Generators
 from ..diffusion.guidance import rescaled
+from ..nn.compiled import bare
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 CONFIG_NAME = "config.json"
@@ -84,7 +85,7 @@ def check_min_version(min_version: str) -> None:
 
 def is_compiled_module(module: Any) -> bool:
     """Tell whether `torch.compile` made the module."""
-    return hasattr(module, "_orig_mod")
+    return bare(module) is not module
 
 
 # What their authors write --------------------------------------------------------------------------------------------

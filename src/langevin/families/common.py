@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..nn.compiled import bare
+
 Result = TypeVar("Result")
 
 
@@ -30,7 +32,7 @@ class Kept(Generic[Result]):
 
 def option(module: Any, name: str, default: Any = None) -> Any:
     """Return a configuration value of a network; a plain module may offer it as an attribute."""
-    module = getattr(module, "_orig_mod", module)
+    module = bare(module)
     config = getattr(module, "config", None)
     value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
     return getattr(module, name, default) if value is None else value

@@ -17,6 +17,7 @@ from ..core.files import atomic_folder
 from ..core.imports import require
 from ..core.logging import get_logger
 from ..core.variants import SAFETENSORS, Weights
+from ..nn.compiled import bare
 from ..registry import ROWS
 from .files import Choices, fetch, listed_components, plan, read_index, report
 
@@ -78,16 +79,11 @@ def component_class(library: str, name: str, component: str) -> Any:
     return found
 
 
-def unwrap(component: Any) -> Any:
-    """Return the module inside a compiled one, or the component itself."""
-    return getattr(component, "_orig_mod", component)
-
-
 def identify(component: Any) -> list[str | None]:
     """Return the documented `[library, class]` of a component, `[None, None]` for an absent one."""
     if component is None:
         return [None, None]
-    cls = type(unwrap(component))
+    cls = type(bare(component))
     library = cls.__module__.partition(".")[0]
     library = OUR_LIBRARY if library == __name__.partition(".")[0] else library
     return [LIBRARIES.get(cls.__name__, library), WRITTEN_AS.get(cls.__name__, cls.__name__)]
@@ -222,7 +218,7 @@ def _quiet() -> Iterator[None]:
 
 def save(pipe: Any, path: str | os.PathLike, options: Mapping[str, Any]) -> None:
     """Write a pipeline's folder, whole or not at all; see `save_pretrained`."""
-    present = {name: unwrap(c) for name, c in pipe.components.items() if c is not None}
+    present = {name: bare(c) for name, c in pipe.components.items() if c is not None}
     for name, component in present.items():
         if not callable(getattr(component, "save_pretrained", None)):
             raise ConfigError(

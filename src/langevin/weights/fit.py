@@ -19,6 +19,7 @@ from ..core.report import counted, some
 from ..core.variants import members, pick, weights_in
 from ..core.weights_io import Entry
 from ..models.loading import LEGACY_ATTENTION, present_name
+from ..nn.compiled import bare
 from .checkpoint import Converted
 from .contents import WEIGHT_SUFFIXES, look
 from .dialects import lora
@@ -169,7 +170,7 @@ def component_name(cls: str) -> str:
 
 
 def _module(module: nn.Module) -> Component:
-    module = getattr(module, "_orig_mod", module)
+    module = bare(module)
     config = getattr(module, "config", {})
     shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     return Component(shapes, config if isinstance(config, Mapping) else {})
