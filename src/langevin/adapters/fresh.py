@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, InputError, did_you_mean
+from ..core.errors import ConfigError, check_count, did_you_mean
 from ..weights.dialects.naming import Shape
 from ..weights.dialects.parts import Parts
 from ..weights.dialects.peft import alpha_of, looked_up
@@ -93,8 +93,7 @@ def targeted(paths: Mapping[str, Shape], targets: str | Iterable[str], *, missin
 def begin(layer: nn.Module, path: str, shape: Shape, options: Mapping[str, Any]) -> Parts:
     """Return the parts of one layer before training, in float32 on the layer's device."""
     rank = looked_up((path,), options.get("rank_pattern"), options["r"])
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise InputError(f"The rank r of an adapter is {rank!r}; it must be a number of at least 1.")
+    check_count("r", rank)
     out, features, *kernel = shape
     weight = layer.weight
     device = weight.device if isinstance(weight, Tensor) else torch.device("cpu")

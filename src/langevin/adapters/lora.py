@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
-from ..core.errors import ConfigError, InputError, check_choice, check_known
+from ..core.errors import ConfigError, InputError, check_choice, check_count, check_known
 from ..core.logging import get_logger
 from ..core.report import LoadReport, counted, some
 from ..nn.compiled import bare
@@ -164,8 +164,7 @@ def reserve(models: Models, rank: int, *, check_compiled: str = "error") -> None
         ConfigError: an adapter is loaded already and `check_compiled` is "error"; "warn" says so, "ignore" does not.
     """
     check_choice("check_compiled", check_compiled, ("error", "warn", "ignore"))
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise InputError(f"target_rank is {rank!r}; it must be a number of at least 1.")
+    check_count("target_rank", rank)
     present = all_names(models)
     if present:
         text = f"{some(present)} was loaded before room was made; call enable_lora_hotswap before the first adapter"

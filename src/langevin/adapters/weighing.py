@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from ..core.errors import ConfigError, InputError, check_known
+from ..core.errors import ConfigError, InputError, check_known, is_number
 from ..core.report import paired, some
 
 Weight = float | Mapping[str, float] | Callable[[str], float]
@@ -22,7 +21,7 @@ PLACE = re.compile(r"(?:(down|up)_blocks\.(\d+)|(mid)_block)\.attentions\.(\d+)"
 
 def finite(value: Any, what: str) -> float:
     """Return a finite number as float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not is_number(value):
         raise InputError(f"{what} is {value!r}; it must be a number, and finite.")
     return float(value)
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from .. import registry
-from ..core.errors import InputError, check_choice, did_you_mean
+from ..core.errors import InputError, check_choice, check_count, check_number, did_you_mean
 from ..picturebook import GUIDANCE_SCALE, STEPS, model_folder
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -84,7 +84,6 @@ def check(request: Request) -> None:
         InputError: naming the option.
     """
     from ..core.rng import streams
-    from ..pipelines.inputs import check_count, check_number
     from ..prompts.syntax import SYNTAXES, parse
     from .loras import parse as parse_loras
 

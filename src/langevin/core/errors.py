@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
 
 
 class LangevinError(Exception):
@@ -65,3 +68,22 @@ def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     if unknown:
         hints = "; ".join(f"{name!r}{did_you_mean(name, known)}" for name in unknown)
         raise ConfigError(f"{what} does not accept {hints}")
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether `value` is a finite number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_number(name: str, value: Any, *, low: float = float("-inf"), high: float = float("inf")) -> None:
+    """Raise InputError unless `value` is a finite number within [low, high]."""
+    if not is_number(value):
+        raise InputError(f"`{name}` is {value!r}; it must be a finite number.")
+    if not low <= float(value) <= high:
+        raise InputError(f"`{name}` is {value}; it must be between {low} and {high}.")
+
+
+def check_count(name: str, value: Any, *, low: int = 1) -> None:
+    """Raise InputError unless `value` is a whole number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+        raise InputError(f"`{name}` is {value!r}; it must be a whole number of at least {low}.")

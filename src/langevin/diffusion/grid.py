@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import InputError, check_choice
+from ..core.errors import InputError, check_choice, check_count
 from ..core.imports import require
 from .process import Level, Time
 
@@ -45,7 +45,7 @@ class Ask:
         if sum(value is not None for value in (self.count, self.timesteps, self.sigmas)) > 1:
             raise InputError("Pass only one of num_inference_steps, timesteps and sigmas.")
         if self.count is not None:
-            check_count(self.count)
+            check_steps(self.count)
 
     @property
     def open(self) -> bool:
@@ -67,7 +67,7 @@ def leading(count: int, steps: int, offset: int = 0) -> np.ndarray:
     Raises:
         InputError: when `count` exceeds `steps`, the length of the table.
     """
-    check_count(count, steps)
+    check_steps(count, steps)
     times = np.arange(count)[::-1] * (steps // count)
     return times + min(offset, steps - 1 - int(times[0]))
 
@@ -112,7 +112,7 @@ def distillation(count: int, steps: int, strength: float = 1.0) -> np.ndarray:
 
     Times stand at the upper ends of equal parts of the table: Luo et al. 2023 (2310.04378), section 4.3.
     """
-    check_count(count, steps)
+    check_steps(count, steps)
     return np.arange(1, int(count * strength) + 1) * (steps // count) - 1
 
 
@@ -122,16 +122,15 @@ def distilled(count: int, origin: np.ndarray) -> np.ndarray:
     Raises:
         InputError: when there are fewer than `count`.
     """
-    check_count(count)
+    check_steps(count)
     if count > len(origin):
         raise InputError(f"num_inference_steps is {count}, but there are only {len(origin)} times to choose from.")
     return origin[::-1][np.floor(np.linspace(0, len(origin), count, endpoint=False)).astype(int)]
 
 
-def check_count(count: int, steps: int | None = None) -> None:
+def check_steps(count: int, steps: int | None = None) -> None:
     """Raise InputError unless `count` is a whole number of steps, at least 1 and at most `steps`."""
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
-        raise InputError(f"num_inference_steps is {count!r}; it must be a whole number of at least 1.")
+    check_count("num_inference_steps", count)
     if steps is not None and count > steps:
         raise InputError(f"num_inference_steps is {count}, but there are only {steps} training steps to choose from.")
 
@@ -248,7 +247,7 @@ def align_your_steps(model: str, count: int = 10, *, end: float | None = 0.0) ->
         InputError: for another model or less than one step.
     """
     check_choice("model", model, ALIGNED)
-    check_count(count)
+    check_steps(count)
     known = np.log(ALIGNED[model])
     at = np.interp(np.linspace(0, 1, count + 1), np.linspace(0, 1, len(known)), known)
     levels = list(ALIGNED[model]) if count + 1 == len(known) else np.exp(at).tolist()

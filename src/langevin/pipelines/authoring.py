@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError
+from ..core.errors import InputError, check_count
 from ..core.rng import Generators, normal
 from ..diffusion.grid import check_strength
 from ..families.latents import spread_rows
 from .callbacks import check_wanted
 from .image_processor import VaeImageProcessor
-from .inputs import CHECKS, check_count, check_latents, check_prompts, check_size
+from .inputs import CHECKS, check_latents, check_prompts, check_size
 
 Place = torch.device | str | None
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Integral, Real
 from typing import Any
 
 import torch
 
 from ..core.config import keywords
-from ..core.errors import InputError, check_choice, check_known
+from ..core.errors import InputError, check_choice, check_count, check_known, check_number
 from ..core.images import OUTPUT_TYPES
 from ..core.logging import get_logger
 from ..core.rng import Generators, streams
@@ -106,26 +104,10 @@ def begin(pipe: Any, given: Mapping[str, Any], *, prompts: int | None = None) ->
     return call
 
 
-def check_count(name: str, value: Any, *, low: int = 1) -> None:
-    """Raise InputError unless `value` is a whole number of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InputError(f"`{name}` is {value!r}; it must be a whole number.")
-    if value < low:
-        raise InputError(f"`{name}` is {value}; it must be at least {low}.")
-
-
 def check_rows(what: str, rows: int, call: Call) -> None:
     """Raise InputError unless there is one of `what`, one per prompt, or one per picture."""
     if rows not in (1, call.prompts, call.images):
         raise InputError(f"{rows} {what} were given for {call.prompts} prompts; pass one, or one per prompt.")
-
-
-def check_number(name: str, value: Any, *, low: float = float("-inf"), high: float = float("inf")) -> None:
-    """Raise InputError unless `value` is a finite number within [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise InputError(f"`{name}` is {value!r}; it must be a finite number.")
-    if not low <= float(value) <= high:
-        raise InputError(f"`{name}` is {value}; it must be between {low} and {high}.")
 
 
 def check_finite(name: str, value: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, check_number
 from ..core.images import ImageInput
 from ..core.rng import normal, seeded
 from ..diffusion.table import Plan
@@ -18,7 +18,7 @@ from ..families.common import dtype_of, option
 from ..families.denoiser import Attachment
 from ..families.latents import LatentSpace
 from ..families.reference import Reference, referring
-from .inputs import Call, check_number
+from .inputs import Call
 from .latent import LatentPipeline
 from .pictures import read_picture
 

@@ -13,7 +13,7 @@ from ..core.outputs import BaseOutput
 from ..core.rng import Generators, uniform
 from ..diffusion import Ask
 from ..diffusion.discrete import MaskAndReplace, gumbel_argmax
-from ..diffusion.grid import check_count, trailing
+from ..diffusion.grid import check_steps, trailing
 from .base import Device, SchedulerMixin
 
 
@@ -49,7 +49,7 @@ class VQDiffusionScheduler(SchedulerMixin):
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Choose evenly spaced steps of the process, from its noisy end."""
-        check_count(num_inference_steps, len(self))
+        check_steps(num_inference_steps, len(self))
         self._forget(None)
         self._schedule = [int(t) for t in trailing(num_inference_steps, len(self))]
         self._times = torch.tensor(self._schedule, device=device or "cpu")
