@@ -56,7 +56,7 @@ def test_lists_shorter_than_the_networks(several: MultiControlNetModel, diffuser
     theirs = diffusers.MultiControlNetModel([diffusers.ControlNetModel(**TINY) for _ in range(2)])
     given = {**inputs(TINY, TWO), "controlnet_cond": TWO["controlnet_cond"][:1]}
     theirs(**given)
-    with pytest.raises(InputError, match="controlnet_cond has 1 entries for 2"):
+    with pytest.raises(InputError, match="`controlnet_cond` has 1 values for 2"):
         several(**given)
 
 
@@ -120,7 +120,7 @@ def test_compiles_as_one_graph(several: MultiControlNetModel) -> None:
 
 def test_wrong_lists(several: MultiControlNetModel) -> None:
     given = inputs(TINY, TWO)
-    with pytest.raises(InputError, match="conditioning_scale has 3 entries for 2"):
+    with pytest.raises(InputError, match="`conditioning_scale` has 3 values for 2"):
         several(**{**given, "conditioning_scale": [1.0] * 3})
     with pytest.raises(ConfigError, match="at least one"):
         MultiControlNetModel([])

@@ -157,9 +157,9 @@ def test_wrong_inputs() -> None:
     with pytest.raises(InputError, match=r"\(61, 67\).*multiples of 8, such as \(64, 64\)"):
         model(torch.rand(1, 3, 61, 67))
     both = MultiAdapter([model, T2IAdapter(**TINY)])
-    with pytest.raises(InputError, match="xs has 1 entries for 2"):
+    with pytest.raises(InputError, match="`xs` has 1 values for 2"):
         both([picture(TINY)])
-    with pytest.raises(InputError, match="adapter_weights has 3 entries for 2"):
+    with pytest.raises(InputError, match="`adapter_weights` has 3 values for 2"):
         both([picture(TINY)] * 2, [1.0, 1.0, 1.0])
 
 

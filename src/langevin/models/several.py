@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from itertools import count
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -91,14 +92,19 @@ def check_parts(owner: type, parts: Sequence[Any], wanted: type) -> list[Any]:
     return parts
 
 
-def one_each(what: str, values: Any, number: int) -> list[Any]:
-    """Return one value per network, from a single number or from a list.
+def one_each(name: str, values: Any, networks: Sequence[Any], *, numbers: bool = False) -> list[Any]:
+    """Return an argument as one value per network.
+
+    Args:
+        numbers: one number may stand for all.
 
     Raises:
-        InputError: the list has another length.
+        InputError: for a list of another length.
     """
-    if isinstance(values, (int, float)):
-        return [values] * number
-    if len(values) != number:
-        raise InputError(f"{what} has {len(values)} entries for {number} networks")
+    if numbers and isinstance(values, Real):
+        return [values] * len(networks)
+    if len(values) != len(networks):
+        what = f"{len(values)} values for {len(networks)} networks ({type(networks[0]).__name__})"
+        also = "one number, or " if numbers else ""
+        raise InputError(f"`{name}` has {what}; give {also}one per network in their order.")
     return list(values)

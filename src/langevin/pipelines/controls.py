@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import lcm
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +14,7 @@ from ..core.images import decode, sort_out, to_tensor, upright
 from ..core.logging import get_logger
 from ..families.common import option
 from ..families.latents import LatentSpace, scale_factor
+from ..models.several import one_each
 from .control_images import control_tensor
 from .image_processor import VaeImageProcessor, is_latents
 from .inpainting import crop_of
@@ -42,15 +42,7 @@ def per_network(name: str, value: Any, networks: Sequence[Any]) -> list[float]:
     Raises:
         InputError: for a list of another length.
     """
-    if isinstance(value, Real):
-        return [float(value)] * len(networks)
-    if len(value) != len(networks):
-        kind = type(networks[0]).__name__
-        raise InputError(
-            f"`{name}` has {len(value)} values for {len(networks)} networks ({kind}); give one number, or one per "
-            "network in their order."
-        )
-    return [float(one) for one in value]
+    return [float(one) for one in one_each(name, value, networks, numbers=True)]
 
 
 def per_network_pictures(

@@ -54,9 +54,8 @@ class MultiControlNetModel(SeveralFolders, ModelMixin):
         The other arguments are those of `ControlNetModel`. Raises InputError when the lists have another length than
         `nets`.
         """
-        number = len(self.nets)
-        pictures = one_each("controlnet_cond", controlnet_cond, number)
-        scales = one_each("conditioning_scale", conditioning_scale, number)
+        pictures = one_each("controlnet_cond", controlnet_cond, self.nets)
+        scales = one_each("conditioning_scale", conditioning_scale, self.nets, numbers=True)
         down: tuple[Tensor, ...] = ()
         mid: Any = None
         for net, picture, scale in zip(self.nets, pictures, scales, strict=True):

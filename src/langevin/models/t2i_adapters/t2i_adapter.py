@@ -197,9 +197,9 @@ class MultiAdapter(SeveralFolders, ModelMixin):
             InputError: a list has another length than there are adapters, or a picture does not fit its adapter.
         """
         given = 1 / self.num_adapter if adapter_weights is None else adapter_weights
-        weights = one_each("adapter_weights", given, self.num_adapter)
+        weights = one_each("adapter_weights", given, self.adapters, numbers=True)
         total: list[Any] = []
-        for x, weight, adapter in zip(one_each("xs", xs, self.num_adapter), weights, self.adapters, strict=True):
+        for x, weight, adapter in zip(one_each("xs", xs, self.adapters), weights, self.adapters, strict=True):
             features = [weight * feature for feature in adapter(x)]
             total = features if not total else [a + b for a, b in zip(total, features, strict=True)]
         return total
