@@ -35,6 +35,7 @@ LEVELS = {
 SIDEWAYS = {
     ("training", "pipelines"): "a training run samples from the pipeline that it trains",
     ("evaluation", "pipelines"): "an evaluation samples from the pipeline that it judges",
+    ("evaluation", "training"): "folders of pictures with texts have one reader, that of training data",
     ("picturebook", "compat"): "the picturebook is an application and may use all but the command line",
     ("picturebook", "utils"): "the picturebook is an application and may use all but the command line",
 }

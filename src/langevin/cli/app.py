@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -225,6 +225,86 @@ def train(
 
     folder = trained(recipe.replace("-", "_"), flags or [], command=f"langevin train {recipe}")
     typer.echo(f"Written to {folder}")
+
+
+Eye = Annotated[
+    str,
+    typer.Option(
+        "--clip", metavar="FOLDER_OR_REPO", help="The CLIP that judges, such as openai/clip-vit-base-patch16."
+    ),
+]
+FeaturesOf = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER_OR_REPO", help="What FID and its kin see with: a CLIP, or 'checker'. Default: --clip."
+    ),
+]
+PromptFile = Annotated[
+    str | None, typer.Option("--prompts", metavar="FILE", help="A .tsv or .csv with a column Prompt, or a .txt.")
+]
+Category = Annotated[str | None, typer.Option(help="Only the prompts with this value in the column Category.")]
+Against = Annotated[str | None, typer.Option(metavar="FOLDER", help="Pictures that these should resemble.")]
+Resamples = Annotated[int, typer.Option(help="Resamples behind an interval.")]
+Batch = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
+DrawSeed = Annotated[int, typer.Option("--seed", help="Seed of the resamples.")]
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[str, typer.Argument(help="The pictures.")],
+    against: Against = None,
+    prompts: PromptFile = None,
+    category: Category = None,
+    edited_from: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="The pictures before an edit, with captions, by the same names."),
+    ] = None,
+    clip: Eye = "picturebook",
+    features: FeaturesOf = None,
+    batch: Batch = 32,
+    resamples: Resamples = 1000,
+    seed: DrawSeed = 0,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Measure pictures: CLIP score by prompt, FID, KID, precision and recall against others, each with its interval."""
+    from .evaluate import Eyes, run
+
+    eyes = Eyes(clip, features, device=device, batch=batch, resamples=resamples, seed=seed)
+    result = run(folder, against=against, prompts=prompts, category=category, edited_from=edited_from, eyes=eyes)
+    typer.echo(dumped(result.to_dict()) if json else result)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A folder of pictures.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Pictures of the same prompts.")],
+    prompts: PromptFile = None,
+    category: Category = None,
+    against: Against = None,
+    clip: Eye = "picturebook",
+    features: FeaturesOf = None,
+    batch: Batch = 32,
+    resamples: Resamples = 1000,
+    seed: DrawSeed = 0,
+    device: Device = "auto",
+    output: Output = "outputs",
+    json: Json = False,
+) -> None:
+    """Say whether A is better than B, worse, or no difference is seen, prompt by prompt; and draw a contact sheet."""
+    from .compare import run
+    from .evaluate import Eyes
+
+    eyes = Eyes(clip, features, device=device, batch=batch, resamples=resamples, seed=seed)
+    result, sheet = run(first, second, prompts=prompts, category=category, against=against, output=output, eyes=eyes)
+    typer.echo(dumped({**result.to_dict(), "sheet": str(sheet)}) if json else f"{result}\nsheet: {sheet}")
+
+
+def dumped(facts: dict[str, Any]) -> str:
+    """Return facts as JSON."""
+    from json import dumps
+
+    return dumps(facts, indent=2, ensure_ascii=False)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
