@@ -121,8 +121,25 @@ def test_pictures_of_a_class_are_drawn_where_none_are_real(places, tmp_path) -> 
 
 
 def test_without_new_words_only_projections_are_written(places, tmp_path) -> None:
-    folder = run(places, tmp_path, "--instance_prompt=a cat")
+    folder = run(places, tmp_path, "--instance_prompt=a cat", "--gradient_checkpointing")
     assert sorted(path.name for path in folder.glob("*.bin")) == [WEIGHTS]
+
+
+def test_a_model_without_cross_attention_is_refused() -> None:
+    from langevin.training.projections import Projections
+    from tests.pipelines import tiny
+
+    with pytest.raises(ConfigError, match="UNet2DModel has no cross-attention"):
+        Projections(langevin.UNet2DModel(**tiny.PIXELS))
+
+
+def test_fewer_real_pictures_than_asked_for_are_told_of(places, tmp_path, monkeypatch) -> None:
+    told = []
+    monkeypatch.setattr(custom_diffusion.logger, "warning", lambda text, *parts: told.append(text % parts))
+    prior = pictures(tmp_path / "real", 2)
+    flags = ("--with_prior_preservation", "--real_prior", "--num_class_images=4", f"--class_data_dir={prior}")
+    run(places, tmp_path / "out", *ONE, *flags)
+    assert told == [f"{prior} holds 2 of 4 pictures"]
 
 
 def test_captions_of_real_pictures(tmp_path) -> None:
