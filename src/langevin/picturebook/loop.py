@@ -2,6 +2,10 @@
 
 Step k draws its batch from a generator seeded with (seed, k), so weights and optimizer state are all there is to keep.
 Under `torchrun` each process draws its own batch and takes the step of their mean gradient; the first writes files.
+
+It is not `training/trainer.py`, whose runs are counted in steps and whose batches are collated of single examples with
+streams of their own. Here a budget may be minutes, over all restarts, from which the decay of the learning rate
+follows; a stage draws a whole batch at once from one stream; and some weights have a second optimizer.
 """
 
 from __future__ import annotations
