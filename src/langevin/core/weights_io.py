@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import threads
 from .errors import WeightsError
 
 if TYPE_CHECKING:
@@ -203,16 +204,31 @@ class TensorFile:
     ) -> None:
         """Read and cast tensors into contiguous targets of their shapes on any device, block by block.
 
-        `each` is called with every finished piece of a target, flat, and with its part. use_map=False reads without
-        mapping the file.
+        `each` is called with every finished piece of a target, flat, and with its part, from several threads.
+        use_map=False reads without mapping the file, in this thread.
         """
         flat = {name: target.view(-1) for name, target in targets.items()}
-        for block, parts in self.blocks(targets, use_map=use_map):
+
+        def put(block: Tensor, parts: list[Part]) -> None:
             for part, values in zip(parts, block.split([part.length for part in parts]), strict=True):
                 piece = flat[part.name][part.first : part.first + part.length]
                 piece.copy_(values)
                 if each is not None:
                     each(piece, [part])
+
+        def take(run: tuple[torch.dtype, int, list[Part]]) -> None:
+            kind, start, parts = run
+            count = sum(part.length for part in parts)
+            put(torch.frombuffer(self._mapped(), dtype=kind, count=count, offset=start), parts)
+            self._advise("MADV_DONTNEED", start, start + count * kind.itemsize)
+
+        runs = list(self._runs(targets))
+        if use_map and runs and all(start % kind.itemsize == 0 for kind, start, _ in runs):
+            self._mapped()
+            threads.each(take, runs)
+            return
+        for block, parts in self.blocks(targets, use_map=use_map):
+            put(block, parts)
 
     def _read_at(self, offset: int, data: memoryview) -> None:
         self._file.seek(offset)
