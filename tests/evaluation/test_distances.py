@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 
 from langevin.core.errors import InputError, NonFiniteError
 from langevin.evaluation.distances import (
+    DISTANCES,
     compare_distance,
     distance,
     frechet,
@@ -139,6 +141,22 @@ def test_what_is_kept_is_a_fair_choice() -> None:
     rows = torch.arange(4000.0)[:, None]
     kept = Features(keep=1000).add(rows, keys=[str(k) for k in range(4000)]).rows
     assert len(kept) == 1000 and abs(kept.mean() - 2000) < 4 * 4000 / 12**0.5 / 1000**0.5
+
+
+def test_sets_keep_the_same_prompts() -> None:
+    prompts = [str(k // 2) for k in range(60)]
+    one, two = (Features(keep=20).add(drawn(60, seed=k), groups=prompts) for k in (1, 2))
+    assert one.kinds == two.kinds and len(one.kinds) == 10
+    assert compare_distance("KID", one, two, one, resamples=50).count == 10
+
+
+def test_a_part_tells_the_spread_of_the_whole(monkeypatch) -> None:
+    made, real = Features().add(drawn(1200)), Features().add(drawn(1200, seed=1, shift=0.5))
+    whole = distance("FID", made, real)
+    monkeypatch.setitem(DISTANCES, "FID", replace(DISTANCES["FID"], rows=300))
+    part = distance("FID", made, real)
+    assert part.value == whole.value and part.count == 1200
+    assert part.high - part.low == pytest.approx(whole.high - whole.low, rel=0.35)
 
 
 @pytest.mark.parametrize("name", ["FID", "KID"])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from langevin.core.errors import ConfigError, InputError
-from langevin.evaluation.features import Clip, ClipScore, Preprocessing, edits, fingerprint
+from langevin.evaluation.features import Clip, ClipScore, Preprocessing, chosen, edits, fingerprint
 from langevin.evaluation.folders import Shown, answering, kept_in, natural, read
 from langevin.evaluation.pictures import Look, Seen, compare, evaluate, evaluate_edits
 from langevin.picturebook import model_folder
@@ -97,6 +97,8 @@ def test_policies_are_told_and_faulty_ones_refused() -> None:
     assert Preprocessing.read({"size": 224, "image_mean": [0], "image_std": [1]}).policy == (
         "shortest side to 224, bicubic; middle 224 x 224"
     )
+    box = {"size": {"height": 4, "width": 3}, "do_center_crop": False, "do_normalize": False, "resample": 2}
+    assert Preprocessing.read(box).policy == "to 3 x 4, bilinear"
     as_it_is = Preprocessing.read({"do_resize": False, "do_center_crop": False, "do_normalize": False})
     assert as_it_is.policy == "none: pictures must have the model's size"
     with pytest.raises(InputError, match="different sizes"):
@@ -107,6 +109,12 @@ def test_policies_are_told_and_faulty_ones_refused() -> None:
         Preprocessing.read({"size": {"longest_edge": 3}})
     with pytest.raises(ConfigError, match="'clip_text_model' network"):
         Clip.from_pretrained(model_folder() / "text_encoder")
+
+
+def test_one_file_of_weights_is_fetched() -> None:
+    names = ["config.json", "merges.txt", "model.safetensors", "pytorch_model.bin", "flax_model.msgpack", "onnx/a.json"]
+    assert chosen(names) == ["config.json", "merges.txt", "model.safetensors"]
+    assert chosen(["vocab.json", "pytorch_model.bin"]) == ["vocab.json", "pytorch_model.bin"]
 
 
 def test_long_prompts_are_cut_and_named(eyes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -16,8 +17,8 @@ from .states import Features, Moments, same_width
 
 BLOCK = 1024
 """Rows of a kernel or of distances that are held at a time."""
-FRECHET_RESAMPLES = 200
-"""Resamples of a FID at most; each takes a singular value decomposition."""
+FRECHET_RESAMPLES, FRECHET_ROWS = 200, 2000
+"""Resamples of a FID at most, and pictures in one: each takes two triangular and a singular value decomposition."""
 NEIGHBOURS = 3
 DAMPED = 0.25
 """How far the weights of a resample go from those of the sets themselves, 0 to 1."""
@@ -172,15 +173,21 @@ def _apart(rows: Tensor, others: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 @dataclass(frozen=True)
 class Estimator:
-    """How a distance is found: `of` from two sets as they are, `resampled` for each pair of rows of weights."""
+    """How a distance is found: `of` from two sets as they are, `resampled` for each pair of rows of weights.
+
+    `resamples` and `rows` are the most that an interval takes.
+    """
 
     of: Callable[[Features, Features], float]
     resampled: Callable[[Features, Tensor, Features, Tensor], Tensor]
     resamples: int | None = None
+    rows: int = sys.maxsize
 
 
 DISTANCES = {
-    "FID": Estimator(lambda made, real: frechet(made.moments, real.moments), _frechets, FRECHET_RESAMPLES),
+    "FID": Estimator(
+        lambda made, real: frechet(made.moments, real.moments), _frechets, FRECHET_RESAMPLES, FRECHET_ROWS
+    ),
     "KID": Estimator(
         lambda made, real: kernel_distance(made.rows, real.rows),
         lambda made, weights, real, others: _kernels(made.rows.double(), weights, real.rows.double(), others),
@@ -222,14 +229,16 @@ def _resampled(
     much. To first order that changes nothing; but what two pictures do together, which resampling overstates for a
     distance of equal sets, shrinks. Where only a part of the pictures is kept, the spread is brought to that of all.
     """
-    estimator, kinds = DISTANCES[name], sets[0].kinds
+    estimator = DISTANCES[name]
+    *fewer, less = (side.thinned(estimator.rows) for side in (*sets, real))
+    kinds = sorted({kind for side in fewer for kind in side.kinds})
     resamples = min(resamples, estimator.resamples or resamples)
-    sizes = (len(kinds), len(real.kinds))
+    sizes = (len(kinds), len(less.kinds))
     drawn, more = (counts(size, resamples=resamples, seed=seed + k) for k, size in enumerate(sizes))
-    drawn, others = 1 + DAMPED * (drawn - 1), real.weights(1 + DAMPED * (more - 1), real.kinds)
-    share = math.sqrt(max(len(side.rows) / len(side) for side in (*sets, real))) / DAMPED
-    found = [share * estimator.resampled(made, made.weights(drawn, kinds), real, others) for made in sets]
-    return found, min(len(kinds), len(real.kinds))
+    drawn, others = 1 + DAMPED * (drawn - 1), less.weights(1 + DAMPED * (more - 1), less.kinds)
+    share = math.sqrt(max(len(side.rows) / len(side) for side in (*fewer, less))) / DAMPED
+    found = [share * estimator.resampled(made, made.weights(drawn, kinds), less, others) for made in fewer]
+    return found, min(len(side.kinds) for side in (*sets, real))
 
 
 def precision_and_recall(

@@ -140,7 +140,7 @@ def _box(size: dict[str, int]) -> tuple[int, int]:
     return size["height"], size["width"]
 
 
-def _files(listed: Sequence[str]) -> list[str]:
+def chosen(listed: Sequence[str]) -> list[str]:
     """Return the files of a repository that make a CLIP, with one file of weights."""
     small = [name for name in listed if "/" not in name and name.endswith((".json", ".txt"))]
     return small + [name for name in WEIGHTS if name in listed][:1]
@@ -167,7 +167,7 @@ class Clip:
             InputError: when there is none. ConfigError: when it is another kind of network.
         """
         here = is_local(name_or_path)
-        folder = resolve_folder(name_or_path) if here else fetch_chosen(os.fspath(name_or_path), _files, **hub)
+        folder = resolve_folder(name_or_path) if here else fetch_chosen(os.fspath(name_or_path), chosen, **hub)
         kind = read_json(resolve_file(folder, "config.json")).get("model_type")
         if kind != "clip":
             raise ConfigError(

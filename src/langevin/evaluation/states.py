@@ -74,13 +74,13 @@ class Moments:
 class Features:
     """Features of pictures: the moments of all, and the rows of at most `keep` of them.
 
-    Which rows are kept depends on the pictures alone: those whose hashes are smallest. So it is a random choice that
-    is the same in every order and for every way to split the work.
+    Which rows are kept depends on the pictures alone: those of the groups whose hashes are smallest. So it is a random
+    choice that is the same in every order and for every way to split the work, and of the same prompts in every set.
 
     Attributes:
         keep: rows to keep at most.
         moments: of all pictures.
-        keys: one per kept row, ascending: a hash of its group and picture.
+        keys: one per kept row, ascending: a hash of its group, and one of its picture.
         groups: one per kept row: the prompt, or what else belongs together when pictures are resampled.
         rows: float32 (kept, features).
     """
@@ -108,7 +108,7 @@ class Features:
         belongs = list(groups) if groups is not None else names
         if not len(names) == len(belongs) == len(features):
             raise InputError(f"{len(features)} rows of features came with {len(names)} keys and {len(belongs)} groups.")
-        hashes = [digest(group, name) for group, name in zip(belongs, names, strict=True)]
+        hashes = [digest(group) + digest(name) for group, name in zip(belongs, names, strict=True)]
         labels = belongs if groups is not None else hashes
         return self + Features(self.keep, Moments.of(features), tuple(hashes), tuple(labels), features)
 
@@ -129,6 +129,12 @@ class Features:
     def kinds(self) -> tuple[str, ...]:
         """The groups, each once, ascending."""
         return tuple(sorted(set(self.groups)))
+
+    def thinned(self, keep: int) -> Features:
+        """Return the state with at most `keep` rows, and the moments of all pictures as before."""
+        if len(self.rows) <= keep:
+            return self
+        return Features(keep, self.moments, self.keys[:keep], self.groups[:keep], self.rows[:keep])
 
     def weights(self, counts: Tensor, kinds: Sequence[str]) -> Tensor:
         """Return weights of the rows (resamples, kept) from how often each of `kinds` was drawn (resamples, kinds)."""
@@ -185,9 +191,9 @@ class Scores:
         return math.fsum(self.by_prompt.values()) / len(self.values)
 
 
-def digest(*parts: str) -> str:
-    """Return a hash of texts."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+def digest(text: str) -> str:
+    """Return a hash of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def same_width(one: int, other: int) -> None:
