@@ -194,6 +194,9 @@ class PickleFile(TensorFile):
         """Return the tensor as a copy-on-write view of the file, or None where its bytes are shared or out of order."""
         return super().view(name) if self._stored[name].is_dense() and name not in self._shared else None
 
+    def _maps(self, name: str) -> bool:
+        return self._stored[name].is_dense() and super()._maps(name)
+
     def blocks(
         self, names: Iterable[str], *, use_map: bool = True, keep: bool = False
     ) -> Iterator[tuple[Tensor, list[Part]]]:

@@ -147,6 +147,10 @@ class TensorFile:
         count = (entry.stop - entry.start) // entry.dtype.itemsize
         return torch.frombuffer(self._mapped(), dtype=entry.dtype, count=count, offset=entry.start).view(entry.shape)
 
+    def _maps(self, name: str) -> bool:
+        """Tell whether the tensor's values lie in order and aligned in the file."""
+        return self.entries[name].start % self.entries[name].dtype.itemsize == 0
+
     def _mapped(self) -> mmap.mmap:
         if self._map is None:
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -222,11 +226,11 @@ class TensorFile:
             put(torch.frombuffer(self._mapped(), dtype=kind, count=count, offset=start), parts)
             self._advise("MADV_DONTNEED", start, start + count * kind.itemsize)
 
-        runs = list(self._runs(targets))
-        if use_map and runs and all(start % kind.itemsize == 0 for kind, start, _ in runs):
+        mapped = [name for name in targets if use_map and self._maps(name)]
+        if mapped:
             self._mapped()
-            threads.each(take, runs)
-            return
+            threads.each(take, self._runs(mapped))
+        targets = {name: target for name, target in targets.items() if name not in set(mapped)}
         for block, parts in self.blocks(targets, use_map=use_map):
             put(block, parts)
 
