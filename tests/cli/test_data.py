@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from langevin.cli import main
+from langevin.training.data.records import Record, Records
 from tests.pipelines import tiny
-from tests.training.data.test_doctor import put
+from tests.training.data.test_doctor import picture, put
 
 
 def called(capsys, *words: object) -> tuple[int, str, str]:
@@ -54,6 +55,24 @@ def test_errors_leave_with_status_1(tmp_path, capsys) -> None:
     assert status == 1 and "it holds no picture" in out and not (tmp_path / "none.png").exists()
     status, _, err = called(capsys, tmp_path / "dat")
     assert status == 2 and "did you mean 'data'" in err
+
+
+def test_datasets_of_the_hub_are_read_by_their_splits(capsys, monkeypatch) -> None:
+    asked = []
+
+    def read_hub(name: str, *, split: str) -> Records:
+        asked.append((name, split))
+        rows = [Record(f"row {k} of {name}", {"image": picture(k), "text": str(k)}) for k in (2 * len(asked), 5)]
+        return Records(name, rows)
+
+    monkeypatch.setattr("langevin.training.data.records.read_hub", read_hub)
+    status, out, _ = called(
+        capsys, "some/dogs", "--resolution", 64, "--against", "some/dogs", "--against-split", "held"
+    )
+    assert asked == [("some/dogs", "train"), ("some/dogs", "held")]
+    assert status == 1 and "row 5 of some/dogs (there: row 5 of some/dogs)" in out
+    status, _, err = called(capsys, "some/dogs", "--write", "manifest.jsonl")
+    assert status == 2 and "a hub dataset has none" in err
 
 
 def test_tokens_splits_and_further_columns(tmp_path, capsys) -> None:

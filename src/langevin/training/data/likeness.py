@@ -53,33 +53,38 @@ def likeness(picture: Any) -> Likeness:
 
 
 def near(pictures: Sequence[Likeness]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs that look nearly the same, by their numbers."""
+    """Yield the pairs that look nearly the same, by their numbers, the lower one first."""
     if not pictures:
         return
     steps = np.stack([one.steps for one in pictures])
+    means, units = contrast(pictures)
+    flat = np.asarray(~units.any(axis=1))
     counts = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
-    found: set[tuple[int, int]] = set()
     for band in range(steps.shape[1]):  # hashes that differ in fewer bits than there are bytes agree in one byte
         order = np.argsort(steps[:, band], kind="stable")
         for group in np.split(order, np.flatnonzero(np.diff(steps[order, band])) + 1):
             for k, one in enumerate(group[:-1]):
                 rest = group[k + 1 :]
-                close = rest[counts[steps[one] ^ steps[rest]].sum(1) <= APART]
-                found.update((int(one), int(other)) for other in close)
-    yield from (pair for pair in sorted(found) if alike(pictures[pair[0]], pictures[pair[1]]))
+                apart = steps[one] ^ steps[rest]
+                close = rest[(counts[apart].sum(1) <= APART) & apart[:, :band].all(1)]  # met in no band before
+                if len(close):
+                    shift = np.abs(means[close] - means[one]).max(1)
+                    alike = (units[close] @ units[one] >= ALIKE) & (shift <= COLOUR)
+                    alike |= flat[close] & flat[one] & (shift < MARGIN)
+                    yield from ((int(one), int(other)) for other in close[alike])
 
 
-def alike(one: Likeness, other: Likeness) -> bool:
-    """Tell whether two small copies show the same, for all changes of brightness and contrast."""
-    a, b = (part.copy.astype(np.float32) for part in (one, other))
-    means = a.mean(1, keepdims=True), b.mean(1, keepdims=True)
-    a, b = a - means[0], b - means[1]
-    if np.abs(means[0] - means[1]).max() > COLOUR:
-        return False
-    sizes = np.linalg.norm(a), np.linalg.norm(b)
-    if min(sizes) < a.size**0.5:  # less than a level of contrast: a flat colour
-        return bool(np.abs(a + means[0] - b - means[1]).max() < MARGIN)
-    return bool((a * b).sum() >= ALIKE * sizes[0] * sizes[1])
+def contrast(pictures: Sequence[Likeness]) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean colours, (pictures, 3), and the small copies around them, (pictures, 768), of length 1.
+
+    A flat colour, with less than a level of contrast, has only zeros.
+    """
+    copies = np.stack([one.copy for one in pictures]).astype(np.float32)
+    means = copies.mean(2)
+    units = (copies - means[..., None]).reshape(len(copies), -1)
+    sizes = np.linalg.norm(units, axis=1, keepdims=True)
+    units *= np.where(sizes < units.shape[1] ** 0.5, 0, 1 / np.maximum(sizes, 1))
+    return means, units
 
 
 def groups(count: int, pairs: Iterator[tuple[int, int]]) -> list[list[int]]:
