@@ -97,7 +97,7 @@ class PictureSettings(Settings):
 
     dataset_name: str | None = told(None, "hub dataset, or a local one that the package datasets can load")
     dataset_config_name: str | None = told(None, "its configuration")
-    train_data_dir: str | None = told(None, "folder of pictures, with metadata.jsonl, .csv or text files beside, or a manifest")
+    train_data_dir: str | None = told(None, "folder of pictures and their texts (see docs/training.md), or a manifest")
     image_column: str = told("image", "column of the pictures")
     max_train_samples: int | None = told(None, "take that many examples at most")
     resolution: int = told(512, "height and width in pixels")
