@@ -243,6 +243,9 @@ def test_strength_per_step() -> None:
         FirstOrder(eta=[0.1, 0.2, 0.3]).rows(grid)
     with pytest.raises(InputError, match="negative"):
         FirstOrder(eta=lambda index, level: -1.0).rows(grid)
+    for wrong in ("x", ["x", 0.0, 0.0, 0.0]):
+        with pytest.raises(InputError, match="`eta` is 'x' at step 0; it must be a number that is not negative"):
+            FirstOrder(eta=wrong).rows(grid)
     with pytest.raises(InputError, match="has no number; pass a single number"):
         FirstOrder(eta=[0.1, 0.2]).row(grid[0], grid[1], 2)
 

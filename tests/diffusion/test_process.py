@@ -43,6 +43,10 @@ def test_betas(schedule: str) -> None:
 def test_betas_refuse_nonsense() -> None:
     with pytest.raises(InputError, match="sigmoid"):
         betas("sigmoidal")
+    for wrong in ({"start": "x"}, {"start": -0.1}, {"end": 1.5}, {"end": None}, {"count": 0}, {"count": 10.0}):
+        with pytest.raises(InputError, match=r"`(beta_start|beta_end|num_train_timesteps)` is .*; it must be"):
+            betas(**wrong)
+    assert torch.equal(betas("squaredcos_cap_v2", start=None), betas("squaredcos_cap_v2"))
     with pytest.raises(InputError, match="flat list"):
         betas(trained=[0.1, 1.5])
 

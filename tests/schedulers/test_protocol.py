@@ -204,6 +204,9 @@ def test_errors_of_schedules_and_options(name: str) -> None:
         make(name, beta_schedule="scaledlinear")
     with pytest.raises(InputError, match="v_prediction"):
         make(name, prediction_type="v_predicton")
+    for wrong in ({"beta_start": "x"}, {"beta_end": -0.1}, {"num_train_timesteps": -1}):
+        with pytest.raises(InputError, match=f"`{next(iter(wrong))}` is .*; it must be"):
+            make(name, **wrong)
     with pytest.raises(ConfigError, match="beta_start"):
         make(name, beta_strat=0.1)
     scheduler.set_timesteps(3)

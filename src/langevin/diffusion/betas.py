@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ..core.errors import InputError, check_choice
+from ..core.errors import InputError, check_choice, check_count, check_number
 
 
 def _linear(count: int, start: float, end: float) -> torch.Tensor:
@@ -54,6 +54,8 @@ BETAS: dict[str, Callable[[int, float, float], torch.Tensor]] = {
     "sigmoid": _sigmoid,
     "laplace": lambda count, start, end: from_alpha_bar(_laplace_bar, count),
 }
+BETWEEN_ENDS = ("linear", "scaled_linear", "sigmoid")
+"""Schedules that run from `start` to `end`; the others read neither."""
 
 
 def betas(
@@ -73,16 +75,25 @@ def betas(
         zero_terminal_snr: rescale so that the last step holds no data at all.
 
     Raises:
-        InputError: for an unknown schedule, or trained betas outside (0, 1].
+        InputError: for what `check_options` refuses, or trained betas outside (0, 1].
     """
     if trained is not None:
         values = torch.as_tensor(np.asarray(trained), dtype=torch.float32, device="cpu")
         if values.ndim != 1 or not bool(((values > 0) & (values <= 1)).all()):
             raise InputError("`trained_betas` must be a flat list of numbers in (0, 1].")
     else:
-        check_choice("beta_schedule", schedule, BETAS)
+        check_options(schedule, count, start, end)
         values = BETAS[schedule](count, start, end)
     return rescale_zero_terminal_snr(values) if zero_terminal_snr else values
+
+
+def check_options(schedule: str, count: int, start: float, end: float) -> None:
+    """Raise InputError for an unknown schedule, less than one step, or ends outside [0, 1] that the schedule reads."""
+    check_choice("beta_schedule", schedule, BETAS)
+    check_count("num_train_timesteps", count)
+    if schedule in BETWEEN_ENDS:
+        check_number("beta_start", start, low=0.0, high=1.0)
+        check_number("beta_end", end, low=0.0, high=1.0)
 
 
 def rescale_zero_terminal_snr(values: torch.Tensor) -> torch.Tensor:

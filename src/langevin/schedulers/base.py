@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.config import options_of, register_to_config
-from ..core.errors import ConfigError, InputError, check_choice, check_known
+from ..core.errors import ConfigError, InputError, check_choice, check_count, check_known
 from ..core.logging import get_logger
 from ..core.outputs import BaseOutput
 from ..core.pretrained import PretrainedConfig
@@ -209,6 +209,8 @@ class SchedulerMixin(PretrainedConfig):
     def _check(self) -> None:
         """Check the values of options, and replace the types of related samplers."""
         options = options_of(type(self))
+        if "num_train_timesteps" in options:
+            check_count("num_train_timesteps", self.config.num_train_timesteps)
         for name, valid in {**CHOICES, **self.choices}.items():
             value = self._own(name)
             if value in RELATED.get(name, ()) and value not in valid:

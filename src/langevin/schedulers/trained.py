@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError, check_choice
+from ..core.errors import InputError
 from ..diffusion import Ask, Grid, Level, Time
 from ..diffusion import grid as grids
-from ..diffusion.betas import BETAS, betas
+from ..diffusion.betas import betas, check_options
 from ..diffusion.levels import on_table
 from ..diffusion.process import TableProcess, noised_at, preserving, velocity_at
 from .base import KarrasDiffusionSchedulers, SchedulerMixin
@@ -37,15 +37,19 @@ class TrainedScheduler(SchedulerMixin):
 
     def _setup(self) -> None:
         if self._own("trained_betas") is None:
-            check_choice("beta_schedule", self.config.beta_schedule, BETAS)
+            check_options(**self._beta_options)
         super()._setup()
+
+    @property
+    def _beta_options(self) -> dict[str, Any]:
+        ends = {"start": self._own("beta_start", 0.0001), "end": self._own("beta_end", 0.02)}
+        return {"schedule": self.config.beta_schedule, "count": self.config.num_train_timesteps, **ends}
 
     @cached_property
     def betas(self) -> Tensor:
         """The variances added per training step, float32, shape (num_train_timesteps,)."""
-        ends = {"start": self._own("beta_start", 0.0001), "end": self._own("beta_end", 0.02)}
-        shape = {"trained": self._own("trained_betas"), "zero_terminal_snr": bool(self._own("rescale_betas_zero_snr"))}
-        return betas(self.config.beta_schedule, self.config.num_train_timesteps, **ends, **shape)
+        rescaled = bool(self._own("rescale_betas_zero_snr"))
+        return betas(**self._beta_options, trained=self._own("trained_betas"), zero_terminal_snr=rescaled)
 
     @cached_property
     def alphas(self) -> Tensor:
