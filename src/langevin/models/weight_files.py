@@ -202,6 +202,6 @@ def split_into_shards(tensors: Mapping[str, Tensor], limit: int) -> list[dict[st
 
 def shard_index(files: Mapping[str, Mapping[str, Tensor]]) -> str:
     """Return the text of a shard index: the total number of bytes, and the file of every tensor, names sorted."""
-    total = sum(tensor.numel() * tensor.dtype.itemsize for shard in files.values() for tensor in shard.values())
+    total = sum(count_bytes(tensor.shape, tensor.dtype) for shard in files.values() for tensor in shard.values())
     owner = {name: file for file, shard in files.items() for name in shard}
     return json.dumps({"metadata": {"total_size": total}, "weight_map": owner}, indent=2, sort_keys=True) + "\n"
