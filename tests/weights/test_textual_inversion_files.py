@@ -151,6 +151,14 @@ def test_damaged_and_foreign_files(tmp_path) -> None:
         read(tmp_path / "page.bin")
 
 
+def test_the_bytes_tell_the_format_and_not_the_name(tmp_path) -> None:
+    for true, told in ((".safetensors", ".bin"), (".bin", ".safetensors"), (".pt", ".SAFETENSORS")):
+        write(tmp_path / f"toy{true}", WORDS)
+        (tmp_path / f"other{told}").write_bytes((tmp_path / f"toy{true}").read_bytes())
+        (one,), (other,) = (read(tmp_path / name) for name in (f"toy{true}", f"other{told}"))
+        assert one.word == other.word and one.vectors.keys() == other.vectors.keys()
+
+
 def test_no_code_runs(tmp_path) -> None:
     class Evil:
         def __reduce__(self):

@@ -24,7 +24,7 @@ from ...core.files import atomic_file
 from ...core.pickles import read_objects
 from ...core.report import some
 from ...core.weights_io import Entry, SafetensorsFile, describe, write_safetensors
-from ..checkpoint import read_tensors
+from ..checkpoint import ARCHIVE, PICKLE, format_of, read_tensors
 from ..found import Found
 
 ANY = ""
@@ -153,11 +153,11 @@ def read(path: Path) -> list[Learned]:
                 f"{path} is {describe(path)}: words hidden in pictures are not read; save the word as .pt or "
                 ".safetensors in the tool that made it"
             )
-    if path.suffix == ".safetensors":
-        with SafetensorsFile(path) as weights:
-            state: Any = read_tensors(weights)
-    else:
+    if format_of(path) in (ARCHIVE, PICKLE):
         state = read_objects(path)
+    else:
+        with SafetensorsFile(path) as weights:
+            state = read_tensors(weights)
     named = None if path.name in NAMES else path.stem
     return [replace(each, word=each.word or named) for each in parse(state, str(path))]
 
