@@ -82,13 +82,13 @@ def test_stale_shards_go_and_everything_else_stays(tmp_path: Path) -> None:
     assert f"{STEM}.safetensors.index.json" in shards and len(shards) > 3
     (tmp_path / "README.md").write_text("mine")
     (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / f"{STEM}-00001-of-00009.txt").write_text("mine too")
+    (tmp_path / "sub" / f"{STEM}.safetensors").write_text("mine too")
     model.save_pretrained(tmp_path, variant="fp16", max_shard_size="100KB")
     assert shards < names(tmp_path), "a variant lies beside the original"
     filled(2.0).save_pretrained(tmp_path)
     left = names(tmp_path)
     assert left & shards == {"config.json"} and {"README.md", "sub", f"{STEM}.safetensors"} < left
-    assert (tmp_path / "sub" / f"{STEM}-00001-of-00009.txt").read_text() == "mine too"
+    assert (tmp_path / "sub" / f"{STEM}.safetensors").read_text() == "mine too"
     assert AutoencoderKL.from_pretrained(tmp_path).decoder.conv_out.bias.max() == 2
     assert AutoencoderKL.from_pretrained(tmp_path, variant="fp16").decoder.conv_out.bias.max() == 1
 

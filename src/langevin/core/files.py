@@ -158,7 +158,8 @@ def atomic_folder(path: PathLike, *, drop: Callable[[str], bool] | None = None) 
     """Give an empty folder beside `path`; on leaving without an error it takes the place of `path`.
 
     Files that an existing `path` holds and the new folder does not are carried over, so a save never loses what it did
-    not write, except those whose name `drop` tells to leave behind. New files get the permissions that the umask gives.
+    not write, except those that `drop` tells to leave behind by their path within the folder. New files get the
+    permissions that the umask gives.
     A process killed at any moment leaves the old folder or the new one. Where the system cannot exchange two folders in
     one step, the old one lies beside `path` as `.NAME.previous` for an instant, and the next call puts it back.
     """
@@ -206,8 +207,9 @@ def _exchange(one: Path, other: Path) -> bool:
 def _carry_over(old: Path, new: Path, drop: Callable[[str], bool]) -> None:
     """Link (or copy) into `new` the files of `old` that `new` does not have and that are not to be dropped."""
     for file in old.rglob("*"):
-        target = new / file.relative_to(old)
-        if file.is_dir() or target.exists() or drop(file.name):
+        inner = file.relative_to(old)
+        target = new / inner
+        if file.is_dir() or target.exists() or drop(inner.as_posix()):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
