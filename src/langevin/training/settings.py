@@ -116,6 +116,12 @@ def at_least(settings: Settings, name: str, low: float) -> None:
         raise InputError(f"{name} is {value}; it must be at least {low}.")
 
 
+def share(settings: Settings, name: str) -> None:
+    """Raise InputError unless a setting is from 0 to 1."""
+    if not 0 <= getattr(settings, name) <= 1:
+        raise InputError(f"{name} is {getattr(settings, name)}; it must be from 0 to 1.")
+
+
 def parse(cls: type[S], words: Sequence[str], *, name: str, about: str = "") -> S:
     """Return the settings that a command line gives.
 

@@ -322,6 +322,11 @@ class Trainer:
             self.accelerator.log({name: value for name, value in point.items() if name != "step"}, step=point["step"])
         return points[-1]["loss"] if points else math.nan
 
+    def settle(self) -> None:
+        """Make the average of the weights, if there is one, the weights."""
+        if self.average is not None:
+            self.average.put(self.average.values)
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Context in which the networks hold the average of their weights, if there is one."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -43,6 +45,16 @@ def trained(recipe, words: list[str], *flags: str) -> Path:
     """Train a recipe (settings, function) with flags and return the folder of the result."""
     settings, train = recipe
     return train(parse(settings, [*words, *FLAGS, *flags], name="train"))
+
+
+@contextmanager
+def own_precision() -> Iterator[None]:
+    """Context in which a run may choose its precision, which accelerate takes once per process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 def cut(folder: Path) -> None:

@@ -25,7 +25,21 @@ CUSTOM = (
     "--lr_warmup_steps=0 --num_class_images=200 --scale_lr --hflip --push_to_hub"
 )
 NEW = "--instance_data_dir=cat --class_data_dir=./real_reg/samples_cat/ --class_prompt='cat'"
+FILLED = (
+    "--pretrained_model_name_or_path=sd --output_dir=out --dataset_name=fusing/fill50k --resolution=512 "
+    "--validation_image './conditioning_image_1.png' './conditioning_image_2.png' "
+    "--validation_prompt 'red circle with blue background' 'cyan circle with brown floral background'"
+)
 COMMANDS = {
+    "controlnet": [
+        f"{FILLED} --learning_rate=1e-5 --train_batch_size=4 --push_to_hub",
+        f"{FILLED} --learning_rate=1e-5 --train_batch_size=4 --mixed_precision='fp16' "
+        "--tracker_project_name='controlnet-demo' --report_to=wandb --push_to_hub",
+        f"{FILLED} --learning_rate=1e-5 {ONE} --gradient_checkpointing --use_8bit_adam "
+        "--enable_xformers_memory_efficient_attention --set_grads_to_none --push_to_hub",
+        f"{FILLED} {ONE} --gradient_checkpointing --enable_xformers_memory_efficient_attention --set_grads_to_none "
+        "--mixed_precision fp16 --push_to_hub",
+    ],
     "custom_diffusion": [
         f"{BASE} {CUSTOM} {NEW} --instance_prompt='photo of a <new1> cat' --learning_rate=1e-5 --max_train_steps=250 "
         "--modifier_token='<new1>' --validation_prompt='<new1> cat sitting in a bucket' --report_to='wandb'",
@@ -87,5 +101,7 @@ def test_a_documented_command_parses(name: str, words: str) -> None:
     for flag, value in said.items():
         held = getattr(found, flag)
         assert type(held)(value) == held if not isinstance(held, bool) else True, flag
-    bare = [word.lstrip("-") for word in shlex.split(words) if word.startswith("--") and "=" not in word]
-    assert all(getattr(found, flag) is True for flag in bare)
+    apart = [group.split("\n") for group in "\n".join(shlex.split(words)).lstrip("-").split("\n--") if "=" not in group]
+    for flag, *values in apart:
+        held = getattr(found, flag)
+        assert held is True if not values else held == (values if isinstance(held, list) else values[0]), flag

@@ -83,6 +83,7 @@ def test_a_whole_network_is_written_as_a_pipeline_and_its_checkpoints_load(place
         (("--image_interpolation_mode=lancos",), InputError, "did you mean 'lanczos'"),
         (("--lr_scheduler=linear", "--lr_warmup_steps=9"), InputError, "only 4 steps"),
         (("--snr_gamma=-1",), InputError, "gamma"),
+        (("--caption_dropout_prob=5",), InputError, "from 0 to 1"),
         (("--optimizer=adamw2",), InputError, "did you mean 'adamw'"),
         (("--resume_from_checkpoint=checkpoint-3",), InputError, "no checkpoint 'checkpoint-3'"),
     ],

@@ -36,6 +36,7 @@ class Recipe:
 
 
 RECIPES = {
+    "controlnet": Recipe("controlnet", "ControlSettings", "train", "a network that makes a model follow pictures"),
     "custom_diffusion": Recipe("custom_diffusion", "CustomSettings", "train", "new words for several subjects"),
     "dreambooth": Recipe("dreambooth", "FullSettings", "train_full", "a subject from a few pictures"),
     "dreambooth_lora": Recipe("dreambooth", "LoraSettings", "train_lora", "a subject as a LoRA"),

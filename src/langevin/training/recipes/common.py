@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ...core.errors import ConfigError, InputError
+from ...core.images import load_image
 from ...core.push import upload
 from ...diffusion.objective import Noising, Objective
 from ...prompts import expand_words
@@ -66,10 +67,26 @@ class ModelSettings(Settings):
 
 
 @dataclass
-class PreviewSettings(Settings):
+class AverageSettings(Settings):
+    """Settings of recipes that train a whole network and may keep the average of its weights."""
+
+    use_ema: bool = told(False, "keep a moving average of the weights, and make it the result")
+    ema_decay: float = told(0.9999, "highest decay of the average")
+
+    def check(self) -> None:
+        """Raise InputError or ConfigError for all that can be known before anything is loaded."""
+        super().check()
+        self.average()
+
+    def average(self) -> Decay | None:
+        """Return the decay of the moving average, if there is one."""
+        return Decay(self.ema_decay) if self.use_ema else None
+
+
+@dataclass
+class LookSettings(Settings):
     """Settings of recipes that draw pictures on the way."""
 
-    validation_prompt: str | None = told(None, "draw this on the way; several prompts stand between |")
     num_validation_images: int = told(4, "pictures per prompt")
     validation_steps: int = told(100, "optimizer steps between two looks")
     validation_epochs: int | None = told(None, "epochs between two looks, in place of validation_steps")
@@ -80,15 +97,25 @@ class PreviewSettings(Settings):
         for name in ("num_validation_images", "validation_steps", "validation_epochs"):
             at_least(self, name, 1)
 
-    def watch(self, pipe: Any, order: Order) -> list[Preview]:
-        """Return what looks at a run."""
-        if not self.validation_prompt:
+    def looks(self, pipe: Any, order: Order, rows: Sequence[Mapping[str, Any]]) -> list[Preview]:
+        """Return what looks at a run, with one row per call of the pipeline, nothing if there is none."""
+        if not rows:
             return []
         every = self.validation_steps if self.validation_epochs is None else order.steps(self.validation_epochs)
-        prompts = [prompt.strip() for prompt in self.validation_prompt.split("|")]
         count = self.num_validation_images
-        rows = [{"prompt": prompt, "num_images_per_prompt": count} for prompt in prompts]
-        return [Preview(pipe, rows, count=count, every=every)]
+        return [Preview(pipe, [{**row, "num_images_per_prompt": count} for row in rows], count=count, every=every)]
+
+
+@dataclass
+class PreviewSettings(LookSettings):
+    """Settings of recipes that draw pictures of prompts alone."""
+
+    validation_prompt: str | None = told(None, "draw this on the way; several prompts stand between |")
+
+    def watch(self, pipe: Any, order: Order) -> list[Preview]:
+        """Return what looks at a run."""
+        prompts = self.validation_prompt.split("|") if self.validation_prompt else []
+        return self.looks(pipe, order, [{"prompt": prompt.strip()} for prompt in prompts])
 
 
 @dataclass
@@ -118,6 +145,12 @@ class PictureSettings(Settings):
         """Return how pictures are brought to one size."""
         size = self.resolution
         return Framing(size, size, self.center_crop, self.random_flip, self.image_interpolation_mode)
+
+    def shown(self, file: str) -> Any:
+        """Return a picture of a file or an address, the middle of it at the resolution."""
+        from PIL import ImageOps
+
+        return ImageOps.fit(load_image(file), (self.resolution, self.resolution))
 
     def records(self, *columns: str | None) -> Records:
         """Return the examples, which have these columns.

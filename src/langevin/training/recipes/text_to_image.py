@@ -10,10 +10,20 @@ from ..average import Decay
 from ..data.buckets import plan
 from ..data.examples import Captions, PictureExamples
 from ..latent import TextToImage
-from ..settings import told
+from ..settings import share, told
 from ..trainables import ATTENTION, LORA_USE, LowRank, Trainable, Whole
 from ..trainer import Trainer
-from .common import ModelSettings, PictureSettings, PreviewSettings, finish, pipeline, rate_of, run_of, words_of
+from .common import (
+    AverageSettings,
+    ModelSettings,
+    PictureSettings,
+    PreviewSettings,
+    finish,
+    pipeline,
+    rate_of,
+    run_of,
+    words_of,
+)
 
 
 @dataclass
@@ -31,16 +41,14 @@ class TextToImageSettings(ModelSettings, PictureSettings, PreviewSettings):
     def check(self) -> None:
         """Raise InputError or ConfigError for all that can be known before anything is loaded."""
         super().check()
+        share(self, "caption_dropout_prob")
         if self.aspect_ratio_buckets:
             plan(self.resolution)
 
 
 @dataclass
-class FullSettings(TextToImageSettings):
+class FullSettings(TextToImageSettings, AverageSettings):
     """Settings of train_text_to_image."""
-
-    use_ema: bool = told(False, "keep a moving average of the weights, and make it the result")
-    ema_decay: float = told(0.9999, "highest decay of the average")
 
 
 @dataclass
@@ -103,9 +111,7 @@ def train_full(settings: FullSettings) -> Path:
     settings.check()
     settings.records(settings.image_column, settings.caption_column)
     pipe = pipeline(settings)
-    average = Decay(settings.ema_decay) if settings.use_ema else None
-    run = trainer(settings, pipe, Whole("unet", pipe.unet), average=average)
+    run = trainer(settings, pipe, Whole("unet", pipe.unet), average=settings.average())
     run.fit()
-    if run.average is not None:
-        run.average.put(run.average.values)
+    run.settle()
     return finish(settings, pipe.save_pretrained) if run.main else Path(settings.output_dir)

@@ -171,6 +171,5 @@ def train(settings: UnconditionalSettings) -> Path:
 
     run.watch.append(write)
     run.fit()
-    if run.average is not None:
-        run.average.put(run.average.values)
+    run.settle()
     return finish(settings, pipe.save_pretrained) if run.main else Path(settings.output_dir)
