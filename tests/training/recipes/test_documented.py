@@ -25,6 +25,13 @@ CUSTOM = (
     "--lr_warmup_steps=0 --num_class_images=200 --scale_lr --hflip --push_to_hub"
 )
 NEW = "--instance_data_dir=cat --class_data_dir=./real_reg/samples_cat/ --class_prompt='cat'"
+EDITS = (
+    "--pretrained_model_name_or_path=sd --dataset_name=fusing/instructpix2pix-1000-samples "
+    "--enable_xformers_memory_efficient_attention --random_flip --train_batch_size=4 --gradient_accumulation_steps=4 "
+    "--gradient_checkpointing --max_train_steps=15000 --checkpointing_steps=5000 --checkpoints_total_limit=1 "
+    "--learning_rate=5e-05 --lr_warmup_steps=0 --conditioning_dropout_prob=0.05 --mixed_precision=fp16 --seed=42 "
+    "--push_to_hub"
+)
 FILLED = (
     "--pretrained_model_name_or_path=sd --output_dir=out --dataset_name=fusing/fill50k --resolution=512 "
     "--validation_image './conditioning_image_1.png' './conditioning_image_2.png' "
@@ -65,6 +72,12 @@ COMMANDS = {
         f"{SUBJECT} {ONE} --checkpointing_steps=100 --learning_rate=1e-4 --report_to='wandb' {CONSTANT} "
         "--max_train_steps=500 --validation_prompt='A photo of sks dog in a bucket' --validation_epochs=50 --seed='0' "
         "--push_to_hub",
+    ],
+    "instruct_pix2pix": [
+        f"{EDITS} --resolution=256 --max_grad_norm=1",
+        f"{EDITS} --resolution=256 --max_grad_norm=1 --val_image_url='https://hf.co/datasets/mountain.png' "
+        "--validation_prompt='make the mountains snowy' --report_to=wandb",
+        f"{EDITS} --resolution=512 --use_ema",
     ],
     "textual_inversion": [
         f"{BASE} --train_data_dir=cat --learnable_property='object' --placeholder_token='<cat-toy>' "

@@ -40,6 +40,7 @@ RECIPES = {
     "custom_diffusion": Recipe("custom_diffusion", "CustomSettings", "train", "new words for several subjects"),
     "dreambooth": Recipe("dreambooth", "FullSettings", "train_full", "a subject from a few pictures"),
     "dreambooth_lora": Recipe("dreambooth", "LoraSettings", "train_lora", "a subject as a LoRA"),
+    "instruct_pix2pix": Recipe("instruct_pix2pix", "EditSettings", "train", "a model that edits as instructed"),
     "textual_inversion": Recipe("textual_inversion", "WordSettings", "train", "a new word from a few pictures"),
     "text_to_image": Recipe("text_to_image", "FullSettings", "train_full", "pictures with captions"),
     "text_to_image_lora": Recipe("text_to_image", "LoraSettings", "train_lora", "pictures with captions, as a LoRA"),
