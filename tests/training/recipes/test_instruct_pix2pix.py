@@ -145,3 +145,14 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(flags, error, words, pla
     monkeypatch.setattr(instruct_pix2pix, "pipeline", lambda settings: pytest.fail("loaded"))
     with pytest.raises(error, match=words):
         run(places, tmp_path, *flags)
+
+
+def test_a_unet_for_more_channels_loads_from_a_pipeline_as_documented(places) -> None:
+    base = langevin.StableDiffusionPipeline.from_pretrained(places[0]).unet
+    options = {"in_channels": 9, "low_cpu_mem_usage": False, "ignore_mismatched_sizes": True}
+    unet = langevin.UNet2DConditionModel.from_pretrained(places[0], subfolder="unet", **options)
+    assert unet.config.in_channels == 9 and unet.conv_in.weight.shape[1] == 9 and unet.conv_in.weight.std() > 0
+    others = {name: tensor for name, tensor in base.state_dict().items() if name != "conv_in.weight"}
+    assert all(torch.equal(tensor, unet.state_dict()[name]) for name, tensor in others.items())
+    said = unet(torch.ones(1, 9, 8, 8), 5, torch.ones(1, 3, tiny.WIDTH)).sample
+    assert said.shape == (1, 4, 8, 8) and said.isfinite().all()
