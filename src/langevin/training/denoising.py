@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..diffusion.objective import Noising, Objective
 from .streams import Draw
+from .trainables import Whole
 from .trainer import Losses
 
 
@@ -76,12 +77,12 @@ class Unconditional:
     """
 
     def __init__(self, unet: Any, denoiser: Denoiser, *, learning_rate: float = 1e-4) -> None:
-        self.networks: dict[str, nn.Module] = {"unet": unet}
-        self.unet, self.denoiser, self.learning_rate = unet, denoiser, learning_rate
+        self.part, self.denoiser, self.learning_rate = Whole("unet", unet), denoiser, learning_rate
+        self.networks: dict[str, nn.Module] = dict(self.part.networks)
 
     def groups(self) -> list[dict[str, Any]]:
         """Return all parameters."""
-        return [{"params": list(self.unet.parameters()), "lr": self.learning_rate}]
+        return [{"params": self.part.parameters(), "lr": self.learning_rate}]
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Do nothing: everything is trained."""
@@ -92,9 +93,8 @@ class Unconditional:
 
     def save(self, folder: Path) -> None:
         """Write the network in its folder."""
-        self.unet.save_pretrained(folder / "unet")
+        self.part.save(folder)
 
     def load(self, folder: Path) -> None:
         """Read the network."""
-        saved = type(self.unet).from_pretrained(folder / "unet")
-        self.unet.load_state_dict(saved.state_dict())
+        self.part.load(folder)
