@@ -28,10 +28,10 @@ ROOMS = {
     "diffusion": (0.8, "Grid, solvers, Table", "Guidance, the loop"),
     "prompts": (2.15, "syntaxes, weights", "long prompts"),
     "nn": (3.3, "attention and the", "layers models share"),
-    "core": (2, "configurations, files, hub, random streams, errors, pictures"),
+    "core": (2.35, "configurations, files, hub, random streams, errors, pictures"),
 }
 """Package -> its column, counted from the left, and what it holds."""
-WIDE = {"cli": 5.6, "pipelines": 3.4, "diffusion": 1.4, "nn": 1.4, "core": 4.6}
+WIDE = {"cli": 5.6, "pipelines": 3.4, "diffusion": 1.4, "nn": 1.4, "core": 5.4}
 """Package -> how many boxes it is wide, so that arrows to its neighbours fall straight."""
 ROW, COLUMN, BOX, HEIGHT, MARGIN = 92, 200, 172, 62, 24
 COLOURS = ("#e8eef7", "#e9f3ea", "#f7f0e3", "#f5e8ea", "#eeeaf6")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from langevin.cli import main
-from langevin.training.data.records import Record, Records
+from langevin.core.records import Record, Records
 from tests.pipelines import tiny
 from tests.training.data.test_doctor import picture, put
 
@@ -65,7 +65,7 @@ def test_datasets_of_the_hub_are_read_by_their_splits(capsys, monkeypatch) -> No
         rows = [Record(f"row {k} of {name}", {"image": picture(k), "text": str(k)}) for k in (2 * len(asked), 5)]
         return Records(name, rows)
 
-    monkeypatch.setattr("langevin.training.data.records.read_hub", read_hub)
+    monkeypatch.setattr("langevin.core.records.read_hub", read_hub)
     status, out, _ = called(
         capsys, "some/dogs", "--resolution", 64, "--against", "some/dogs", "--against-split", "held"
     )

@@ -12,8 +12,8 @@ import typer
 from .schedulers import Json
 
 if TYPE_CHECKING:
+    from ..core.records import Records
     from ..training.data.doctor import Report
-    from ..training.data.records import Records
 
 group = typer.Typer(
     help="Data to train on: whether it is whole, and what to mend.", no_args_is_help=True, rich_markup_mode=None
@@ -112,7 +112,7 @@ def check(
 def listed(source: str, split: str, caption: str) -> Records:
     """Return the examples of a folder, a manifest or a hub dataset."""
     from ..core.files import is_local
-    from ..training.data.records import read_folder, read_hub
+    from ..core.records import read_folder, read_hub
 
     local = is_local(Path(source).expanduser()) or source.endswith(".jsonl")
     return read_folder(source, caption=caption) if local else read_hub(source, split=split)

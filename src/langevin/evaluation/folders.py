@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import InputError
 from ..core.files import missing
 from ..core.images import decode
-from ..training.data.records import read_folder
+from ..core.records import read_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image

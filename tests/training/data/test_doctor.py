@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from langevin.core.errors import InputError
+from langevin.core.records import Problems, Record, Records, read_folder
 from langevin.training.data import doctor
-from langevin.training.data.records import Problems, Record, Records, read_folder
 from tests.pipelines import tiny
 
 

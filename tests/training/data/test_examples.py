@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from langevin.core.errors import InputError
+from langevin.core.records import Record, Records
 from langevin.training.data.examples import Captions, PictureExamples, sizes_of
 from langevin.training.data.framing import Framing, opened
-from langevin.training.data.records import Record, Records
 from langevin.training.streams import Streams
 
 STREAMS = Streams(3)

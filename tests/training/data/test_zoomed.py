@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from langevin.core.records import Record, Records
 from langevin.diffusion.objective import Objective
 from langevin.training.data.examples import Captions, PictureExamples
 from langevin.training.data.framing import Framing
 from langevin.training.data.joined import Joined
-from langevin.training.data.records import Record, Records
 from langevin.training.data.zoomed import WORDS, Zoomed, placed
 from langevin.training.latent import whole_cells
 from langevin.training.streams import Streams

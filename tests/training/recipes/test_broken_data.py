@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from langevin.training.data.records import Problems, read_folder
+from langevin.core.records import Problems, read_folder
 from langevin.training.recipes.text_to_image import LoraSettings, train_lora
 from langevin.training.settings import parse
 from tests.training.data.test_doctor import corrupt, empty, extra_rows, huge, missing_column, put, unreadable

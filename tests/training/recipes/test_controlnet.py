@@ -11,7 +11,7 @@ from PIL import Image
 
 import langevin
 from langevin.core.errors import ConfigError, InputError
-from langevin.training.data.records import Problems
+from langevin.core.records import Problems
 from langevin.training.recipes import controlnet
 from langevin.training.recipes.controlnet import ControlSettings, train
 from langevin.training.streams import Draw, Streams

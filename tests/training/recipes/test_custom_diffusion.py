@@ -12,7 +12,7 @@ import torch
 import langevin
 from langevin.adapters.files import open_source
 from langevin.core.errors import ConfigError, InputError
-from langevin.training.data.records import Problems, pictures_in
+from langevin.core.records import Problems, pictures_in
 from langevin.training.recipes import custom_diffusion
 from langevin.training.recipes.subject import read_class
 from langevin.weights.dialects.textual_inversion import read

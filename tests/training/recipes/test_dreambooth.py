@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 import langevin
 from langevin.core.errors import ConfigError, InputError
+from langevin.core.records import Problems, pictures_in
 from langevin.training.data.paired import Paired
-from langevin.training.data.records import Problems, pictures_in
 from langevin.training.recipes import dreambooth
 from langevin.training.streams import Streams
 from tests.training.line import Points

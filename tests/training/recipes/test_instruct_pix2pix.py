@@ -12,10 +12,10 @@ from PIL import Image
 
 import langevin
 from langevin.core.errors import ConfigError, InputError
+from langevin.core.records import Problems, read_folder
 from langevin.training.data.edits import Edits
 from langevin.training.data.examples import Captions
 from langevin.training.data.framing import Framing
-from langevin.training.data.records import Problems, read_folder
 from langevin.training.recipes import instruct_pix2pix
 from langevin.training.recipes.instruct_pix2pix import EditSettings, train, widen
 from langevin.training.streams import Draw, Streams

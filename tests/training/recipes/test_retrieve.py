@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from langevin.core.errors import ConfigError, InputError
-from langevin.training.data.records import Problems, pictures_in
+from langevin.core.records import Problems, pictures_in
 from langevin.training.recipes.retrieve import run, said
 from langevin.training.recipes.subject import read_class
 from tests.pipelines import tiny

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from langevin.core.errors import InputError
+from langevin.core.records import read_folder
 from langevin.training.data.examples import PictureExamples
-from langevin.training.data.records import read_folder
 from langevin.training.recipes.text_to_image import LoraSettings, train_lora
 from langevin.training.streams import Streams
 from tests.pipelines import tiny

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import langevin
 from langevin.core.errors import ConfigError, InputError
-from langevin.training.data.records import Problems
+from langevin.core.records import Problems
 from langevin.training.recipes.text_to_image import FullSettings, LoraSettings, train_full, train_lora
 from tests.training.recipes.places import cut, digest, model, pictures, trained
 

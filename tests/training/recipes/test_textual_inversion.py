@@ -10,7 +10,7 @@ import torch
 
 import langevin
 from langevin.core.errors import ConfigError, InputError
-from langevin.training.data.records import Problems
+from langevin.core.records import Problems
 from langevin.training.recipes import textual_inversion
 from langevin.weights.dialects.textual_inversion import read
 from tests.training.recipes.places import model, pictures, trained

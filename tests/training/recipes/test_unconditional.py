@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import langevin
 from langevin.core.errors import ConfigError, InputError
-from langevin.training.data.records import Problems
+from langevin.core.records import Problems
 from langevin.training.recipes.unconditional import UnconditionalSettings, train
 from langevin.training.streams import Draw, Streams
 from tests.pipelines import tiny

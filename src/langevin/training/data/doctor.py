@@ -20,10 +20,10 @@ from ...core.errors import InputError
 from ...core.files import atomic_write
 from ...core.images import decode
 from ...core.progress import progress_bar
+from ...core.records import FILE, FOLDER, HASH, LEFT_OUT, Record, Records, files_in, is_picture
 from .buckets import Size, assign, loss, plan
 from .framing import ORIENTATION, located
 from .likeness import Likeness, groups, likeness, near
-from .records import FILE, FOLDER, HASH, LEFT_OUT, Record, Records, files_in, is_picture
 
 SHOWN = 20
 """Examples that a text lists of one kind; the others are counted."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ...core.errors import InputError
+from ...core.records import HASH, Record, Records
 from ..streams import Stream
 from .buckets import Size, assign, plan
 from .framing import Frame, Framing, opened, size_of
-from .records import HASH, Record, Records
 
 Words = Callable[[str], Tensor]
 """From a caption to token ids, (tokens,)."""

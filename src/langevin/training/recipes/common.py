@@ -14,11 +14,11 @@ import torch
 from ...core.errors import ConfigError, InputError
 from ...core.images import load_image
 from ...core.push import upload
+from ...core.records import Records, read_folder, read_hub
 from ...diffusion.objective import Noising, Objective
 from ...prompts import expand_words
 from ..average import Decay
 from ..data.framing import Framing
-from ..data.records import Records, read_folder, read_hub
 from ..denoising import Denoiser
 from ..optimizers import optimizer
 from ..previews import Preview

@@ -15,11 +15,11 @@ from typing import Any
 from ...adapters.textual_inversion import Place
 from ...core.errors import ConfigError, InputError, check_choice, did_you_mean
 from ...core.logging import get_logger
+from ...core.records import Problems, Records, read_folder
 from ..data.examples import Captions, PictureExamples
 from ..data.framing import Framing
 from ..data.joined import Joined
 from ..data.paired import Paired
-from ..data.records import Problems, Records, read_folder
 from ..data.zoomed import Zoomed
 from ..latent import TextToImage
 from ..projections import FILE, KINDS, Projections

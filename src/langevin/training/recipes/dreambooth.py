@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import ConfigError
+from ...core.records import Records, read_folder
 from ..data.examples import Captions, PictureExamples
 from ..data.framing import Framing
 from ..data.paired import Paired
-from ..data.records import Records, read_folder
 from ..latent import TextToImage
 from ..settings import told
 from ..trainables import ATTENTION, LORA_USE, TEXT_ATTENTION, LowRank, Trainable, Whole

@@ -14,8 +14,8 @@ from ...core.files import atomic_file, atomic_write
 from ...core.imports import require
 from ...core.logging import get_logger
 from ...core.progress import progress_bar
+from ...core.records import FILE, METADATA, Problems, Record, read_folder
 from ..data.framing import opened
-from ..data.records import FILE, METADATA, Problems, Record, read_folder
 from ..settings import parse, told
 
 logger = get_logger(__name__)

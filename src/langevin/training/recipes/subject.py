@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.progress import progress_bar
-from ..data.records import Problems, Record, Records, pictures_in, read_folder
+from ...core.records import Problems, Record, Records, pictures_in, read_folder
 from ..settings import Settings, at_least, told
 from ..streams import Streams
 

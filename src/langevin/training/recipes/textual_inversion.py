@@ -9,9 +9,9 @@ from typing import Any
 from ...adapters.textual_inversion import Place
 from ...core.errors import ConfigError, check_choice
 from ...core.files import atomic_write
+from ...core.records import Records
 from ...weights.dialects.textual_inversion import NAMES
 from ..data.examples import Captions, PictureExamples
-from ..data.records import Records
 from ..latent import TextToImage
 from ..settings import at_least, told
 from ..trainer import Trainer

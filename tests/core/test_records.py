@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from langevin.core.errors import InputError
-from langevin.training.data.records import Problems, Record, Records, read_folder
+from langevin.core.records import Problems, Record, Records, read_folder
 
 
 def picture(path: Path, size: tuple[int, int] = (8, 6)) -> Path:

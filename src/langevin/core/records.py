@@ -18,10 +18,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import ConfigError, InputError, did_you_mean
-from ...core.files import safe_join
-from ...core.images import decode
-from ...core.logging import get_logger
+from .errors import ConfigError, InputError, did_you_mean
+from .files import safe_join
+from .images import decode
+from .logging import get_logger
 
 logger = get_logger(__name__)
 
@@ -282,7 +282,7 @@ def read_hub(name: str, config: str | None = None, *, split: str = "train", cach
         MissingDependencyError: without the package `datasets`.
         InputError: when there is no such dataset or split.
     """
-    from ...core.imports import require
+    from .imports import require
 
     datasets = require("datasets", why="Training on a hub dataset", extra="training")
     try:
