@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,9 @@ def test_tracebacks_are_those_of_the_script(tmp_path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_an_interrupted_script(tmp_path) -> None:
     name = script(tmp_path, "import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
-    with subprocess.Popen([*COMMAND, name], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # what shells start with & ignores it
+    process = subprocess.Popen([*COMMAND, name], cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    with process:
         begun = time.monotonic()
         while not (tmp_path / "begun").exists() and time.monotonic() < begun + 60:
             time.sleep(0.05)
