@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -128,7 +129,7 @@ def test_options_are_literals() -> None:
 
 
 def test_plot_writes_a_picture(capsys, tmp_path) -> None:
-    pytest.importorskip("matplotlib")
+    importlib.import_module("matplotlib")
     file = tmp_path / "grids.png"
     assert str(file) in run(capsys, "plot", "ddim", "ddpm", "--output", str(file), "--steps", "6")
     with Image.open(file) as picture:
@@ -156,7 +157,7 @@ def documented() -> list[list[str]]:
 @pytest.mark.parametrize("words", documented(), ids=" ".join)
 def test_the_commands_of_the_documentation_run(words, capsys, tmp_path, monkeypatch) -> None:
     if words[0] == "plot":
-        pytest.importorskip("matplotlib")
+        importlib.import_module("matplotlib")
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "laboratory.md").read_text(encoding="utf-8")
     example = re.search(r"```python\n(.*?)```", page, re.DOTALL)

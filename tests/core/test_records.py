@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from langevin.core.errors import InputError
-from langevin.core.records import Problems, Record, Records, read_folder
+from langevin.core.records import Problems, Record, Records, read_folder, read_hub
+from langevin.training.data.framing import opened
 
 
 def picture(path: Path, size: tuple[int, int] = (8, 6)) -> Path:
@@ -118,3 +119,20 @@ def test_many_problems_are_counted() -> None:
     with pytest.raises(Problems, match=r"and 10 more") as told:
         Records("here", [Record("x", {"image": 1})], [f"problem {k}" for k in range(30)]).checked("image")
     assert len(told.value.found) == 30
+
+
+def test_a_dataset_of_the_hubs_library_gives_its_rows(tmp_path) -> None:
+    """The package loads a folder in its own layout as it loads a repository; pictures stay encoded at first."""
+    import datasets
+
+    shown = [picture(tmp_path / f"{k}.png", (8, 6 + k)) for k in range(3)]
+    kinds = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    table = datasets.Dataset.from_dict({"image": [str(path) for path in shown], "text": list("abc")}, features=kinds)
+    (tmp_path / "set").mkdir()
+    table.to_parquet(tmp_path / "set" / "train.parquet")
+    found = read_hub(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache")).checked("image", "text")
+    assert len(found) == 3 and [row.columns["text"] for row in found.rows] == ["a", "b", "c"]
+    sizes = [opened(row.columns["image"], row.name).size for row in found.rows[1:]]
+    assert sizes == [(7, 8), (8, 8)] and found.rows[2].name == f"row 2 of {tmp_path / 'set'}"
+    with pytest.raises(InputError, match="cannot be loaded"):
+        read_hub(str(tmp_path / "set"), split="test", cache_dir=str(tmp_path / "cache"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 from dataclasses import replace
 
@@ -46,7 +47,7 @@ def test_fid_of_gaussians_that_share_axes_is_the_closed_form() -> None:
 
 
 def test_fid_of_any_two_gaussians_takes_the_root_of_the_product() -> None:
-    linalg = pytest.importorskip("scipy.linalg")
+    linalg = importlib.import_module("scipy.linalg")
     one, two = Moments.of(drawn(50)), Moments.of(drawn(60, seed=1, shift=0.3) @ drawn(8, seed=2))
     product = torch.trace(torch.as_tensor(linalg.sqrtm((one.covariance @ two.covariance).numpy()).real))
     wanted = (one.mean - two.mean).square().sum() + torch.trace(one.covariance + two.covariance) - 2 * product
@@ -224,8 +225,8 @@ def test_scores_add_up_without_any_rounding() -> None:
 
 def test_agreement_with_torchmetrics() -> None:
     """On the same features; `torchmetrics` is no dependency of the tests."""
-    fid = pytest.importorskip("torchmetrics.image.fid")
-    kid = pytest.importorskip("torchmetrics.image.kid")
+    fid = importlib.import_module("torchmetrics.image.fid")
+    kid = importlib.import_module("torchmetrics.image.kid")
     real, made = drawn(60), drawn(50, seed=1, shift=0.3)
 
     class Given(torch.nn.Module):

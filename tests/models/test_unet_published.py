@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from langevin.models.unets.unet_2d import UNet2DModel
 from langevin.models.unets.unet_2d_condition import UNet2DConditionModel
 from tests.data.published_configs import CONDITIONAL, CONTROLNETS, T2I_ADAPTERS, UNCONDITIONAL
 
-diffusers = pytest.importorskip("diffusers")
+diffusers = importlib.import_module("diffusers")
 
 
 def shapes(cls: type, config: dict) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -119,7 +120,7 @@ KINDS["added-only"] = {**KINDS["added"], "only_cross_attention": True}
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("masked", [False, True])
 def test_module_equals_the_peer(kind: str, masked: bool) -> None:
-    peer = pytest.importorskip("diffusers.models.attention_processor")
+    peer = importlib.import_module("diffusers.models.attention_processor")
     options, added = KINDS[kind], kind.startswith("added")
     theirs = peer.Attention(**options, processor=peer.AttnAddedKVProcessor() if added else None).eval()
     ours = Attention(**options).eval()
@@ -180,7 +181,7 @@ def test_own_processor(unet: UNet2DConditionModel) -> None:
 
 @pytest.mark.parity
 def test_processors_of_the_peer_work_here(unet: UNet2DConditionModel) -> None:
-    peer = pytest.importorskip("diffusers.models.attention_processor")
+    peer = importlib.import_module("diffusers.models.attention_processor")
     expected = call(unet)
     for processor in (peer.AttnProcessor(), peer.AttnProcessor2_0(), peer.SlicedAttnProcessor(2)):
         unet.set_attn_processor(processor)
@@ -189,7 +190,7 @@ def test_processors_of_the_peer_work_here(unet: UNet2DConditionModel) -> None:
 
 @pytest.mark.parity
 def test_documented_keys(unet: UNet2DConditionModel) -> None:
-    peer = pytest.importorskip("diffusers").UNet2DConditionModel(**TINY)
+    peer = importlib.import_module("diffusers").UNet2DConditionModel(**TINY)
     assert set(unet.attn_processors) == set(peer.attn_processors)
     assert "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor" in unet.attn_processors
 
@@ -231,7 +232,7 @@ def test_processor_with_weights_is_trained_and_saved(unet: UNet2DConditionModel)
 @pytest.mark.parametrize("context", [None, 16])
 @pytest.mark.parametrize("train_q_out", [False, True])
 def test_custom_diffusion(context: int | None, train_q_out: bool) -> None:
-    peer = pytest.importorskip("diffusers.models.attention_processor")
+    peer = importlib.import_module("diffusers.models.attention_processor")
     options = {"train_kv": True, "train_q_out": train_q_out, "hidden_size": 32, "cross_attention_dim": context}
     theirs = peer.Attention(32, context, heads=4, dim_head=8)
     ours = Attention(32, context, heads=4, dim_head=8)
@@ -331,7 +332,7 @@ def test_dropout_that_training_raises_takes_effect() -> None:
 
 @pytest.mark.parity
 def test_a_block_without_a_context_equals_the_peer() -> None:
-    peer = pytest.importorskip("diffusers.models.attention")
+    peer = importlib.import_module("diffusers.models.attention")
     theirs, ours = peer.BasicTransformerBlock(16, 2, 8).eval(), BasicTransformerBlock(16, 2, 8).eval()
     ours.load_state_dict(theirs.state_dict())
     assert torch.allclose(ours(noise(2, 6, 16)), theirs(noise(2, 6, 16)), atol=1e-6)
@@ -340,7 +341,7 @@ def test_a_block_without_a_context_equals_the_peer() -> None:
 @pytest.mark.parity
 @pytest.mark.parametrize(("length", "out_dim"), [(7, 3), (7, 4), (5, 3)])
 def test_documented_masks_equal_the_peer(length: int, out_dim: int) -> None:
-    peer = pytest.importorskip("diffusers.models.attention_processor")
+    peer = importlib.import_module("diffusers.models.attention_processor")
     theirs, ours, mask = peer.Attention(16, heads=2, dim_head=8), Attention(16, heads=2, dim_head=8), noise(3, 1, 7)
     expected = theirs.prepare_attention_mask(mask, length, 3, out_dim=out_dim)
     assert torch.equal(ours.prepare_attention_mask(mask, length, 3, out_dim=out_dim), expected)

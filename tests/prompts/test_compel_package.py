@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 
 import pytest
@@ -12,7 +13,7 @@ from langevin.prompts.encoding import encode
 from langevin.prompts.syntax import parse_all
 from tests.pipelines import tiny
 
-compel = pytest.importorskip("compel")
+compel = importlib.import_module("compel")
 logging.getLogger("compel").setLevel(logging.ERROR)
 
 PROMPTS = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from io import BytesIO
 from typing import Any
 
@@ -36,7 +37,7 @@ def test_heads_and_levels_that_attend_to_text_only() -> None:
 
 
 def test_an_opened_file_and_one_that_is_no_yaml() -> None:
-    pytest.importorskip("yaml")
+    importlib.import_module("yaml")
     assert read_original(BytesIO(b"model: {params: {linear_start: 0.5}}"))["model"]["params"] == {"linear_start": 0.5}
     with pytest.raises(ConfigError, match="not a YAML file"):
         read_original(BytesIO(b"model: ["))

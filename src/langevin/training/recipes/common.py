@@ -168,7 +168,7 @@ class PictureSettings(Settings):
         return found
 
 
-def run_of(settings: Settings, examples: int, *, processes: int = 1, average: Decay | None = None) -> Run:
+def run_of(settings: Settings, examples: int, *, average: Decay | None = None) -> Run:
     """Return the run that settings describe.
 
     Raises:
@@ -176,7 +176,7 @@ def run_of(settings: Settings, examples: int, *, processes: int = 1, average: De
     """
     steps = settings.max_train_steps
     if steps is None:
-        batches = (settings.train_batch_size, settings.gradient_accumulation_steps, processes)
+        batches = (settings.train_batch_size, settings.gradient_accumulation_steps, processes())
         steps = Order(Streams(0), examples, *batches).steps(settings.num_train_epochs)
     if settings.lr_warmup_steps > steps and settings.lr_scheduler != "constant":
         raise InputError(f"lr_warmup_steps is {settings.lr_warmup_steps}, but the run has only {steps} steps.")
@@ -208,11 +208,18 @@ def run_of(settings: Settings, examples: int, *, processes: int = 1, average: De
     )
 
 
-def rate_of(settings: Settings, processes: int) -> float:
+def processes() -> int:
+    """Return how many processes train together."""
+    from accelerate import PartialState
+
+    return PartialState().num_processes
+
+
+def rate_of(settings: Settings) -> float:
     """Return the learning rate, multiplied by the examples of a step where `scale_lr` asks for it."""
     if not settings.scale_lr:
         return settings.learning_rate
-    return settings.learning_rate * settings.train_batch_size * settings.gradient_accumulation_steps * processes
+    return settings.learning_rate * settings.train_batch_size * settings.gradient_accumulation_steps * processes()
 
 
 def words_of(tokenizer: Any) -> Any:

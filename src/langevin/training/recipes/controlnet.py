@@ -93,8 +93,6 @@ def train(settings: ControlSettings) -> Path:
     Raises:
         ConfigError, InputError: for settings and data that cannot be used, before a model is loaded.
     """
-    from accelerate import PartialState
-
     from ...pipelines.controlnet import StableDiffusionControlNetPipeline
 
     settings.check()
@@ -107,10 +105,9 @@ def train(settings: ControlSettings) -> Path:
         words_of(pipe.tokenizer), column=settings.caption_column, dropout=settings.proportion_empty_prompts
     )
     data = PictureExamples(records, settings.framing(), columns, captions, ranged=("control",))
-    processes = PartialState().num_processes
-    part, rate = Whole("controlnet", net), rate_of(settings, processes)
+    part, rate = Whole("controlnet", net), rate_of(settings)
     task = Controlled(pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate)
-    run = Trainer(task, data, run_of(settings, len(data), processes=processes))
+    run = Trainer(task, data, run_of(settings, len(data)))
     run.watch += settings.looks(StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net), run.order, rows)
     run.fit()
     return finish(settings, net.save_pretrained, use=USE) if run.main else Path(settings.output_dir)

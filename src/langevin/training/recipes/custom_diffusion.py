@@ -186,16 +186,13 @@ def json_list(file: Path) -> list[Any]:
 
 def trainer(settings: CustomSettings, pipe: Any, parts: list[Trainable]) -> Trainer:
     """Return the trainer of parts of a pipeline."""
-    from accelerate import PartialState
-
     data = Joined([settings.examples(concept, pipe.tokenizer) for concept in settings.concepts()])
     if settings.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
         if len(parts) > 1:
             pipe.text_encoder.gradient_checkpointing_enable()
-    processes = PartialState().num_processes
-    task = TextToImage(pipe, settings.denoiser(pipe.scheduler), parts, learning_rate=rate_of(settings, processes))
-    run = Trainer(task, data, run_of(settings, len(data), processes=processes))
+    task = TextToImage(pipe, settings.denoiser(pipe.scheduler), parts, learning_rate=rate_of(settings))
+    run = Trainer(task, data, run_of(settings, len(data)))
     run.watch += settings.watch(pipe, run.order)
     return run
 

@@ -69,8 +69,6 @@ class LoraSettings(DreamBoothSettings):
 
 def trainer(settings: DreamBoothSettings, pipe: Any, parts: list[Trainable]) -> Trainer:
     """Return the trainer of parts of a pipeline."""
-    from accelerate import PartialState
-
     subject = settings.examples(read_folder(str(settings.instance_data_dir)), settings.instance_prompt, pipe)
     data: Any = subject
     if settings.with_prior_preservation:
@@ -80,11 +78,10 @@ def trainer(settings: DreamBoothSettings, pipe: Any, parts: list[Trainable]) -> 
         pipe.unet.enable_gradient_checkpointing()
         if settings.train_text_encoder:
             pipe.text_encoder.gradient_checkpointing_enable()
-    processes = PartialState().num_processes
     task = TextToImage(
-        pipe, settings.denoiser(pipe.scheduler), parts, learning_rate=rate_of(settings, processes)
+        pipe, settings.denoiser(pipe.scheduler), parts, learning_rate=rate_of(settings)
     )  # fmt: skip
-    run = Trainer(task, data, run_of(settings, len(subject), processes=processes))
+    run = Trainer(task, data, run_of(settings, len(subject)))
     run.watch += settings.watch(pipe, run.order)
     return run
 

@@ -92,8 +92,6 @@ def train(settings: EditSettings) -> Path:
     Raises:
         ConfigError, InputError: for settings and data that cannot be used, before a model is loaded.
     """
-    from accelerate import PartialState
-
     from ...pipelines.stable_diffusion_edit import StableDiffusionInstructPix2PixPipeline
 
     settings.check()
@@ -106,10 +104,9 @@ def train(settings: EditSettings) -> Path:
         pipe.unet.enable_gradient_checkpointing()
     captions = Captions(words_of(pipe.tokenizer), column=settings.edit_prompt_column)
     data = Edits(records, settings.framing(), columns, captions, dropout=settings.conditioning_dropout_prob)
-    processes = PartialState().num_processes
-    part, rate = Whole("unet", pipe.unet), rate_of(settings, processes)
+    part, rate = Whole("unet", pipe.unet), rate_of(settings)
     task = Instructed(pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate)
-    run = Trainer(task, data, run_of(settings, len(data), processes=processes, average=settings.average()))
+    run = Trainer(task, data, run_of(settings, len(data), average=settings.average()))
     run.watch += settings.looks(pipe, run.order, rows)
     run.fit()
     run.settle()

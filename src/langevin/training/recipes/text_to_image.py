@@ -20,6 +20,7 @@ from .common import (
     PreviewSettings,
     finish,
     pipeline,
+    processes,
     rate_of,
     run_of,
     words_of,
@@ -61,8 +62,6 @@ class LoraSettings(TextToImageSettings):
 
 def trainer(settings: TextToImageSettings, pipe: Any, part: Trainable, *, average: Decay | None = None) -> Trainer:
     """Return the trainer of a part of a pipeline."""
-    from accelerate import PartialState
-
     records = settings.records(settings.image_column, settings.caption_column)
     captions = Captions(
         words_of(pipe.tokenizer),
@@ -71,15 +70,14 @@ def trainer(settings: TextToImageSettings, pipe: Any, part: Trainable, *, averag
         shuffle=settings.caption_shuffle,
     )
     data = PictureExamples(records, settings.framing(), {"pixels": settings.image_column}, captions)
-    processes = PartialState().num_processes
     if settings.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
     task = TextToImage(
-        pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate_of(settings, processes)
+        pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate_of(settings)
     )  # fmt: skip
-    run = run_of(settings, len(data), processes=processes, average=average)
+    run = run_of(settings, len(data), average=average)
     if settings.aspect_ratio_buckets:
-        run = replace(run, buckets=data.bucket(run.batch * run.accumulated * processes))
+        run = replace(run, buckets=data.bucket(run.batch * run.accumulated * processes()))
     training = Trainer(task, data, run)
     training.watch += settings.watch(pipe, training.order)
     return training

@@ -99,17 +99,14 @@ class WordSettings(ModelSettings, PictureSettings, PreviewSettings):
 
 def trainer(settings: WordSettings, pipe: Any, part: Words) -> Trainer:
     """Return the trainer of a word."""
-    from accelerate import PartialState
-
     data = settings.examples(pipe.tokenizer)
     if settings.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
         pipe.text_encoder.gradient_checkpointing_enable()
-    processes = PartialState().num_processes
     task = TextToImage(
-        pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate_of(settings, processes)
+        pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate_of(settings)
     )  # fmt: skip
-    run = Trainer(task, data, run_of(settings, len(data), processes=processes))
+    run = Trainer(task, data, run_of(settings, len(data)))
     run.watch += settings.watch(pipe, run.order)
     return run
 

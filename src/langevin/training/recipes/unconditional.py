@@ -147,18 +147,15 @@ def train(settings: UnconditionalSettings) -> Path:
     Raises:
         ConfigError, InputError: for settings and pictures that cannot be used, before a network is made.
     """
-    from accelerate import PartialState
-
     from ...pipelines.unconditional import DDPMPipeline
 
     settings.check()
     records = settings.records(settings.image_column)
-    processes = PartialState().num_processes
     unet, scheduler = settings.network(), settings.scheduler()
     pipe = DDPMPipeline(unet, scheduler)
-    task = Unconditional(unet, settings.denoiser(scheduler), learning_rate=rate_of(settings, processes))
+    task = Unconditional(unet, settings.denoiser(scheduler), learning_rate=rate_of(settings))
     data = PictureExamples(records, settings.framing(), {"pixels": settings.image_column})
-    run = Trainer(task, data, run_of(settings, len(data), processes=processes, average=settings.average()))
+    run = Trainer(task, data, run_of(settings, len(data), average=settings.average()))
     call = {"batch_size": settings.eval_batch_size, "num_inference_steps": settings.ddpm_num_inference_steps}
     every = run.order.steps(settings.save_images_epochs)
     run.watch.append(Preview(pipe, [call], count=settings.eval_batch_size, every=every))
