@@ -109,6 +109,7 @@ class Run:
         workers: processes that prepare batches.
         log_every: optimizer steps between two readings of the losses.
         trackers: "tensorboard", "wandb" or others that accelerate knows, which get the figures and previews too.
+        tracker_folder: where tensorboard's files go; `logs` in the folder of the run where None.
         project: what the trackers call the run.
         settings: what they show beside it.
         buckets: the numbers of the examples that a step may see together; None mixes all.
@@ -133,6 +134,7 @@ class Run:
     workers: int = 0
     log_every: int = 10
     trackers: tuple[str, ...] = ()
+    tracker_folder: Path | None = None
     project: str = "training"
     settings: Mapping[str, Any] = field(default_factory=dict)
     buckets: Sequence[Sequence[int]] | None = None
@@ -459,7 +461,7 @@ def accelerator(run: Run) -> Any:
         mixed_precision=run.mixed_precision,
         gradient_accumulation_plugin=plugin,
         log_with=list(run.trackers) or None,
-        project_dir=run.folder / "logs",
+        project_dir=run.tracker_folder or run.folder / "logs",
     )
 
 

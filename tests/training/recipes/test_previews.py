@@ -7,12 +7,14 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from langevin.core.errors import InputError, MissingDependencyError
 from langevin.training.recipes import common, dreambooth
 from langevin.training.settings import Settings
+from langevin.training.trainer import accelerator
 from tests.training.recipes.places import model, pictures, trained
 
 LORA = (dreambooth.LoraSettings, dreambooth.train_lora)
@@ -99,3 +101,17 @@ def test_what_is_uploaded_is_the_result_alone(words, tmp_path, monkeypatch) -> N
         "files": ["pytorch_lora_weights.safetensors", "settings.json"],
     }
     assert "secret" not in (folder / "settings.json").read_text()
+
+
+def test_folders_of_trackers_and_tf32_are_heard(tmp_path) -> None:
+    products, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    try:
+        products.allow_tf32 = False
+        common.run_of(Settings(output_dir=str(tmp_path), lr_warmup_steps=0), 5)
+        assert not products.allow_tf32
+        heard = Settings(output_dir=str(tmp_path), lr_warmup_steps=0, logging_dir="curves", allow_tf32=True)
+        run = common.run_of(heard, 5)
+        assert products.allow_tf32
+    finally:
+        products.allow_tf32 = before
+    assert Path(accelerator(run).project_dir) == tmp_path / "curves"

@@ -24,7 +24,7 @@ from ..optimizers import optimizer
 from ..previews import Preview
 from ..settings import Settings, at_least, told
 from ..streams import Order, Streams
-from ..trainer import Run
+from ..trainer import Run, Trainer
 from .cards import card
 
 
@@ -174,6 +174,8 @@ def run_of(settings: Settings, examples: int, *, average: Decay | None = None) -
     Raises:
         InputError: when there is nothing to do.
     """
+    if settings.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
     steps = settings.max_train_steps
     if steps is None:
         batches = (settings.train_batch_size, settings.gradient_accumulation_steps, processes())
@@ -203,6 +205,7 @@ def run_of(settings: Settings, examples: int, *, average: Decay | None = None) -
         on_nonfinite=settings.on_nonfinite,
         workers=settings.dataloader_num_workers,
         trackers=settings.trackers(),
+        tracker_folder=Path(settings.output_dir) / settings.logging_dir,
         project=settings.tracker_project_name or Path(settings.output_dir).resolve().name,
         settings=asdict(settings),
     )
@@ -249,8 +252,6 @@ def pipeline(settings: ModelSettings) -> Any:
     if lacking or getattr(pipe, "text_encoder_2", None) is not None:
         what = f"has no {lacking[0]}" if lacking else "has two text encoders: use the recipe for Stable Diffusion XL"
         raise ConfigError(f"{settings.pretrained_model_name_or_path} cannot be trained by this recipe: it {what}.")
-    if settings.allow_tf32:
-        torch.backends.cuda.matmul.allow_tf32 = True
     if settings.enable_xformers_memory_efficient_attention:
         pipe.enable_xformers_memory_efficient_attention()
     return pipe
@@ -278,3 +279,10 @@ def finish(settings: Settings, write: Callable[[Path], None], *, use: str = "") 
             readme = None if base is None else partial(card, base, use)
             upload(clean, {"repo_id": repo_id, "token": settings.hub_token}, card=readme)
     return folder
+
+
+def completed(settings: Settings, run: Trainer, write: Callable[[Path], None], *, use: str = "") -> Path:
+    """Train to the end, write what was trained, its average if there is one, and return the folder; see `finish`."""
+    run.fit()
+    run.settle()
+    return finish(settings, write, use=use) if run.main else Path(settings.output_dir)

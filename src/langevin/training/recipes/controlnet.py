@@ -13,7 +13,7 @@ from ..shown import Controlled
 from ..streams import seeded
 from ..trainables import Whole
 from ..trainer import Trainer
-from .common import LookSettings, ModelSettings, PictureSettings, finish, pipeline, rate_of, run_of, words_of
+from .common import LookSettings, ModelSettings, PictureSettings, completed, pipeline, rate_of, run_of, words_of
 
 USE = """from langevin import ControlNetModel, StableDiffusionControlNetPipeline
 
@@ -109,5 +109,4 @@ def train(settings: ControlSettings) -> Path:
     task = Controlled(pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate)
     run = Trainer(task, data, run_of(settings, len(data)))
     run.watch += settings.looks(StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net), run.order, rows)
-    run.fit()
-    return finish(settings, net.save_pretrained, use=USE) if run.main else Path(settings.output_dir)
+    return completed(settings, run, net.save_pretrained, use=USE)

@@ -27,7 +27,7 @@ from ..settings import told
 from ..trainables import Trainable
 from ..trainer import Trainer
 from ..words import Words, begun
-from .common import ModelSettings, PreviewSettings, finish, pipeline, rate_of, run_of, words_of
+from .common import ModelSettings, PreviewSettings, completed, pipeline, rate_of, run_of, words_of
 from .subject import SubjectSettings, read_class
 
 logger = get_logger(__name__)
@@ -215,7 +215,6 @@ def train(settings: CustomSettings) -> Path:
     if start:
         parts.append(Words(place, start, {f"{word}.bin": [word] for word in start}))
     run = trainer(settings, pipe, parts)
-    run.fit()
 
     def write(folder: Path) -> None:
         for part in parts:
@@ -223,4 +222,4 @@ def train(settings: CustomSettings) -> Path:
 
     files = {"unet.load_attn_procs": [FILE], "load_textual_inversion": [f"{word}.bin" for word in start]}
     use = [f'pipe.{method}("REPO", weight_name="{name}")' for method, names in files.items() for name in names]
-    return finish(settings, write, use="\n".join(use)) if run.main else Path(settings.output_dir)
+    return completed(settings, run, write, use="\n".join(use))

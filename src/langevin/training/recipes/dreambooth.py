@@ -19,7 +19,7 @@ from ..latent import TextToImage
 from ..settings import told
 from ..trainables import ATTENTION, LORA_USE, TEXT_ATTENTION, LowRank, Trainable, Whole
 from ..trainer import Trainer
-from .common import ModelSettings, PreviewSettings, finish, pipeline, rate_of, run_of, words_of
+from .common import ModelSettings, PreviewSettings, completed, pipeline, rate_of, run_of, words_of
 from .subject import SubjectSettings
 
 
@@ -106,8 +106,7 @@ def train_full(settings: FullSettings) -> Path:
     if settings.train_text_encoder:
         parts.append(Whole("text_encoder", pipe.text_encoder))
     run = trainer(settings, pipe, parts)
-    run.fit()
-    return finish(settings, pipe.save_pretrained) if run.main else Path(settings.output_dir)
+    return completed(settings, run, pipe.save_pretrained)
 
 
 def train_lora(settings: LoraSettings) -> Path:
@@ -121,5 +120,4 @@ def train_lora(settings: LoraSettings) -> Path:
     targets = {"unet": ATTENTION, "text_encoder": TEXT_ATTENTION}
     part = LowRank(networks, targets, rank=settings.rank, alpha=settings.lora_alpha, seed=settings.seed or 0)
     run = trainer(settings, pipe, [part])
-    run.fit()
-    return finish(settings, part.save, use=LORA_USE) if run.main else Path(settings.output_dir)
+    return completed(settings, run, part.save, use=LORA_USE)

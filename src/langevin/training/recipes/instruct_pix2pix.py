@@ -21,7 +21,7 @@ from .common import (
     LookSettings,
     ModelSettings,
     PictureSettings,
-    finish,
+    completed,
     pipeline,
     rate_of,
     run_of,
@@ -108,6 +108,4 @@ def train(settings: EditSettings) -> Path:
     task = Instructed(pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate)
     run = Trainer(task, data, run_of(settings, len(data), average=settings.average()))
     run.watch += settings.looks(pipe, run.order, rows)
-    run.fit()
-    run.settle()
-    return finish(settings, pipe.save_pretrained) if run.main else Path(settings.output_dir)
+    return completed(settings, run, pipe.save_pretrained)

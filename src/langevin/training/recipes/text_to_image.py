@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...core.records import Records
 from ..average import Decay
 from ..data.buckets import plan
 from ..data.examples import Captions, PictureExamples
@@ -18,7 +19,7 @@ from .common import (
     ModelSettings,
     PictureSettings,
     PreviewSettings,
-    finish,
+    completed,
     pipeline,
     processes,
     rate_of,
@@ -60,9 +61,10 @@ class LoraSettings(TextToImageSettings):
     lora_alpha: float | None = told(None, "the update is scaled by alpha / rank; the rank if unset")
 
 
-def trainer(settings: TextToImageSettings, pipe: Any, part: Trainable, *, average: Decay | None = None) -> Trainer:
+def trainer(
+    settings: TextToImageSettings, records: Records, pipe: Any, part: Trainable, *, average: Decay | None = None
+) -> Trainer:
     """Return the trainer of a part of a pipeline."""
-    records = settings.records(settings.image_column, settings.caption_column)
     captions = Captions(
         words_of(pipe.tokenizer),
         column=settings.caption_column,
@@ -90,14 +92,13 @@ def train_lora(settings: LoraSettings) -> Path:
         ConfigError, InputError: for settings and data that cannot be used, before a model is loaded.
     """
     settings.check()
-    settings.records(settings.image_column, settings.caption_column)
+    records = settings.records(settings.image_column, settings.caption_column)
     pipe = pipeline(settings)
     part = LowRank(
         {"unet": pipe.unet}, {"unet": ATTENTION}, rank=settings.rank, alpha=settings.lora_alpha, seed=settings.seed or 0
     )
-    run = trainer(settings, pipe, part)
-    run.fit()
-    return finish(settings, part.save, use=LORA_USE) if run.main else Path(settings.output_dir)
+    run = trainer(settings, records, pipe, part)
+    return completed(settings, run, part.save, use=LORA_USE)
 
 
 def train_full(settings: FullSettings) -> Path:
@@ -107,9 +108,7 @@ def train_full(settings: FullSettings) -> Path:
         ConfigError, InputError: for settings and data that cannot be used, before a model is loaded.
     """
     settings.check()
-    settings.records(settings.image_column, settings.caption_column)
+    records = settings.records(settings.image_column, settings.caption_column)
     pipe = pipeline(settings)
-    run = trainer(settings, pipe, Whole("unet", pipe.unet), average=settings.average())
-    run.fit()
-    run.settle()
-    return finish(settings, pipe.save_pretrained) if run.main else Path(settings.output_dir)
+    run = trainer(settings, records, pipe, Whole("unet", pipe.unet), average=settings.average())
+    return completed(settings, run, pipe.save_pretrained)

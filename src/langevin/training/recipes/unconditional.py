@@ -16,7 +16,7 @@ from ..previews import Preview
 from ..settings import at_least, told, trackers_of
 from ..streams import seeded
 from ..trainer import Trainer
-from .common import PictureSettings, finish, rate_of, run_of
+from .common import PictureSettings, completed, rate_of, run_of
 
 WIDTHS = (128, 128, 256, 256, 512, 512)
 """Channels of the stages of a network that no configuration describes; the last but one has attention."""
@@ -167,6 +167,4 @@ def train(settings: UnconditionalSettings) -> Path:
                 pipe.save_pretrained(settings.output_dir)
 
     run.watch.append(write)
-    run.fit()
-    run.settle()
-    return finish(settings, pipe.save_pretrained) if run.main else Path(settings.output_dir)
+    return completed(settings, run, pipe.save_pretrained)
