@@ -6,6 +6,7 @@ and then in the registry: every public class can be imported from every module h
 
 from __future__ import annotations
 
+RATES = "optimization.learning_rates"
 LORA = "pipelines.lora:StableDiffusionLoraLoaderMixin"
 
 NAMES: dict[str, dict[str, str]] = {
@@ -25,6 +26,17 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "models": {"ImageProjection": "nn.embedding"},
     "models.lora": {"adjust_lora_scale_text_encoder": "compat.helpers:scale_lora_layers"},
+    "optimization": {
+        "SchedulerType": RATES,
+        "get_constant_schedule": RATES,
+        "get_constant_schedule_with_warmup": RATES,
+        "get_cosine_schedule_with_warmup": RATES,
+        "get_cosine_with_hard_restarts_schedule_with_warmup": RATES,
+        "get_linear_schedule_with_warmup": RATES,
+        "get_piecewise_constant_schedule": RATES,
+        "get_polynomial_decay_schedule_with_warmup": RATES,
+        "get_scheduler": RATES,
+    },
     "pipelines": {
         "StableDiffusionMixin": "pipelines.authoring",
         "rescale_noise_cfg": "compat.helpers",
