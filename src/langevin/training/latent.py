@@ -63,13 +63,16 @@ class TextToImage:
         with torch.no_grad():
             latents = self.latents(batch["pixels"], draw)
         with nullcontext() if self.reads else torch.no_grad():
-            states = self.states(batch["ids"])
-        told = {"encoder_hidden_states": states}
+            told = self.conditions(batch)
         where = whole_cells(batch["where"], latents) if "where" in batch else None
         shares, beside = batch.get("shares"), self.beside(batch)
         return self.denoiser(
             self.predictor(batch), latents, draw, conditions=told, beside=beside, shares=shares, where=where
         )
+
+    def conditions(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the network is told of a batch, by the names of its arguments."""
+        return {"encoder_hidden_states": self.states(batch["ids"])}
 
     def predictor(self, batch: Mapping[str, Any]) -> Callable[..., Any]:
         """Return what predicts for a batch, called as a UNet is."""

@@ -1,0 +1,1 @@
+"""What the training recipes achieve, measured on the picturebook: each module draws data, trains by a recipe, judges."""
