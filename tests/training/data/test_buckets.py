@@ -38,8 +38,8 @@ def test_the_loss_is_the_area_that_the_crop_leaves_out(high: int, wide: int) -> 
     assert (right - left) * (bottom - top) / (high * wide) == pytest.approx(1 - loss((high, wide), bucket))
     assert min(left, top) > -1e-6 and right < wide + 1e-6 and bottom < high + 1e-6
     assert all(loss((high, wide), bucket) <= loss((high, wide), other) + 1e-9 for other in plan(512))
-    resized, frame = Framing(*bucket, centre=True).place((high, wide), torch.Generator().manual_seed(0))
-    assert frame.left * wide / resized[1] == pytest.approx(left, abs=2 * wide / resized[1] + 1)
+    frame = Framing(*bucket, centre=True).place((high, wide), torch.Generator().manual_seed(0))
+    assert frame.left * wide / frame.resized[1] == pytest.approx(left, abs=2 * wide / frame.resized[1] + 1)
 
 
 def test_poor_buckets_are_dissolved_until_every_one_has_enough() -> None:

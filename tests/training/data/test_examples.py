@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from langevin.core.errors import InputError
 from langevin.core.records import Record, Records
@@ -35,10 +36,11 @@ def data(shown, framing: Framing, captions: Captions | None = None, **options) -
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(1, 40), st.booleans(), st.integers(0, 9))
 def test_every_size_fits_every_frame(height, width, tall, wide, centre, position) -> None:
     framing = Framing(tall, wide, centre, filter="nearest")
-    resized, frame = framing.place((height, width), STREAMS.at(position)("frame"))
+    frame = framing.place((height, width), STREAMS.at(position)("frame"))
+    resized = frame.resized
     assert resized[0] == tall or resized[1] == wide
     assert 0 <= frame.top <= resized[0] - tall and 0 <= frame.left <= resized[1] - wide
-    assert framing.cut(ramp(height, width), resized, frame).shape == (3, tall, wide)
+    assert framing.cut(ramp(height, width), frame).shape == (3, tall, wide)
 
 
 def test_a_crop_is_where_the_frame_says_and_a_mirror_turns_it() -> None:
@@ -50,6 +52,27 @@ def test_a_crop_is_where_the_frame_says_and_a_mirror_turns_it() -> None:
         assert torch.equal(columns, wanted.flip(0) if frame.mirrored else wanted)
         seen.add((frame.left, frame.mirrored))
     assert len({left for left, _ in seen}) > 6 and {mirrored for _, mirrored in seen} == {True, False}
+
+
+def test_the_crop_that_is_told_is_that_of_the_picture_as_it_is_seen() -> None:
+    framing, told = Framing(8, 8, mirror=True), set()
+    for position in range(20):
+        for picture in (ramp(8, 20), ramp(24, 16)):
+            pictures, frame = framing({"one": picture}, STREAMS.at(position)("frame"))
+            seen = ImageOps.mirror(picture) if frame.mirrored else picture
+            ((high, wide, top, left, *target),) = sizes_of([frame]).int().tolist()
+            assert (high, wide, *target) == (picture.height, picture.width, 8, 8)
+            cut = framing.cut(seen, replace(frame, top=top, left=left, mirrored=False))
+            torch.testing.assert_close(cut, pictures["one"], atol=2 / 127.5, rtol=0)
+            told.add((frame.mirrored, left))
+    assert {mirrored for mirrored, left in told if left > 8} == {True, False}
+
+
+def test_a_second_text_encoder_reads_the_same_text() -> None:
+    captions = Captions(words, shuffle=True, second=lambda text: words(text) + 100)
+    examples = data([ramp(9, 9)] * 3, Framing(8, 8), captions)
+    batch = examples.collate([examples.example(k, STREAMS.at(k)) for k in range(3)])
+    assert batch["ids"].shape == (3, 1) and torch.equal(batch["ids_2"], batch["ids"] + 100)
 
 
 def test_pictures_of_one_example_are_framed_alike_or_refused() -> None:

@@ -29,6 +29,7 @@ class Captions:
         fixed: the caption of every example instead, or several of which one is drawn.
         dropout: the chance that an example is seen without its caption.
         shuffle: shuffle the parts between commas, as tags are.
+        second: reads texts for a second text encoder, whose tokens batches hold under "ids_2".
     """
 
     words: Words
@@ -36,6 +37,11 @@ class Captions:
     fixed: str | Sequence[str] | None = None
     dropout: float = 0.0
     shuffle: bool = False
+    second: Words | None = None
+
+    def read(self, text: str) -> dict[str, Tensor]:
+        """Return the tokens of a text for every text encoder, as a batch calls them."""
+        return {"ids": self.words(text), **({} if self.second is None else {"ids_2": self.second(text)})}
 
     def text(self, columns: Mapping[str, Any], stream: torch.Generator, name: str) -> str:
         """Return the caption of an example.
@@ -114,7 +120,7 @@ class PictureExamples:
         found["frames"] = frame
         if self.captions is not None:
             text = self.captions.text(record.columns, stream("caption"), record.name)
-            found["ids"] = self.captions.words(text)
+            found.update(self.captions.read(text))
         return found
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -138,6 +144,9 @@ def shape(record: Record, column: str) -> Size:
 
 
 def sizes_of(frames: Sequence[Frame]) -> Tensor:
-    """Return what Stable Diffusion XL is told of the sizes of a batch, (batch, 6): original, crop, target."""
-    rows = [(*frame.original, frame.top, frame.left, *frame.target) for frame in frames]
+    """Return what Stable Diffusion XL is told of the sizes of a batch, (batch, 6): original, crop, target.
+
+    The crop of a mirrored picture is told as if it had been mirrored before (Podell et al. 2023, 2307.01952, 2.2).
+    """
+    rows = [(*frame.original, *frame.corner, *frame.target) for frame in frames]
     return torch.tensor(rows, dtype=torch.float32)

@@ -26,16 +26,24 @@ class Frame:
 
     Attributes:
         original: height and width of the picture as it was.
+        resized: height and width before the crop.
         top, left: of the crop.
         mirrored: whether it was mirrored after the crop.
         target: height and width of the crop.
     """
 
     original: tuple[int, int]
+    resized: tuple[int, int]
     top: int
     left: int
     mirrored: bool
     target: tuple[int, int]
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Top and left of the crop as it is seen: in the mirrored picture, where it is mirrored."""
+        far = self.resized[1] - self.target[1] - self.left
+        return self.top, far if self.mirrored else self.left
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,8 @@ class Framing:
         if self.height < 1 or self.width < 1:
             raise InputError(f"The resolution is {self.height} x {self.width}; it must be at least 1 x 1.")
 
-    def place(self, size: tuple[int, int], stream: torch.Generator) -> tuple[tuple[int, int], Frame]:
-        """Return the size to resize a picture of (height, width) to, and the crop of that.
+    def place(self, size: tuple[int, int], stream: torch.Generator) -> Frame:
+        """Return where a picture of (height, width) is cut.
 
         Three numbers are drawn whatever the options: top, left, mirror.
         """
@@ -72,14 +80,15 @@ class Framing:
         top, left = (
             free // 2 if self.centre else int(chance * (free + 1)) for free, chance in zip(room, chances, strict=False)
         )
-        return resized, Frame(size, top, left, self.mirror and chances[2] < 0.5, (self.height, self.width))
+        return Frame(size, resized, top, left, self.mirror and chances[2] < 0.5, (self.height, self.width))
 
-    def cut(self, picture: Any, resized: tuple[int, int], frame: Frame) -> Tensor:
+    def cut(self, picture: Any, frame: Frame) -> Tensor:
         """Return a PIL picture framed, (3, height, width) in [-1, 1]."""
         from PIL import Image
 
-        if picture.size != (resized[1], resized[0]):
-            picture = picture.resize((resized[1], resized[0]), Image.Resampling[self.filter.upper()])
+        height, width = frame.resized
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), Image.Resampling[self.filter.upper()])
         picture = picture.crop((frame.left, frame.top, frame.left + self.width, frame.top + self.height))
         values = torch.from_numpy(np.asarray(picture, dtype=np.float32).copy())
         values = values.permute(2, 0, 1) / 127.5 - 1
@@ -94,8 +103,8 @@ class Framing:
         sizes = {name: (picture.height, picture.width) for name, picture in pictures.items()}
         if len(set(sizes.values())) > 1:
             raise InputError(f"The pictures of one example have different sizes: {sizes}")
-        resized, frame = self.place(next(iter(sizes.values())), stream)
-        return {name: self.cut(picture, resized, frame) for name, picture in pictures.items()}, frame
+        frame = self.place(next(iter(sizes.values())), stream)
+        return {name: self.cut(picture, frame) for name, picture in pictures.items()}, frame
 
 
 def opened(source: Any, name: str) -> Any:
