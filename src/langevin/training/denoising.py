@@ -64,8 +64,8 @@ class Denoiser:
         x = x if beside is None else torch.cat([x, beside], 1)
         output = network(x, levels.t, **(conditions or {}), return_dict=False)[0]
         costs = self.objective.cost(output, self.objective.target(x0, noise, levels), where)
-        costs = costs * self.weights.to(costs.device)[levels.row]
-        return Losses(costs if shares is None else costs * shares, levels.row)
+        plain, costs = costs.detach(), costs * self.weights.to(costs.device)[levels.row]
+        return Losses(costs if shares is None else costs * shares, levels.row, plain)
 
 
 class Unconditional:

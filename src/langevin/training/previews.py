@@ -34,15 +34,8 @@ class Preview:
         """Look, if it is time."""
         if not run.main or not (run.step % self.every == 0 or run.step == run.run.steps):
             return
-        training = {name: module.training for name, module in run.bare.items()}
-        for module in run.bare.values():
-            module.eval()
-        try:
-            with run.averaged():
-                rows = self.drawn(run.streams)
-        finally:
-            for name, module in run.bare.items():
-                module.train(training[name])
+        with run.looking():
+            rows = self.drawn(run.streams)
         sheet = grid([picture for row in rows for picture in row], len(rows), len(rows[0]))
         with atomic_file(self.path(run.run.folder, run.step)) as partial:
             sheet.save(partial, "PNG")

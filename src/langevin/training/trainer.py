@@ -7,7 +7,6 @@ their average and the optimizer's state; everything random follows from the seed
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, InputError, NonFiniteError, check_choice
-from ..core.files import atomic_write
 from ..core.imports import require
 from ..core.logging import get_logger
 from ..core.progress import progress_bar
@@ -29,6 +27,7 @@ from ..core.rng import fresh
 from ..optimization.learning_rates import factor
 from . import checkpoints
 from .average import Average, Decay
+from .lines import Lines
 from .streams import BucketOrder, Draw, Order, Stream, Streams
 
 logger = get_logger(__name__)
@@ -42,10 +41,12 @@ class Losses(NamedTuple):
     Attributes:
         rows: the loss of every row, already weighed; their sum over the number of examples is what is minimised.
         level: the number of the noise level of every row.
+        plain: the loss of every row before it was weighed, without a gradient; None where nothing is weighed.
     """
 
     rows: Tensor
     level: Tensor
+    plain: Tensor | None = None
 
 
 class Task(Protocol):
@@ -155,6 +156,8 @@ class Trainer:
 
     Attributes:
         watch: called after every optimizer step with the trainer, such as for previews.
+        before: called once, with the untrained networks in their places and before a checkpoint is read.
+        after: called after every checkpoint.
         order: which examples are seen when.
         step: optimizer steps that were done.
     """
@@ -165,11 +168,13 @@ class Trainer:
         if not len(data):
             raise InputError("There are no examples to train on.")
         self.task, self.data, self.run, self.watch = task, data, run, list(watch)
+        self.before: list[Callable[[Trainer], None]] = []
+        self.after: list[Callable[[Trainer], None]] = []
         self.accelerator = accelerator(run)
         self.main = self.accelerator.is_main_process
         self.step = 0
         self.found = checkpoints.find(run.folder, run.resume) if run.resume else None
-        self.streams = Streams(self._seed())
+        self.streams = Streams(seed_of(run.seed, self.found))
         sizes = (len(data), run.batch, run.accumulated, self.accelerator.num_processes)
         self.order = BucketOrder(self.streams, *sizes, run.buckets) if run.buckets else Order(self.streams, *sizes)
         self.parameters = trained(task)
@@ -177,19 +182,6 @@ class Trainer:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.average = Average(self.parameters, run.average) if run.average else None
         self.log = Log(run.folder / LOG)
-
-    def _seed(self) -> int:
-        """Return the seed: the given one, that of the checkpoint, or one drawn."""
-        if self.found is not None:
-            seed = self.found.facts["seed"]
-            if self.run.seed not in (None, seed):
-                raise ConfigError(f"The run to resume has the seed {seed}, not {self.run.seed}; leave `seed` out.")
-            return seed
-        seed = self.run.seed if self.run.seed is not None else int(fresh().initial_seed() % 2**31)
-        shared = torch.tensor(seed, device=self.accelerator.device)
-        if self.accelerator.num_processes > 1:
-            torch.distributed.broadcast(shared, 0)
-        return int(shared)
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
 
@@ -206,6 +198,8 @@ class Trainer:
         if self.run.trackers:
             plain = {name: v for name, v in self.run.settings.items() if isinstance(v, (bool, int, float, str))}
             self.accelerator.init_trackers(self.run.project, plain)
+        for look in self.before:
+            look(self)
         if self.found is not None:
             self._resume(self.found)
         self.log.cut(self.step)
@@ -335,6 +329,25 @@ class Trainer:
         with self.average.applied() if self.average is not None else nullcontext():
             yield
 
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Context in which the networks are as they would be used: averaged, in evaluation, and without wrappers.
+
+        Draws from torch's own generators in it change nothing after it.
+        """
+        training = {name: network.training for name, network in self.bare.items()}
+        prepared, device = dict(self.task.networks), self.accelerator.device
+        self.task.networks.update(self.bare)
+        try:
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), self.averaged():
+                for network in self.bare.values():
+                    network.eval()
+                yield
+        finally:
+            self.task.networks.update(prepared)
+            for name, network in self.bare.items():
+                network.train(training[name])
+
     def show(self, name: str, picture: Any) -> None:
         """Hand a PIL picture to the trackers that take pictures."""
         for tracker in self.accelerator.trackers:
@@ -353,6 +366,8 @@ class Trainer:
             facts = {"seed": self.streams.seed, "steps": self.run.steps, "examples": len(self.data)}
             checkpoints.save(self.run.folder, self.step, self._write, facts)
             checkpoints.keep(self.run.folder, self.run.checkpoint_limit)
+        for look in self.after:
+            look(self)
         self.accelerator.wait_for_everyone()
 
     def _write(self, folder: Path) -> None:
@@ -388,11 +403,11 @@ class Trainer:
         logger.info("Going on from %s.", found.folder)
 
 
-class Log:
-    """The figures of a run, one JSON object per line and step; nothing in it depends on the time of day."""
+class Log(Lines):
+    """The figures of every step of a run."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self.open: list[tuple[int, Tensor, Tensor | None, float]] = []
 
     def add(self, step: int, loss: Tensor | float, length: Tensor | None, rate: float) -> None:
@@ -407,17 +422,8 @@ class Log:
         ]
         self.open = []
         if write and points:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(point) + "\n" for point in points)
+            self.write(points)
         return points
-
-    def cut(self, step: int) -> None:
-        """Forget the lines of a step and after it, which a resumed run writes again."""
-        if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-            if kept != lines:
-                atomic_write(self.path, "".join(kept))
 
 
 class Feed:
@@ -441,6 +447,25 @@ class Feed:
     def collate(self, examples: list[tuple[int, Any]]) -> tuple[list[int], Any]:
         """Return positions and batch."""
         return [position for position, _ in examples], self.data.collate([example for _, example in examples])
+
+
+def seed_of(given: int | None, found: checkpoints.Checkpoint | None) -> int:
+    """Return the seed of a run, the same in all processes: the given one, that of the checkpoint, or one drawn.
+
+    Raises:
+        ConfigError: when the checkpoint has another one than the given one.
+        MissingDependencyError: without accelerate.
+    """
+    if found is not None:
+        seed = found.facts["seed"]
+        if given not in (None, seed):
+            raise ConfigError(f"The run to resume has the seed {seed}, not {given}; leave `seed` out.")
+        return seed
+    state = require("accelerate", why="Training", extra="training").PartialState()
+    seed = torch.tensor(fresh().initial_seed() % 2**31 if given is None else given, device=state.device)
+    if state.num_processes > 1:
+        torch.distributed.broadcast(seed, 0)
+    return int(seed)
 
 
 def accelerator(run: Run) -> Any:
