@@ -83,6 +83,16 @@ class Settings:
         if "wandb" in self.trackers() and self.push_to_hub and self.hub_token:
             raise ConfigError("hub_token would be shown by Weights & Biases; log in with `hf auth login` instead.")
 
+    def decided(self) -> int:
+        """Return the seed of the run.
+
+        Raises:
+            ConfigError: while there is none; `recipes.common.ready` draws it.
+        """
+        if self.seed is None:
+            raise ConfigError("The seed is not drawn yet; set `seed`, or begin as the recipes do.")
+        return self.seed
+
     def trackers(self) -> tuple[str, ...]:
         """Return who is told of the run.
 

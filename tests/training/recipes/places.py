@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,10 +41,10 @@ def pictures(folder: Path, count: int = 5) -> Path:
     return folder
 
 
-def trained(recipe, words: list[str], *flags: str) -> Path:
+def trained(recipe, words: list[str], *flags: str, common: Sequence[str] = FLAGS) -> Path:
     """Train a recipe (settings, function) with flags and return the folder of the result."""
     settings, train = recipe
-    return train(parse(settings, [*words, *FLAGS, *flags], name="train"))
+    return train(parse(settings, [*words, *common, *flags], name="train"))
 
 
 @contextmanager

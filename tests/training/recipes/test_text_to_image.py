@@ -13,7 +13,7 @@ import langevin
 from langevin.core.errors import ConfigError, InputError
 from langevin.core.records import Problems
 from langevin.training.recipes.text_to_image import FullSettings, LoraSettings, train_full, train_lora
-from tests.training.recipes.places import cut, digest, model, pictures, trained
+from tests.training.recipes.places import FLAGS, cut, digest, model, pictures, trained
 
 LORA = (LoraSettings, train_lora)
 FULL = (FullSettings, train_full)
@@ -25,10 +25,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return model(tmp_path_factory.mktemp("base")), pictures(tmp_path_factory.mktemp("pictures"))
 
 
-def run(recipe, places, folder: Path, *flags: str) -> Path:
+def run(recipe, places, folder: Path, *flags: str, **options) -> Path:
     base, shown = places
     words = [f"--pretrained_model_name_or_path={base}", f"--train_data_dir={shown}", f"--output_dir={folder}"]
-    return trained(recipe, words, *flags)
+    return trained(recipe, words, *flags, **options)
 
 
 @pytest.mark.parametrize(("recipe", "flags"), [(LORA, ()), (FULL, ("--use_ema",))])
@@ -40,6 +40,19 @@ def test_a_run_that_goes_on_ends_as_one_that_did_not_stop(recipe, flags, places,
     again = run(recipe, places, tmp_path / "cut", *flags, "--resume_from_checkpoint=latest")
     assert digest(again) == digest(whole)
     assert json.loads((again / "settings.json").read_text())["seed"] == 0
+
+
+def test_a_seed_that_was_drawn_decides_everything(places, tmp_path) -> None:
+    flags, unseeded = ("--checkpointing_steps=2",), {"common": FLAGS[:-1]}
+    assert FLAGS[-1] == "--seed=0"
+    whole = run(LORA, places, tmp_path / "whole", *flags, **unseeded)
+    seed = json.loads((whole / "settings.json").read_text())["seed"]
+    said = run(LORA, places, tmp_path / "said", *flags, f"--seed={seed}", **unseeded)
+    assert digest(said) == digest(whole) != digest(run(LORA, places, tmp_path / "other", *flags))
+    cut(whole)
+    assert digest(run(LORA, places, whole, *flags, "--resume_from_checkpoint=latest", **unseeded)) == digest(said)
+    with pytest.raises(ConfigError, match=f"has the seed {seed}, not"):
+        run(LORA, places, whole, *flags, f"--seed={seed + 1}", "--resume_from_checkpoint=latest", **unseeded)
 
 
 def test_a_lora_loads_and_changes_the_picture(places, tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,14 +18,15 @@ from ...core.push import upload
 from ...core.records import Records, read_folder, read_hub
 from ...diffusion.objective import Noising, Objective
 from ...prompts import expand_words
+from .. import checkpoints
 from ..average import Decay
 from ..data.framing import Framing
 from ..denoising import Denoiser
 from ..optimizers import optimizer
 from ..previews import Preview
-from ..settings import Settings, at_least, told
+from ..settings import S, Settings, at_least, told
 from ..streams import Order, Streams
-from ..trainer import Run, Trainer
+from ..trainer import Run, Trainer, seed_of
 from .cards import card
 
 
@@ -166,6 +168,19 @@ class PictureSettings(Settings):
         if self.max_train_samples is not None:
             found = Records(found.where, found.rows[: self.max_train_samples])
         return found
+
+
+def ready(settings: S) -> S:
+    """Check settings, and return them with the seed of the run: the given one, that of the checkpoint, or one drawn.
+
+    Raises:
+        ConfigError, InputError: for settings that cannot be used.
+    """
+    settings.check()
+    folder, resume = Path(settings.output_dir), settings.resume_from_checkpoint
+    found = copy(settings)
+    found.seed = seed_of(settings.seed, checkpoints.find(folder, resume) if resume else None)
+    return found
 
 
 def run_of(settings: Settings, examples: int, *, average: Decay | None = None) -> Run:

@@ -13,7 +13,7 @@ from ..shown import Controlled
 from ..streams import seeded
 from ..trainables import Whole
 from ..trainer import Trainer
-from .common import LookSettings, ModelSettings, PictureSettings, completed, pipeline, rate_of, run_of, words_of
+from .common import LookSettings, ModelSettings, PictureSettings, completed, pipeline, rate_of, ready, run_of, words_of
 
 USE = """from langevin import ControlNetModel, StableDiffusionControlNetPipeline
 
@@ -77,7 +77,7 @@ class ControlSettings(ModelSettings, PictureSettings, LookSettings):
         else:
             halvings = len(pipe.vae.config.block_out_channels) - 1
             widths = (*EMBEDDING_WIDTHS, *EMBEDDING_WIDTHS[-1:] * halvings)[: halvings + 1]
-            with seeded(self.seed or 0):
+            with seeded(self.decided()):
                 net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=widths)
         if self.gradient_checkpointing:
             net.enable_gradient_checkpointing()
@@ -95,7 +95,7 @@ def train(settings: ControlSettings) -> Path:
     """
     from ...pipelines.controlnet import StableDiffusionControlNetPipeline
 
-    settings.check()
+    settings = ready(settings)
     columns = {"pixels": settings.image_column, "control": settings.conditioning_image_column}
     records = settings.records(*columns.values(), settings.caption_column)
     rows = settings.rows()

@@ -27,7 +27,7 @@ from ..settings import told
 from ..trainables import Trainable
 from ..trainer import Trainer
 from ..words import Words, begun
-from .common import ModelSettings, PreviewSettings, completed, pipeline, rate_of, run_of, words_of
+from .common import ModelSettings, PreviewSettings, completed, pipeline, rate_of, ready, run_of, words_of
 from .subject import SubjectSettings, read_class
 
 logger = get_logger(__name__)
@@ -204,7 +204,7 @@ def train(settings: CustomSettings) -> Path:
         ConfigError, InputError: for settings and pictures that cannot be used, before a model is loaded; for words that
             the tokenizer does not know, or knows already, before they are trained.
     """
-    settings.check()
+    settings = ready(settings)
     pipe = pipeline(settings)
     place = Place("text_encoder", pipe.tokenizer, pipe.text_encoder)
     start = {word: begun(place, known) for word, known in settings.beginnings().items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ...core.errors import ConfigError
 from ...core.records import Records, read_folder
@@ -19,8 +19,10 @@ from ..latent import TextToImage
 from ..settings import told
 from ..trainables import ATTENTION, LORA_USE, TEXT_ATTENTION, LowRank, Trainable, Whole
 from ..trainer import Trainer
-from .common import ModelSettings, PreviewSettings, completed, pipeline, rate_of, run_of, words_of
+from .common import ModelSettings, PreviewSettings, completed, pipeline, rate_of, ready, run_of, words_of
 from .subject import SubjectSettings
+
+S = TypeVar("S", bound="DreamBoothSettings")
 
 
 @dataclass
@@ -86,13 +88,13 @@ def trainer(settings: DreamBoothSettings, pipe: Any, parts: list[Trainable]) -> 
     return run
 
 
-def prepared(settings: DreamBoothSettings) -> Any:
-    """Return the pipeline to begin with, after the pictures of the class were drawn with it."""
-    settings.check()
+def prepared(settings: S) -> tuple[S, Any]:
+    """Return settings with a seed and the pipeline to begin with, after it has drawn the pictures of the class."""
+    settings = ready(settings)
     pipe = pipeline(settings)
     if settings.with_prior_preservation:
         settings.draw_class(pipe, str(settings.class_data_dir), str(settings.class_prompt))
-    return pipe
+    return settings, pipe
 
 
 def train_full(settings: FullSettings) -> Path:
@@ -101,7 +103,7 @@ def train_full(settings: FullSettings) -> Path:
     Raises:
         ConfigError, InputError: for settings and pictures that cannot be used, before a model is loaded.
     """
-    pipe = prepared(settings)
+    settings, pipe = prepared(settings)
     parts: list[Trainable] = [Whole("unet", pipe.unet)]
     if settings.train_text_encoder:
         parts.append(Whole("text_encoder", pipe.text_encoder))
@@ -115,9 +117,9 @@ def train_lora(settings: LoraSettings) -> Path:
     Raises:
         ConfigError, InputError: for settings and pictures that cannot be used, before a model is loaded.
     """
-    pipe = prepared(settings)
+    settings, pipe = prepared(settings)
     networks = {"unet": pipe.unet, **({"text_encoder": pipe.text_encoder} if settings.train_text_encoder else {})}
     targets = {"unet": ATTENTION, "text_encoder": TEXT_ATTENTION}
-    part = LowRank(networks, targets, rank=settings.rank, alpha=settings.lora_alpha, seed=settings.seed or 0)
+    part = LowRank(networks, targets, rank=settings.rank, alpha=settings.lora_alpha, seed=settings.decided())
     run = trainer(settings, pipe, [part])
     return completed(settings, run, part.save, use=LORA_USE)

@@ -24,6 +24,7 @@ from .common import (
     completed,
     pipeline,
     rate_of,
+    ready,
     run_of,
     words_of,
 )
@@ -94,7 +95,7 @@ def train(settings: EditSettings) -> Path:
     """
     from ...pipelines.stable_diffusion_edit import StableDiffusionInstructPix2PixPipeline
 
-    settings.check()
+    settings = ready(settings)
     columns = {"pixels": settings.edited_image_column, "original": settings.original_image_column}
     records = settings.records(*columns.values(), settings.edit_prompt_column)
     rows = settings.rows()

@@ -49,7 +49,7 @@ class SubjectSettings(Settings):
     def _draw(self, pipe: Any, folder: Path, prompt: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         there = len(pictures_in(folder))
-        streams = Streams(self.seed or 0)
+        streams = Streams(self.decided())
         with progress_bar(total=max(self.num_class_images - there, 0), desc="Class pictures") as bar:
             while there < self.num_class_images:
                 count = min(self.sample_batch_size, self.num_class_images - there)

@@ -23,6 +23,7 @@ from .common import (
     pipeline,
     processes,
     rate_of,
+    ready,
     run_of,
     words_of,
 )
@@ -91,11 +92,11 @@ def train_lora(settings: LoraSettings) -> Path:
     Raises:
         ConfigError, InputError: for settings and data that cannot be used, before a model is loaded.
     """
-    settings.check()
+    settings = ready(settings)
     records = settings.records(settings.image_column, settings.caption_column)
     pipe = pipeline(settings)
     part = LowRank(
-        {"unet": pipe.unet}, {"unet": ATTENTION}, rank=settings.rank, alpha=settings.lora_alpha, seed=settings.seed or 0
+        {"unet": pipe.unet}, {"unet": ATTENTION}, rank=settings.rank, alpha=settings.lora_alpha, seed=settings.decided()
     )
     run = trainer(settings, records, pipe, part)
     return completed(settings, run, part.save, use=LORA_USE)
@@ -107,7 +108,7 @@ def train_full(settings: FullSettings) -> Path:
     Raises:
         ConfigError, InputError: for settings and data that cannot be used, before a model is loaded.
     """
-    settings.check()
+    settings = ready(settings)
     records = settings.records(settings.image_column, settings.caption_column)
     pipe = pipeline(settings)
     run = trainer(settings, records, pipe, Whole("unet", pipe.unet), average=settings.average())

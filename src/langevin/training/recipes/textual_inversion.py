@@ -16,7 +16,7 @@ from ..latent import TextToImage
 from ..settings import at_least, told
 from ..trainer import Trainer
 from ..words import Words, begun
-from .common import ModelSettings, PictureSettings, PreviewSettings, finish, pipeline, rate_of, run_of, words_of
+from .common import ModelSettings, PictureSettings, PreviewSettings, finish, pipeline, rate_of, ready, run_of, words_of
 
 CAPTIONS = {
     "object": (
@@ -118,7 +118,7 @@ def train(settings: WordSettings) -> Path:
         ConfigError, InputError: for settings and pictures that cannot be used, before a model is loaded; for words that
             the tokenizer does not know, or knows already, before it is trained.
     """
-    settings.check()
+    settings = ready(settings)
     settings.records(settings.image_column)
     pipe = pipeline(settings)
     place, word = Place("text_encoder", pipe.tokenizer, pipe.text_encoder), str(settings.placeholder_token)

@@ -16,7 +16,7 @@ from ..previews import Preview
 from ..settings import at_least, told, trackers_of
 from ..streams import seeded
 from ..trainer import Trainer
-from .common import PictureSettings, completed, rate_of, run_of
+from .common import PictureSettings, completed, rate_of, ready, run_of
 
 WIDTHS = (128, 128, 256, 256, 512, 512)
 """Channels of the stages of a network that no configuration describes; the last but one has attention."""
@@ -132,7 +132,7 @@ class UnconditionalSettings(PictureSettings):
         """Return the network, whose first values follow from the seed."""
         from ...models.unets.unet_2d import UNet2DModel
 
-        with seeded(self.seed or 0):
+        with seeded(self.decided()):
             unet = UNet2DModel.from_config(self.config())
         if self.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
@@ -149,7 +149,7 @@ def train(settings: UnconditionalSettings) -> Path:
     """
     from ...pipelines.unconditional import DDPMPipeline
 
-    settings.check()
+    settings = ready(settings)
     records = settings.records(settings.image_column)
     unet, scheduler = settings.network(), settings.scheduler()
     pipe = DDPMPipeline(unet, scheduler)
