@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..families.latents import LatentSpace
+from ..families.latents import LatentSpace, scale_factor
 from ..families.sd import encode_ids
+from .data.memory import Memory
 from .denoising import Denoiser
 from .streams import Draw
 from .trainables import Trainable
@@ -27,14 +28,21 @@ def whole_cells(where: Tensor, latents: Tensor) -> Tensor:
 class TextToImage:
     """Trains parts of a Stable Diffusion pipeline on pictures under "pixels" and token ids under "ids".
 
-    A batch may say under "shares" how much of every row counts, and under "where" which pixels do.
+    In place of pictures a batch may hold what the autoencoder said of them, "mean" and "std". It may say under "shares"
+    how much of every row counts, and under "where" which pixels do.
 
     Args:
         pipe: the pipeline, in float32; what is not trained is locked, and put into the type of the run.
         denoiser: the cost of a prediction.
         trained: what is trained.
         learning_rate: of all of it.
+
+    Attributes:
+        encodes: the pictures of a batch that the autoencoder sees.
+        memory: what the text encoder said before, if it is kept.
     """
+
+    encodes: tuple[str, ...] = ("pixels",)
 
     def __init__(self, pipe: Any, denoiser: Denoiser, trained: Sequence[Trainable], *, learning_rate: float) -> None:
         self.pipe, self.denoiser, self.trained, self.learning_rate = pipe, denoiser, trained, learning_rate
@@ -47,7 +55,8 @@ class TextToImage:
         ]  # fmt: skip
         for module in self.frozen:
             module.requires_grad_(False).eval()
-        self.reads = "text_encoder" in self.networks
+        self.reads = any(name.startswith("text_encoder") for name in self.networks)
+        self.memory: Memory | None = None
 
     def groups(self) -> list[dict[str, Any]]:
         """Return the trained parameters."""
@@ -72,7 +81,13 @@ class TextToImage:
 
     def conditions(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the network is told of a batch, by the names of its arguments."""
-        return {"encoder_hidden_states": self.states(batch["ids"])}
+        return self.recalled(batch, lambda: {"encoder_hidden_states": self.states(batch["ids"])})
+
+    def recalled(self, batch: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what text encoders say of the tokens of a batch: what they said before, if that is kept."""
+        if self.memory is None or self.reads or "said" not in batch:
+            return dict(compute())
+        return self.memory(batch["said"], compute)
 
     def predictor(self, batch: Mapping[str, Any]) -> Callable[..., Any]:
         """Return what predicts for a batch, called as a UNet is."""
@@ -82,17 +97,28 @@ class TextToImage:
         """Return the channels that the network sees beside the samples of a batch."""
         return None
 
-    def latents(self, pixels: Tensor, draw: Draw) -> Tensor:
-        """Return the latents of pictures (rows, 3, height, width) in [-1, 1], drawn by the autoencoder's spread."""
-        vae, space = self.pipe.vae, self.space(pixels)
-        spread = vae.encode(pixels.to(vae.dtype)).latent_dist
-        groups = len(pixels) // len(draw.positions)
-        noise = [draw.normal(f"latent {k}" if k else "latent", spread.mean.shape[1:]) for k in range(groups)]
-        return space.scale(spread.mean + spread.std * torch.cat(noise).to(spread.mean.dtype)).float()
+    def latents(self, pixels: Tensor | Mapping[str, Tensor], draw: Draw) -> Tensor:
+        """Return latents drawn by the autoencoder's spread for pictures, see `spread`."""
+        mean, std = self.spread(pixels)
+        groups = len(mean) // len(draw.positions)
+        noise = [draw.normal(f"latent {k}" if k else "latent", mean.shape[1:]) for k in range(groups)]
+        return self.space(mean).scale(mean + std * torch.cat(noise).to(mean.dtype)).float()
 
-    def space(self, pixels: Tensor) -> LatentSpace:
-        """Return where the latents of pictures live."""
-        return LatentSpace(self.pipe.vae, self.pipe.vae.config.latent_channels, *pixels.shape[-2:])
+    def spread(self, pixels: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the mean and the deviation that the autoencoder gives pictures, both unscaled.
+
+        Args:
+            pixels: pictures (rows, 3, height, width) in [-1, 1], or what was said of them before, "mean" and "std".
+        """
+        if isinstance(pixels, Mapping):
+            return pixels["mean"], pixels["std"]
+        spread = self.pipe.vae.encode(pixels.to(self.pipe.vae.dtype)).latent_dist
+        return spread.mean, spread.std
+
+    def space(self, mean: Tensor) -> LatentSpace:
+        """Return where latents (rows, channels, height, width) live."""
+        factor = scale_factor(self.pipe.vae)
+        return LatentSpace(self.pipe.vae, mean.shape[1], mean.shape[2] * factor, mean.shape[3] * factor)
 
     def states(self, ids: Tensor) -> Tensor:
         """Return what the text encoder says of token ids (rows, tokens)."""

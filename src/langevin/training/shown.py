@@ -44,9 +44,9 @@ class Instructed(TextToImage):
     Batches hold those pictures under "original", in [-1, 1], and under "shown" 1 or, for rows without them, 0.
     """
 
+    encodes = ("pixels", "original")
+
     @torch.no_grad()
     def beside(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the likeliest latents of the pictures, unscaled, and zeros for rows that are shown none."""
-        pixels = batch["original"]
-        latents = self.space(pixels).encode(pixels, len(pixels), rng=None, mode=True)
-        return latents * batch["shown"].reshape(-1, 1, 1, 1)
+        return self.spread(batch["original"])[0].float() * batch["shown"].reshape(-1, 1, 1, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ...core.records import HASH, Record, Records
 from ..streams import Stream
 from .buckets import Size, assign, plan
 from .framing import Frame, Framing, opened, size_of
+from .shelf import Shelf
 
 Words = Callable[[str], Tensor]
 """From a caption to token ids, (tokens,)."""
@@ -63,12 +64,28 @@ class Captions:
         return value
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Latents of the pictures of a set, which its examples bring in their place.
+
+    Attributes:
+        shelf: where they lie.
+        shapes: height and width of the pictures of every example, before they were framed.
+        keys: name in the batch -> of every example, the entries of its picture as it is and mirrored.
+    """
+
+    shelf: Shelf
+    shapes: Sequence[Size]
+    keys: Mapping[str, Sequence[tuple[str, ...]]]
+
+
 @dataclass
 class PictureExamples:
     """Pictures, and texts where a task wants them.
 
     A batch holds, under "pixels" and the names of further pictures, tensors (batch, 3, height, width) in [-1, 1];
-    under "ids" the tokens of every caption; under "frames" what was cut.
+    under "ids" the tokens of every caption, and under "said" what they are known by; under "frames" what was cut.
+    In place of encoded pictures it holds their "mean" and "std", (batch, channels, height, width).
 
     Attributes:
         records: where they come from.
@@ -77,6 +94,8 @@ class PictureExamples:
         captions: how texts are chosen; None leaves them out.
         ranged: pictures that stay in [0, 1], as controls are.
         sizes: height and width of every example, in place of those of the framing; None gives all the same.
+        encoded: latents that stand for pictures; None has every picture decoded.
+        rows: of a batch, that an example brings.
     """
 
     records: Records
@@ -85,6 +104,8 @@ class PictureExamples:
     captions: Captions | None = None
     ranged: Sequence[str] = ()
     sizes: Sequence[Size] | None = None
+    encoded: Encoded | None = None
+    rows: ClassVar[int] = 1
 
     def __len__(self) -> int:
         return len(self.records)
@@ -105,18 +126,23 @@ class PictureExamples:
 
     def example(self, number: int, stream: Stream) -> dict[str, Any]:
         """Return an example."""
-        record = self.records.rows[number]
-        opens = {name: opened(record.columns[column], record.name) for name, column in self.pictures.items()}
-        framing = self.framing
-        if self.sizes is not None:
-            framing = replace(framing, height=self.sizes[number][0], width=self.sizes[number][1])
+        record, known = self.records.rows[number], self.encoded
+        keys = {} if known is None else {name: rows[number] for name, rows in known.keys.items()}
+        opens = {
+            name: opened(record.columns[column], record.name)
+            for name, column in self.pictures.items()
+            if name not in keys
+        }
         try:
-            tensors, frame = framing(opens, stream("frame"))
+            size = None if known is None else known.shapes[number]
+            tensors, frame = self.framing_of(number)(opens, stream("frame"), size)
         except InputError as error:
             raise InputError(f"{record.name}: {error}") from error
         found: dict[str, Any] = {
             name: (tensor + 1) / 2 if name in self.ranged else tensor for name, tensor in tensors.items()
         }
+        if known is not None:
+            found |= {name: known.shelf.read(own[frame.mirrored]) for name, own in keys.items()}
         found["frames"] = frame
         if self.captions is not None:
             text = self.captions.text(record.columns, stream("caption"), record.name)
@@ -125,8 +151,38 @@ class PictureExamples:
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return a batch."""
-        columns = {name: [one[name] for one in examples] for name in examples[0]}
-        return {name: torch.stack(rows) if isinstance(rows[0], Tensor) else rows for name, rows in columns.items()}
+        batch = {name: stacked([one[name] for one in examples]) for name in examples[0]}
+        if self.captions is None:
+            return batch
+        tokens = [[one[name] for name in sorted(one) if name.startswith("ids")] for one in examples]
+        return {**batch, "said": [b"".join(ids.numpy().tobytes() for ids in row) for row in tokens]}
+
+    def framing_of(self, number: int) -> Framing:
+        """Return the framing of an example."""
+        if self.sizes is None:
+            return self.framing
+        return replace(self.framing, height=self.sizes[number][0], width=self.sizes[number][1])
+
+    def framed(self, number: int, name: str, *, mirrored: bool) -> Tensor:
+        """Return the middle of a picture of an example, (3, height, width) in [-1, 1]."""
+        record = self.records.rows[number]
+        framing = replace(self.framing_of(number), centre=True)
+        picture = opened(record.columns[self.pictures[name]], record.name)
+        frame = framing.place((picture.height, picture.width), torch.Generator())
+        return framing.cut(picture, replace(frame, mirrored=mirrored))
+
+    def sets(self) -> list[PictureExamples]:
+        """Return the sets of pictures that it consists of: itself."""
+        return [self]
+
+
+def stacked(rows: Sequence[Any]) -> Any:
+    """Return the values of several examples as one: tensors, or tensors by name, along a new first dimension."""
+    if isinstance(rows[0], Tensor):
+        return torch.stack(list(rows))
+    if isinstance(rows[0], Mapping):
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return rows
 
 
 def shape(record: Record, column: str) -> Size:

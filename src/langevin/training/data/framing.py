@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,19 @@ class Framing:
         values = values.permute(2, 0, 1) / 127.5 - 1
         return values.flip(-1) if frame.mirrored else values
 
-    def __call__(self, pictures: Mapping[str, Any], stream: torch.Generator) -> tuple[dict[str, Tensor], Frame]:
+    def __call__(
+        self, pictures: Mapping[str, Any], stream: torch.Generator, size: tuple[int, int] | None = None
+    ) -> tuple[dict[str, Tensor], Frame]:
         """Return the pictures of one example, all framed alike, and the frame.
+
+        Args:
+            size: height and width of further pictures of the example, which are known already.
 
         Raises:
             InputError: when they have different sizes.
         """
         sizes = {name: (picture.height, picture.width) for name, picture in pictures.items()}
+        sizes |= {} if size is None else {"the others": size}
         if len(set(sizes.values())) > 1:
             raise InputError(f"The pictures of one example have different sizes: {sizes}")
         frame = self.place(next(iter(sizes.values())), stream)
@@ -117,6 +124,23 @@ def opened(source: Any, name: str) -> Any:
         return decode(located(source))
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
+
+
+def content(source: Any) -> str:
+    """Return a hash of a picture of a record: of its encoded bytes, or of the pixels of a PIL picture.
+
+    Raises:
+        InputError: when it cannot be read.
+    """
+    file = located(source)
+    try:
+        data = file.read_bytes() if isinstance(file, Path) else file.getvalue() if hasattr(file, "getvalue") else None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read as a picture ({error}).") from error
+    if data is None:
+        picture = decode(file)
+        data = repr(picture.size).encode() + picture.tobytes()
+    return blake2b(data, digest_size=16).hexdigest()
 
 
 def size_of(source: Any) -> tuple[int, int]:
