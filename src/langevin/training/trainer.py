@@ -33,6 +33,8 @@ from .streams import BucketOrder, Draw, Order, Stream, Streams
 logger = get_logger(__name__)
 LOG = "log.jsonl"
 POLICIES = ("stop", "skip")
+OWN = "langevin"
+"""What the state of accelerate is marked with where a run set it up."""
 
 
 class Losses(NamedTuple):
@@ -171,7 +173,7 @@ class Trainer:
         self.before: list[Callable[[Trainer], None]] = []
         self.after: list[Callable[[Trainer], None]] = []
         self.accelerator = accelerator(run)
-        self.main = self.accelerator.is_main_process
+        self.precision, self.main = self.accelerator.mixed_precision, self.accelerator.is_main_process
         self.step = 0
         self.found = checkpoints.find(run.folder, run.resume) if run.resume else None
         self.streams = Streams(seed_of(run.seed, self.found))
@@ -246,6 +248,11 @@ class Trainer:
 
     def _advance(self, batches: Iterator[Any]) -> None:
         """Take one optimizer step."""
+        if self.accelerator.mixed_precision != self.precision:
+            raise ConfigError(
+                f"This run computes in {self.precision!r}, and another one, which was made in this process later, in "
+                f"{self.accelerator.mixed_precision!r}; finish one run before the next is made."
+            )
         torch.manual_seed(self.streams.number("layers", self.step, self.accelerator.process_index))
         self._set_rates()
         total = torch.zeros((), device=self.accelerator.device)
@@ -478,16 +485,48 @@ def accelerator(run: Run) -> Any:
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin
 
+    own = make_room(run.mixed_precision)
     plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
     packages = {"tensorboard": "training", "wandb": None}
     for name in run.trackers:
         require(name, why=f"The tracker {name}", extra=packages.get(name))
-    return Accelerator(
+    made = Accelerator(
         mixed_precision=run.mixed_precision,
         gradient_accumulation_plugin=plugin,
         log_with=list(run.trackers) or None,
         project_dir=run.tracker_folder or run.folder / "logs",
     )
+    setattr(made.state, OWN, own)
+    return made
+
+
+def make_room(precision: str | None) -> bool:
+    """Let a run have its own precision, although accelerate keeps one for the whole process: that of an earlier run.
+
+    Returns whether accelerate is, or will be, set up by runs alone.
+
+    Args:
+        precision: that the run asks for; None is what accelerate was configured for.
+
+    Raises:
+        ConfigError: when it was not a run that set accelerate up, and for another precision.
+    """
+    from accelerate.state import AcceleratorState, is_initialized
+    from accelerate.utils import parse_choice_from_env
+
+    if not is_initialized():
+        return True
+    state = AcceleratorState()
+    own = getattr(state, OWN, False)
+    wanted = precision or parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no")
+    if state.mixed_precision != wanted and own:
+        AcceleratorState._reset_state()
+    elif precision not in (None, state.mixed_precision):
+        raise ConfigError(
+            f"This process has an Accelerator for mixed_precision={state.mixed_precision!r}, and the run asks for "
+            f"{precision!r}: pass mixed_precision={state.mixed_precision!r}, or train in a process of its own."
+        )
+    return own
 
 
 def trained(task: Task) -> list[nn.Parameter]:
