@@ -72,12 +72,14 @@ class Records:
         rows: the examples.
         problems: what is wrong with the source, one line each, with the cure.
         folder: where the names of pictures begin; None for a hub dataset.
+        held: examples to measure on, which are none of the rows.
     """
 
     where: str
     rows: Sequence[Record]
     problems: Sequence[str] = field(default=())
     folder: Path | None = None
+    held: Records | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

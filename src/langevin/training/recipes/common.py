@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,12 +22,16 @@ from .. import checkpoints
 from ..average import Decay
 from ..data.framing import Framing
 from ..denoising import Denoiser
+from ..heldout import BINS, HeldOut, apart, check_apart
 from ..optimizers import optimizer
 from ..previews import Preview
-from ..settings import S, Settings, at_least, told
+from ..settings import S, Settings, at_least, share, told
 from ..streams import Order, Streams
 from ..trainer import Run, Trainer, seed_of
 from .cards import card
+
+TEXTS = 10_000
+"""Captions whose tokens are kept, so that a text is read once and not in every epoch."""
 
 
 @dataclass
@@ -121,7 +125,54 @@ class PreviewSettings(LookSettings):
 
 
 @dataclass
-class PictureSettings(Settings):
+class HeldOutSettings(Settings):
+    """Settings of examples that are measured on, and not trained on."""
+
+    heldout_data_dir: str | None = told(None, "folder of examples to measure on, laid out as those to train on")
+    heldout_share: float = told(0.0, "share of the examples that is not trained on, but measured; 0.05 is usual")
+    heldout_steps: int = told(100, "optimizer steps between two looks at them")
+    heldout_draws: int = told(100, "pictures per look, in all at ten ranges of noise levels")
+
+    def check(self) -> None:
+        """Raise InputError or ConfigError for all that can be known before anything is loaded."""
+        super().check()
+        share(self, "heldout_share")
+        at_least(self, "heldout_steps", 1)
+        at_least(self, "heldout_draws", BINS)
+        if self.heldout_share and self.heldout_data_dir is not None:
+            raise ConfigError("heldout_share has no effect with heldout_data_dir: give one of them.")
+
+    def held(self, found: Records, *columns: str | None) -> Records:
+        """Return examples with those that are held out beside them, which have these columns.
+
+        Raises:
+            Problems: with everything that is wrong with them.
+            ConfigError: when some of them are trained on, or a share leaves nothing.
+        """
+        if self.heldout_share:
+            return apart(found, self.heldout_share)
+        if self.heldout_data_dir is None:
+            return found
+        found = replace(found, held=read_folder(self.heldout_data_dir).checked(*columns))
+        check_apart(found)
+        return found
+
+    def hold(self, run: Trainer, data: Any = None) -> None:
+        """Let a run look at what is held out, if anything is.
+
+        Args:
+            data: examples, whose records say what is held out; those of the run by default.
+        """
+        data = run.data if data is None else data
+        if data.records.held is not None:
+            data = replace(data, records=data.records.held, sizes=None, encoded=None)
+            look = HeldOut(data, every=self.heldout_steps, draws=self.heldout_draws)
+            run.before.append(look.begin)
+            run.watch.append(look)
+
+
+@dataclass
+class PictureSettings(HeldOutSettings):
     """Settings of recipes that read pictures from a folder or a hub dataset."""
 
     dataset_name: str | None = told(None, "hub dataset, or a local one that the package datasets can load")
@@ -166,8 +217,8 @@ class PictureSettings(Settings):
             found = read_hub(str(self.dataset_name), self.dataset_config_name, cache_dir=self.cache_dir)
         found = found.checked(*columns)
         if self.max_train_samples is not None:
-            found = Records(found.where, found.rows[: self.max_train_samples])
-        return found
+            found = replace(found, rows=found.rows[: self.max_train_samples])
+        return self.held(found, *columns)
 
 
 def ready(settings: S) -> S:
@@ -243,6 +294,7 @@ def rate_of(settings: Settings) -> float:
 def words_of(tokenizer: Any) -> Any:
     """Return the function from a text to its token ids, (tokens,), cut and padded to the tokenizer's length."""
 
+    @lru_cache(maxsize=TEXTS)
     def words(text: str) -> torch.Tensor:
         length = tokenizer.model_max_length
         text = expand_words(text, tokenizer)

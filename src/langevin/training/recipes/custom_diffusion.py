@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,7 @@ class CustomSettings(ModelSettings, PreviewSettings, SubjectSettings):
             read_folder(str(concept.instance_data_dir)).checked("image")
             if self.real_prior:
                 read_class(str(concept.class_data_dir), concept.class_prompt)
+        self.unseen()
         said = " ".join(str(concept.instance_prompt) for concept in concepts)
         silent = [word for word in self.beginnings() if word not in said]
         if silent:
@@ -144,9 +145,22 @@ class CustomSettings(ModelSettings, PreviewSettings, SubjectSettings):
                 wrong.append(f"{name} has no effect without with_prior_preservation")
         return wrong
 
+    def unseen(self) -> Records | None:
+        """Return the pictures of subjects with those held out, if any are; with `concepts_list` these have captions.
+
+        Raises:
+            Problems: with everything that is wrong with them.
+            ConfigError: when some of them are trained on.
+        """
+        if self.heldout_data_dir is None:
+            return None
+        found = [read_folder(str(concept.instance_data_dir)) for concept in self.concepts()]
+        seen = replace(found[0], rows=[row for part in found for row in part.rows])
+        return self.held(seen, "image", "text" if self.concepts_list else None)
+
     def examples(self, concept: Concept, tokenizer: Any) -> Any:
         """Return the examples of a subject, with those of its class if asked."""
-        subject = self._pictures(read_folder(str(concept.instance_data_dir)), concept.instance_prompt, tokenizer)
+        subject = self.pictures(read_folder(str(concept.instance_data_dir)), concept.instance_prompt, tokenizer)
         data = subject if self.noaug else Zoomed(subject)
         if not self.with_prior_preservation:
             return data
@@ -158,10 +172,11 @@ class CustomSettings(ModelSettings, PreviewSettings, SubjectSettings):
         else:
             found = read_folder(str(concept.class_data_dir)).checked("image")
             rows, prompt = found.rows, concept.class_prompt
-        prior = self._pictures(Records(found.where, rows), prompt, tokenizer)
+        prior = self.pictures(Records(found.where, rows), prompt, tokenizer)
         return Paired(data, prior if self.noaug else Zoomed(prior, (1.0, 1.0)), self.prior_loss_weight)
 
-    def _pictures(self, records: Records, prompt: str | None, tokenizer: Any) -> PictureExamples:
+    def pictures(self, records: Records, prompt: str | None, tokenizer: Any) -> PictureExamples:
+        """Return examples that all have a prompt as their caption, or captions of their own."""
         framing = Framing(self.resolution, self.resolution, self.center_crop, self.hflip)
         return PictureExamples(records, framing, captions=Captions(words_of(tokenizer), fixed=prompt))
 
@@ -193,6 +208,9 @@ def trainer(settings: CustomSettings, pipe: Any, parts: list[Trainable]) -> Trai
             pipe.text_encoder.gradient_checkpointing_enable()
     task = TextToImage(pipe, settings.denoiser(pipe.scheduler), parts, learning_rate=rate_of(settings))
     run = Trainer(task, data, run_of(settings, len(data)))
+    if (held := settings.unseen()) is not None:
+        prompt = None if settings.concepts_list else settings.instance_prompt
+        settings.hold(run, settings.pictures(held, prompt, pipe.tokenizer))
     run.watch += settings.watch(pipe, run.order)
     return run
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ...core.progress import progress_bar
 from ...core.records import Problems, Record, Records, pictures_in, read_folder
-from ..settings import Settings, at_least, told
+from ..settings import at_least, told
 from ..streams import Streams
+from .common import HeldOutSettings
 
 LISTED = ("images.txt", "caption.txt")
 """Paths of pictures and their captions, line by line, as some collections of real pictures have them."""
 
 
 @dataclass
-class SubjectSettings(Settings):
+class SubjectSettings(HeldOutSettings):
     """Settings of recipes that learn a subject and keep its class."""
 
     instance_data_dir: str | None = told(None, "folder of pictures of the subject")
@@ -29,6 +30,7 @@ class SubjectSettings(Settings):
     sample_batch_size: int = told(4, "pictures of the class that are drawn at a time")
     resolution: int = told(512, "height and width in pixels")
     center_crop: bool = told(False, "crop the middle instead of a random place")
+    heldout_share: float = field(default=0.0, init=False)
 
     def check(self) -> None:
         """Raise InputError or ConfigError for all that can be known before anything is loaded."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ...adapters.textual_inversion import Place
 from ...core.errors import ConfigError, check_choice
 from ...core.files import atomic_write
-from ...core.records import Records
 from ...weights.dialects.textual_inversion import NAMES
 from ..data.examples import Captions, PictureExamples
 from ..latent import TextToImage
@@ -73,6 +72,7 @@ class WordSettings(ModelSettings, PictureSettings, PreviewSettings):
     initializer_token: str | None = told(None, "known words with whose vectors it begins, such as toy")
     num_vectors: int = told(1, "how many vectors the word has")
     learnable_property: str = told("object", "what is learned: object or style")
+    heldout_share: float = field(default=0.0, init=False)
     repeats: int = told(100, "how often an epoch sees every picture")
     save_as_full_pipeline: bool = told(False, "write the whole pipeline with the word beside the word alone")
 
@@ -94,7 +94,7 @@ class WordSettings(ModelSettings, PictureSettings, PreviewSettings):
         rows = [row for _ in range(self.repeats) for row in found.rows]
         texts = [text.format(self.placeholder_token) for text in CAPTIONS[self.learnable_property]]
         captions = Captions(words_of(tokenizer), fixed=texts)
-        return PictureExamples(Records(found.where, rows), self.framing(), {"pixels": self.image_column}, captions)
+        return PictureExamples(replace(found, rows=rows), self.framing(), {"pixels": self.image_column}, captions)
 
 
 def trainer(settings: WordSettings, pipe: Any, part: Words) -> Trainer:
@@ -107,6 +107,7 @@ def trainer(settings: WordSettings, pipe: Any, part: Words) -> Trainer:
         pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate_of(settings)
     )  # fmt: skip
     run = Trainer(task, data, run_of(settings, len(data)))
+    settings.hold(run)
     run.watch += settings.watch(pipe, run.order)
     return run
 

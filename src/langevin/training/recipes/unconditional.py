@@ -156,6 +156,7 @@ def train(settings: UnconditionalSettings) -> Path:
     task = Unconditional(unet, settings.denoiser(scheduler), learning_rate=rate_of(settings))
     data = PictureExamples(records, settings.framing(), {"pixels": settings.image_column})
     run = Trainer(task, data, run_of(settings, len(data), average=settings.average()))
+    settings.hold(run)
     call = {"batch_size": settings.eval_batch_size, "num_inference_steps": settings.ddpm_num_inference_steps}
     every = run.order.steps(settings.save_images_epochs)
     run.watch.append(Preview(pipe, [call], count=settings.eval_batch_size, every=every))
