@@ -24,17 +24,21 @@ class Memory:
         """Return tensors of rows by name: as they were computed before, or all of them anew if one is not known."""
         if all(key in self.rows for key in keys):
             rows = [self.rows[key] for key in keys]
-            for key in keys:
-                self.rows.move_to_end(key)
+            self._use(keys)
             return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         found = dict(compute())
         for k, key in enumerate(keys):
             if key not in self.rows:
                 self.rows[key] = {name: tensor[k].clone() for name, tensor in found.items()}
                 self.size += weight(self.rows[key])
+        self._use(keys)
         while self.size > self.limit:
             self.size -= weight(self.rows.popitem(last=False)[1])
         return found
+
+    def _use(self, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            self.rows.move_to_end(key)
 
 
 def weight(row: Mapping[str, Tensor]) -> int:

@@ -14,6 +14,7 @@ from ..streams import seeded
 from ..trainables import Whole
 from ..trainer import Trainer
 from .common import LookSettings, ModelSettings, PictureSettings, completed, pipeline, rate_of, ready, run_of, words_of
+from .feeding import BucketSettings, CacheSettings
 
 USE = """from langevin import ControlNetModel, StableDiffusionControlNetPipeline
 
@@ -23,7 +24,7 @@ pipe = StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net)"""
 
 
 @dataclass
-class ControlSettings(ModelSettings, PictureSettings, LookSettings):
+class ControlSettings(ModelSettings, PictureSettings, BucketSettings, CacheSettings, LookSettings):
     """Settings of train_controlnet."""
 
     output_dir: str = told("controlnet-model", "folder for checkpoints, the log and the result")
@@ -107,6 +108,8 @@ def train(settings: ControlSettings) -> Path:
     data = PictureExamples(records, settings.framing(), columns, captions, ranged=("control",))
     part, rate = Whole("controlnet", net), rate_of(settings)
     task = Controlled(pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate)
-    run = Trainer(task, data, run_of(settings, len(data)))
+    run = Trainer(task, data, settings.bucketed(run_of(settings, len(data)), data))
+    settings.keep(run)
+    settings.hold(run)
     run.watch += settings.looks(StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net), run.order, rows)
     return completed(settings, run, net.save_pretrained, use=USE)

@@ -20,13 +20,14 @@ from ..settings import told
 from ..trainables import ATTENTION, LORA_USE, TEXT_ATTENTION, LowRank, Trainable, Whole
 from ..trainer import Trainer
 from .common import ModelSettings, PreviewSettings, completed, pipeline, rate_of, ready, run_of, words_of
+from .feeding import BucketSettings, CacheSettings
 from .subject import SubjectSettings
 
 S = TypeVar("S", bound="DreamBoothSettings")
 
 
 @dataclass
-class DreamBoothSettings(ModelSettings, PreviewSettings, SubjectSettings):
+class DreamBoothSettings(ModelSettings, PreviewSettings, SubjectSettings, BucketSettings, CacheSettings):
     """Settings of both recipes."""
 
     output_dir: str = told("text-inversion-model", "folder for checkpoints, the log and the result")
@@ -46,7 +47,11 @@ class DreamBoothSettings(ModelSettings, PreviewSettings, SubjectSettings):
                 raise ConfigError(f"{name} is missing: with_prior_preservation needs it.")
             if given and not self.with_prior_preservation:
                 raise ConfigError(f"{name} has no effect without with_prior_preservation.")
-        read_folder(str(self.instance_data_dir)).checked("image")
+        self.subjects()
+
+    def subjects(self) -> Records:
+        """Return the pictures of the subject."""
+        return self.held(read_folder(str(self.instance_data_dir)).checked("image"), "image")
 
     def examples(self, records: Records, prompt: str | None, pipe: Any) -> PictureExamples:
         """Return the examples of pictures that all show what a prompt says."""
@@ -71,7 +76,7 @@ class LoraSettings(DreamBoothSettings):
 
 def trainer(settings: DreamBoothSettings, pipe: Any, parts: list[Trainable]) -> Trainer:
     """Return the trainer of parts of a pipeline."""
-    subject = settings.examples(read_folder(str(settings.instance_data_dir)), settings.instance_prompt, pipe)
+    subject = settings.examples(settings.subjects(), settings.instance_prompt, pipe)
     data: Any = subject
     if settings.with_prior_preservation:
         prior = settings.examples(read_folder(str(settings.class_data_dir)), settings.class_prompt, pipe)
@@ -83,7 +88,9 @@ def trainer(settings: DreamBoothSettings, pipe: Any, parts: list[Trainable]) -> 
     task = TextToImage(
         pipe, settings.denoiser(pipe.scheduler), parts, learning_rate=rate_of(settings)
     )  # fmt: skip
-    run = Trainer(task, data, run_of(settings, len(subject)))
+    run = Trainer(task, data, settings.bucketed(run_of(settings, len(subject)), data))
+    settings.keep(run)
+    settings.hold(run, subject)
     run.watch += settings.watch(pipe, run.order)
     return run
 

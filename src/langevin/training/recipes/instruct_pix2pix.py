@@ -28,10 +28,11 @@ from .common import (
     run_of,
     words_of,
 )
+from .feeding import BucketSettings, CacheSettings
 
 
 @dataclass
-class EditSettings(ModelSettings, PictureSettings, AverageSettings, LookSettings):
+class EditSettings(ModelSettings, PictureSettings, BucketSettings, CacheSettings, AverageSettings, LookSettings):
     """Settings of train_instruct_pix2pix."""
 
     output_dir: str = told("instruct-pix2pix-model", "folder for checkpoints, the log and the result")
@@ -107,6 +108,8 @@ def train(settings: EditSettings) -> Path:
     data = Edits(records, settings.framing(), columns, captions, dropout=settings.conditioning_dropout_prob)
     part, rate = Whole("unet", pipe.unet), rate_of(settings)
     task = Instructed(pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate)
-    run = Trainer(task, data, run_of(settings, len(data), average=settings.average()))
+    run = Trainer(task, data, settings.bucketed(run_of(settings, len(data), average=settings.average()), data))
+    settings.keep(run)
+    settings.hold(run)
     run.watch += settings.looks(pipe, run.order, rows)
     return completed(settings, run, pipe.save_pretrained)

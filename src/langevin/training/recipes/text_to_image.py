@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...core.records import Records
 from ..average import Decay
-from ..data.buckets import plan
 from ..data.examples import Captions, PictureExamples
 from ..latent import TextToImage
 from ..settings import share, told
@@ -21,16 +20,16 @@ from .common import (
     PreviewSettings,
     completed,
     pipeline,
-    processes,
     rate_of,
     ready,
     run_of,
     words_of,
 )
+from .feeding import BucketSettings, CacheSettings
 
 
 @dataclass
-class TextToImageSettings(ModelSettings, PictureSettings, PreviewSettings):
+class TextToImageSettings(ModelSettings, PictureSettings, BucketSettings, CacheSettings, PreviewSettings):
     """Settings of both recipes."""
 
     output_dir: str = told("sd-model-finetuned", "folder for checkpoints, the log and the result")
@@ -39,14 +38,11 @@ class TextToImageSettings(ModelSettings, PictureSettings, PreviewSettings):
     caption_column: str = told("text", "column of the captions, texts or lists of texts")
     caption_dropout_prob: float = told(0.0, "chance that an example is seen without its caption")
     caption_shuffle: bool = told(False, "shuffle the parts of a caption between its commas")
-    aspect_ratio_buckets: bool = told(False, "train at several sizes of one area, every picture at the nearest shape")
 
     def check(self) -> None:
         """Raise InputError or ConfigError for all that can be known before anything is loaded."""
         super().check()
         share(self, "caption_dropout_prob")
-        if self.aspect_ratio_buckets:
-            plan(self.resolution)
 
 
 @dataclass
@@ -78,10 +74,10 @@ def trainer(
     task = TextToImage(
         pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate_of(settings)
     )  # fmt: skip
-    run = run_of(settings, len(data), average=average)
-    if settings.aspect_ratio_buckets:
-        run = replace(run, buckets=data.bucket(run.batch * run.accumulated * processes()))
+    run = settings.bucketed(run_of(settings, len(data), average=average), data)
     training = Trainer(task, data, run)
+    settings.keep(training)
+    settings.hold(training)
     training.watch += settings.watch(pipe, training.order)
     return training
 
