@@ -14,14 +14,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .probes import ROWS, UNET
+from .train import CASES
 
 OURS, PEER = "langevin", "diffusers"
 ORDER = (OURS, PEER, PEER, OURS)
 RESULTS = Path(__file__).parent / "results"
-TOLERANCES = {"unet": 1e-5, "lora": 5e-3, "load": 0.0}
+TOLERANCES = {"unet": 1e-5, "lora": 5e-3, "load": 0.0, **dict.fromkeys(CASES, 1e-5)}
 """Row -> relative L2 difference of the two outputs that is allowed: of one float32 UNet call, of the changes that
-fusing makes to float16 weights, where the last bit may differ, and of weights that were cast."""
-LARGE = {"load", "lora"}
+fusing makes to float16 weights, where the last bit may differ, of weights that were cast, and of the loss and the
+gradient of one batch in float32."""
+LARGE = {"load", "lora", "train-bf16", "train-large"}
 """Rows that take gigabytes and minutes, and run only when they are named."""
 
 Figures = dict[str, dict[str, list[float]]]

@@ -16,6 +16,7 @@ from typing import Any
 
 from .load import load
 from .lora import lora
+from .train import ROWS as TRAININGS
 
 SCHEDULERS = (
     "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "IPNDMScheduler", "LMSDiscreteScheduler",
@@ -117,6 +118,7 @@ ROWS = {
     "scheduler": scheduler,
     "scheduler-host": scheduler_host,
     "unet": unet,
+    **TRAININGS,
 }
 
 

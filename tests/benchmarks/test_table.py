@@ -12,6 +12,7 @@ import torch
 import benchmarks.__main__ as bench
 from benchmarks.host import Arithmetic, host_times, names
 from benchmarks.probes import ROWS, clocked
+from benchmarks.train import CASES
 
 
 def test_order_and_figures(monkeypatch, tmp_path) -> None:
@@ -39,7 +40,7 @@ def test_a_probe_prints_its_figures(tmp_path) -> None:
     command = [sys.executable, "-m", "benchmarks.probes", "import", "langevin", str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert set(json.loads(run.stdout.splitlines()[-1])) == {"import, s", "import, modules"}
-    assert set(ROWS) == {"import", "load", "lora", "scheduler", "scheduler-host", "unet"}
+    assert set(ROWS) == {"import", "load", "lora", "scheduler", "scheduler-host", "unet", *CASES}
 
 
 def test_a_library_without_a_figure_has_an_empty_cell() -> None:
