@@ -16,7 +16,7 @@ from ..core.errors import ConfigError, InputError, check_known
 from ..core.files import atomic_file, is_local, missing, read_json, resolve_file, safe_join
 from ..core.hub import HUB_OPTIONS, hub_options
 from ..core.report import some
-from ..core.weights_io import write_safetensors
+from ..core.weights_io import write_pickled, write_safetensors
 from ..weights.checkpoint import open_weights, read_tensors
 from ..weights.dialects.peft import METADATA
 
@@ -181,5 +181,5 @@ def write_tensors(
         elif safe:
             write_safetensors(partial, state, {"format": "pt", **metadata})
         else:
-            torch.save({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, partial)
+            write_pickled(partial, {name: tensor.detach().cpu().clone() for name, tensor in state.items()})
     return path

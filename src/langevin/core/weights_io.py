@@ -349,6 +349,12 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], me
                 _write_all(file, bytes_of(flat))
 
 
+def write_pickled(path: str | os.PathLike, value: Any) -> None:
+    """Write tensors as `torch.save` does, with bytes that do not depend on the file's name, as a temporary one has."""
+    with open(path, "wb") as file:
+        torch.save(value, file)
+
+
 def bytes_of(flat: Tensor) -> memoryview:
     """Return the memory of a contiguous one-dimensional tensor on the CPU, without a copy."""
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -242,5 +242,9 @@ def _save_component(component: Any, folder: Path, options: Mapping[str, Any]) ->
     if not type(component).__module__.startswith("transformers."):
         component.save_pretrained(folder, **chosen)
         return
+    if (backend := getattr(component, "backend_tokenizer", None)) is not None:
+        # Those of the last call, which says them anew every time; what is written should not depend on what was read.
+        backend.no_padding()
+        backend.no_truncation()
     with _quiet():
         component.save_pretrained(folder, **chosen)

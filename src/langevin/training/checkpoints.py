@@ -7,10 +7,12 @@ kill left half-written is never taken for one, and an old checkpoint is deleted 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from glob import escape
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -120,14 +122,22 @@ def keep(folder: Path, limit: int | None) -> list[Path]:
         raise InputError(f"`checkpoints_total_limit` is {limit}; it must be at least 1.")
     old = [checkpoint.folder for checkpoint in all_in(folder)[:-limit]]
     for path in old:
-        shutil.rmtree(path)
+        # Under a name that `sweep` knows, so that a kill leaves no half of a checkpoint.
+        gone = path.with_name(f".{path.name}.outdated.partial")
+        os.replace(path, gone)
+        shutil.rmtree(gone)
     return old
 
 
 def sweep(folder: Path) -> None:
-    """Delete what kills within a save left behind."""
-    for path in folder.glob(".checkpoint-*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Delete what kills left behind in a run's folder, and beside it of the result (see `core.files.atomic_folder`)."""
+    folder = folder.resolve()
+    left = [path for place in (folder, folder / "previews") for path in place.glob(".*.????????.partial")]
+    for path in (*left, *folder.parent.glob(f".{escape(folder.name)}.????????.partial")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def find(folder: Path, name: str) -> Checkpoint | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -204,7 +204,8 @@ class Trainer:
             look(self)
         if self.found is not None:
             self._resume(self.found)
-        self.log.cut(self.step)
+        if self.main:
+            self.log.cut(self.step)
         batches = self._batches()
         with progress_bar(total=self.run.steps, initial=self.step, desc="Steps", disable=not self.main) as bar:
             while self.step < self.run.steps:
@@ -257,12 +258,11 @@ class Trainer:
         self._set_rates()
         total = torch.zeros((), device=self.accelerator.device)
         seen: list[int] = []
-        networks = list(self.task.networks.values())
         for number in range(self.run.accumulated):
             positions, batch = next(batches)
             seen += [self.order.example(p) for p in positions]
             last = number == self.run.accumulated - 1
-            with nullcontext() if last else self.accelerator.no_sync(*networks), self.accelerator.autocast():
+            with nullcontext() if last else self._apart(), self.accelerator.autocast():
                 draw = Draw(self.streams, positions, self.accelerator.device)
                 rows = self.task.losses(to_device(batch, self.accelerator.device), draw).rows
                 loss = rows.sum() / len(positions) / self.run.accumulated
@@ -280,6 +280,14 @@ class Trainer:
             self.average.update()
         self.log.add(self.step, total, length, self.rates[0] * self.run.rate(self.step))
         self.step += 1
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Context in which processes keep their gradients to themselves, before the last batch of a step."""
+        with ExitStack() as stack:
+            for network in self.task.networks.values():
+                stack.enter_context(self.accelerator.no_sync(network))
+            yield
 
     def _set_rates(self) -> None:
         share = self.run.rate(self.step)

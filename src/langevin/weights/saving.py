@@ -16,7 +16,7 @@ from ..core.errors import WeightsError, check_choice
 from ..core.files import atomic_file
 from ..core.logging import get_logger
 from ..core.report import some
-from ..core.weights_io import write_safetensors
+from ..core.weights_io import write_pickled, write_safetensors
 from .checkpoint import Reverted
 from .detect import FAMILIES
 from .family import CONFIGS, Config, Family, Place
@@ -71,7 +71,8 @@ def save(
     words = {"format": "pt", CONFIGS: json.dumps(configs, sort_keys=True), **_modelspec(family, given, configs)}
     with atomic_file(path) as partial:
         if path.suffix == ".ckpt":
-            torch.save({"state_dict": {name: value.detach().cpu().clone() for name, value in tensors.items()}}, partial)
+            held = {name: value.detach().cpu().clone() for name, value in tensors.items()}
+            write_pickled(partial, {"state_dict": held})
         else:
             write_safetensors(partial, tensors, {**words, **(metadata or {})})
     return list(places)

@@ -23,7 +23,7 @@ from ...core.errors import InputError, WeightsError, check_choice
 from ...core.files import atomic_file
 from ...core.pickles import read_objects
 from ...core.report import some
-from ...core.weights_io import Entry, SafetensorsFile, describe, write_safetensors
+from ...core.weights_io import Entry, SafetensorsFile, describe, write_pickled, write_safetensors
 from ..checkpoint import ARCHIVE, PICKLE, format_of, read_tensors
 from ..found import Found
 
@@ -188,7 +188,7 @@ def write(path: Path, words: Mapping[str, Mapping[str, Tensor]], layout: str = "
                 partial, state, {"format": "pt", **({"name": next(iter(words))} if len(words) == 1 else {})}
             )
         else:
-            torch.save(state, partial)
+            write_pickled(partial, state)
 
 
 def _state(words: Mapping[str, Mapping[str, Tensor]], layout: str, double: bool, *, pickled: bool) -> dict[str, Any]:
