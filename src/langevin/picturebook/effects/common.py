@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 
 from ...core.files import atomic_write
 from ...core.images import grid
-from ..scores import wilson
+from .. import GUIDANCE_SCALE, STEPS, model_folder
+from ..checker import look
+from ..scores import generate, wilson
 
 
 @dataclass(frozen=True)
@@ -83,3 +86,45 @@ def write_pictures(folder: Path, pictures: Iterable[np.ndarray], columns: Iterab
     if lines:
         atomic_write(folder / "metadata.jsonl", "\n".join(lines) + "\n")
     return folder
+
+
+def trained(recipe: str, data: Mapping[str, Any], flags: Mapping[str, Any], output: Path) -> tuple[Path, float]:
+    """Train a recipe on the shipped model by its flags alone.
+
+    Args:
+        recipe: a name in `RECIPES`.
+        data: flags that name what to learn from.
+        flags: the other ones.
+        output: folder of the result.
+
+    Returns:
+        The folder, and the minutes that it took.
+    """
+    from ...training.recipes import RECIPES
+
+    settings, train = RECIPES[recipe].loaded()
+    begun = time.monotonic()
+    base = {"pretrained_model_name_or_path": str(model_folder()), "output_dir": str(output)}
+    result = train(settings(**base, **data, **flags))
+    return result, round((time.monotonic() - begun) / 60, 1)
+
+
+def shipped() -> Any:
+    """Return the shipped pipeline."""
+    from ...pipelines.stable_diffusion import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(model_folder())
+
+
+def drawn(pipe: Any, texts: Sequence[str], seed: int = 0) -> list[Any]:
+    """Return one picture per prompt, with the guidance and the steps of the shipped model and a seed of its own."""
+    return generate(pipe, texts, steps=STEPS, guidance_scale=GUIDANCE_SCALE, batch=25, seed=seed)
+
+
+def shows(pictures: Sequence[Any], kind: str, colours: Sequence[str]) -> list[bool]:
+    """Tell of every picture whether the checker sees a thing of a kind in it, in the colour that belongs to it."""
+    sights = look(pictures)
+    return [
+        any(found.kind == kind and found.colour == colour for found in sight.found)
+        for sight, colour in zip(sights, colours, strict=True)
+    ]
