@@ -17,10 +17,11 @@ from ..data.framing import Framing
 from ..data.paired import Paired
 from ..latent import TextToImage
 from ..settings import told
-from ..trainables import ATTENTION, LORA_USE, TEXT_ATTENTION, LowRank, Trainable, Whole
+from ..trainables import LORA_USE, Trainable, Whole
 from ..trainer import Trainer
 from .common import ModelSettings, PreviewSettings, completed, pipeline, rate_of, ready, run_of, words_of
 from .feeding import BucketSettings, CacheSettings
+from .low_rank import LowRankSettings
 from .subject import SubjectSettings
 
 S = TypeVar("S", bound="DreamBoothSettings")
@@ -65,13 +66,11 @@ class FullSettings(DreamBoothSettings):
 
 
 @dataclass
-class LoraSettings(DreamBoothSettings):
+class LoraSettings(DreamBoothSettings, LowRankSettings):
     """Settings of train_dreambooth_lora."""
 
     output_dir: str = told("lora-dreambooth-model", "folder for checkpoints, the log and the result")
     learning_rate: float = told(5e-4, "of the optimizer, after the warm-up")
-    rank: int = told(4, "rank of the update matrices")
-    lora_alpha: float | None = told(None, "the update is scaled by alpha / rank; the rank if unset")
 
 
 def trainer(settings: DreamBoothSettings, pipe: Any, parts: list[Trainable]) -> Trainer:
@@ -126,7 +125,6 @@ def train_lora(settings: LoraSettings) -> Path:
     """
     settings, pipe = prepared(settings)
     networks = {"unet": pipe.unet, **({"text_encoder": pipe.text_encoder} if settings.train_text_encoder else {})}
-    targets = {"unet": ATTENTION, "text_encoder": TEXT_ATTENTION}
-    part = LowRank(networks, targets, rank=settings.rank, alpha=settings.lora_alpha, seed=settings.decided())
+    part = settings.part(networks)
     run = trainer(settings, pipe, [part])
     return completed(settings, run, part.save, use=LORA_USE)

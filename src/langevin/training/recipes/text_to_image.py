@@ -1,4 +1,4 @@
-"""Fine-tuning of Stable Diffusion on pictures and captions: the whole UNet, or a LoRA in its attentions."""
+"""Fine-tuning of Stable Diffusion on pictures and captions: the whole UNet, or a LoRA in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..average import Decay
 from ..data.examples import Captions, PictureExamples
 from ..latent import TextToImage
 from ..settings import share, told
-from ..trainables import ATTENTION, LORA_USE, LowRank, Trainable, Whole
+from ..trainables import LORA_USE, Trainable, Whole
 from ..trainer import Trainer
 from .common import (
     AverageSettings,
@@ -26,6 +26,7 @@ from .common import (
     words_of,
 )
 from .feeding import BucketSettings, CacheSettings
+from .low_rank import LowRankSettings
 
 
 @dataclass
@@ -51,11 +52,8 @@ class FullSettings(TextToImageSettings, AverageSettings):
 
 
 @dataclass
-class LoraSettings(TextToImageSettings):
+class LoraSettings(TextToImageSettings, LowRankSettings, AverageSettings):
     """Settings of train_text_to_image_lora."""
-
-    rank: int = told(4, "rank of the update matrices")
-    lora_alpha: float | None = told(None, "the update is scaled by alpha / rank; the rank if unset")
 
 
 def trainer(
@@ -91,10 +89,8 @@ def train_lora(settings: LoraSettings) -> Path:
     settings = ready(settings)
     records = settings.records(settings.image_column, settings.caption_column)
     pipe = pipeline(settings)
-    part = LowRank(
-        {"unet": pipe.unet}, {"unet": ATTENTION}, rank=settings.rank, alpha=settings.lora_alpha, seed=settings.decided()
-    )
-    run = trainer(settings, records, pipe, part)
+    part = settings.part({"unet": pipe.unet})
+    run = trainer(settings, records, pipe, part, average=settings.average())
     return completed(settings, run, part.save, use=LORA_USE)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ...adapters.textual_inversion import Place
 from ...core.errors import ConfigError, check_choice
 from ...core.files import atomic_write
+from ...core.records import Problems, Records
 from ...weights.dialects.textual_inversion import NAMES
 from ..data.examples import Captions, PictureExamples
 from ..latent import TextToImage
@@ -72,6 +73,7 @@ class WordSettings(ModelSettings, PictureSettings, PreviewSettings):
     initializer_token: str | None = told(None, "known words with whose vectors it begins, such as toy")
     num_vectors: int = told(1, "how many vectors the word has")
     learnable_property: str = told("object", "what is learned: object or style")
+    caption_column: str | None = told(None, "column of captions that say the new word; ready-made ones if unset")
     heldout_share: float = field(default=0.0, init=False)
     repeats: int = told(100, "how often an epoch sees every picture")
     save_as_full_pipeline: bool = told(False, "write the whole pipeline with the word beside the word alone")
@@ -88,13 +90,37 @@ class WordSettings(ModelSettings, PictureSettings, PreviewSettings):
         if len(str(self.placeholder_token).split()) > 1:
             raise ConfigError(f"placeholder_token is {self.placeholder_token!r}; a word has no spaces.")
 
+    def rows(self) -> Records:
+        """Return the pictures, and captions if they have their own.
+
+        Raises:
+            Problems: with everything that is wrong, captions without the new word among it.
+        """
+        found = self.records(self.image_column, self.caption_column)
+        if self.caption_column is None:
+            return found
+        silent = [row.name for row in found.rows if not _says(row.columns[self.caption_column], self.placeholder_token)]
+        wrong = [f"{name}: the caption does not say {self.placeholder_token}; write it there" for name in silent]
+        if wrong:
+            raise Problems(found.where, wrong)
+        return found
+
     def examples(self, tokenizer: Any) -> PictureExamples:
         """Return the pictures with captions that say the new word."""
-        found = self.records(self.image_column)
+        found = self.rows()
         rows = [row for _ in range(self.repeats) for row in found.rows]
-        texts = [text.format(self.placeholder_token) for text in CAPTIONS[self.learnable_property]]
-        captions = Captions(words_of(tokenizer), fixed=texts)
+        if self.caption_column is not None:
+            captions = Captions(words_of(tokenizer), column=self.caption_column)
+        else:
+            texts = [text.format(self.placeholder_token) for text in CAPTIONS[self.learnable_property]]
+            captions = Captions(words_of(tokenizer), fixed=texts)
         return PictureExamples(replace(found, rows=rows), self.framing(), {"pixels": self.image_column}, captions)
+
+
+def _says(captions: Any, word: str | None) -> bool:
+    """Tell whether a caption, or every one of a list, says a word."""
+    texts = captions if isinstance(captions, (list, tuple)) else [captions]
+    return all(isinstance(text, str) and str(word) in text for text in texts)
 
 
 def trainer(settings: WordSettings, pipe: Any, part: Words) -> Trainer:
@@ -120,7 +146,7 @@ def train(settings: WordSettings) -> Path:
             the tokenizer does not know, or knows already, before it is trained.
     """
     settings = ready(settings)
-    settings.records(settings.image_column)
+    settings.rows()
     pipe = pipeline(settings)
     place, word = Place("text_encoder", pipe.tokenizer, pipe.text_encoder), str(settings.placeholder_token)
     start = begun(place, str(settings.initializer_token), settings.num_vectors)
