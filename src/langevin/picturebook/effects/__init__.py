@@ -1,1 +1,1 @@
-"""What the training recipes achieve, measured on the picturebook: each module draws data, trains by a recipe, judges."""
+"""What the training recipes achieve on the picturebook: each module draws data, trains by a recipe and judges."""

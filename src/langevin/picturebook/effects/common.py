@@ -1,4 +1,4 @@
-"""What all measured effects share: the files that a recipe reads, shares with intervals, and the folder of the result."""
+"""What all measured effects share: files that a recipe reads, a training, shares with intervals, the result's folder."""
 
 from __future__ import annotations
 
