@@ -63,6 +63,7 @@ class Settings:
     report_to: str | None = told(None, "tensorboard, wandb, all or none; tensorboard if unset and installed")
     logging_dir: str = told("logs", "folder of tensorboard's files, in output_dir")
     tracker_project_name: str | None = told(None, "project of the trackers; the name of output_dir if unset")
+    proof: bool = told(True, "load the result again at the end and compare it with what was trained, before any upload")
     push_to_hub: bool = told(False, "upload the result")
     hub_token: str | None = told(None, "for the upload; that of `hf auth login` if unset")
     hub_model_id: str | None = told(None, "repository of the upload; the name of output_dir if unset")

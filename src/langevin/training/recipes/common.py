@@ -12,19 +12,22 @@ from typing import Any
 
 import torch
 
+from ...adapters.files import SAFE
 from ...core.errors import ConfigError, InputError
-from ...core.images import load_image
+from ...core.images import from_array, load_image
 from ...core.push import upload
 from ...core.records import Records, read_folder, read_hub
 from ...diffusion.objective import Noising, Objective
+from ...families.latents import scale_factor
 from ...prompts import expand_words
-from .. import checkpoints
+from .. import checkpoints, report
 from ..average import Decay
 from ..data.framing import Framing
 from ..denoising import Denoiser
 from ..heldout import BINS, HeldOut, apart, check_apart
 from ..optimizers import optimizer
 from ..previews import Preview
+from ..proof import Proof
 from ..settings import S, Settings, at_least, share, told
 from ..streams import Order, Streams
 from ..trainer import Run, Trainer, seed_of
@@ -324,11 +327,14 @@ def pipeline(settings: ModelSettings) -> Any:
     return pipe
 
 
-def finish(settings: Settings, write: Callable[[Path], None], *, use: str = "") -> Path:
+def finish(
+    settings: Settings, write: Callable[[Path], None], *, use: str = "", check: Callable[[Path], Any] | None = None
+) -> Path:
     """Write what was trained and its settings into the output folder, upload it if asked, and return the folder.
 
     Args:
         use: see `cards.card`, which is written for what began with a published pipeline.
+        check: raises an error when what lies in the folder is not what was trained, before it is uploaded.
 
     Raises:
         InputError: when the hub refuses.
@@ -336,6 +342,8 @@ def finish(settings: Settings, write: Callable[[Path], None], *, use: str = "") 
     folder = Path(settings.output_dir)
     write(folder)
     settings.save(folder)
+    if check is not None:
+        check(folder)
     if settings.push_to_hub:
         with TemporaryDirectory() as parent:
             clean = Path(parent) / folder.resolve().name
@@ -348,8 +356,67 @@ def finish(settings: Settings, write: Callable[[Path], None], *, use: str = "") 
     return folder
 
 
-def completed(settings: Settings, run: Trainer, write: Callable[[Path], None], *, use: str = "") -> Path:
-    """Train to the end, write what was trained, its average if there is one, and return the folder; see `finish`."""
-    run.fit()
-    run.settle()
-    return finish(settings, write, use=use) if run.main else Path(settings.output_dir)
+def completed(
+    settings: Settings,
+    run: Trainer,
+    write: Callable[[Path], None],
+    *,
+    use: str = "",
+    proof: Proof | None = None,
+    settle: Callable[[], None] | None = None,
+) -> Path:
+    """Train to the end, write what was trained, its average if there is one, and return the folder; see `finish`.
+
+    Args:
+        proof: compares what was written with what was trained, unless the settings turn it off.
+        settle: makes what was trained a part of the pipeline, before it is written.
+
+    Raises:
+        WeightsError: when what was written is not what was trained.
+    """
+    folder, check = Path(settings.output_dir), None
+    if proof is not None and settings.proof:
+        run.before.append(proof.begin)
+        check = partial(proof.check, run)
+    if run.main:
+        settings.save(folder)
+    with report.kept(run):
+        run.fit()
+        run.settle()
+        if settle is not None:
+            settle()
+        return finish(settings, write, use=use, check=check) if run.main else folder
+
+
+def prompted(settings: Any, pipe: Any, prompt: str) -> dict[str, Any]:
+    """Return the arguments of a call of a pipeline that draws one picture in the resolution of a run."""
+    size = side(settings, pipe)
+    return {"prompt": prompt, "height": size, "width": size, "output_type": "latent"}
+
+
+def side(settings: Any, pipe: Any) -> int:
+    """Return the resolution of a run, without the rest that the autoencoder leaves out."""
+    factor = scale_factor(pipe.vae)
+    return settings.resolution // factor * factor
+
+
+def speckled(settings: Any, pipe: Any) -> Any:
+    """Return a picture of noise in the resolution of a run, for pipelines that are shown one."""
+    size = side(settings, pipe)
+    values = torch.rand((1, size, size, 3), generator=Streams(0).stream("picture"))
+    return from_array(values.numpy())[0]
+
+
+def lora_proof(settings: Any, pipe: Any, prompt: str, begin: Callable[[Any], Any]) -> Proof:
+    """Return the proof of a LoRA.
+
+    Args:
+        begin: from settings to the pipeline that training began with.
+    """
+
+    def load(folder: Path) -> Any:
+        fresh = begin(settings)
+        fresh.load_lora_weights(folder)
+        return fresh
+
+    return Proof(pipe, prompted(settings, pipe, prompt), load, file=SAFE)

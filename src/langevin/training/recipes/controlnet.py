@@ -8,12 +8,24 @@ from typing import Any
 
 from ...core.errors import ConfigError
 from ..data.examples import Captions, PictureExamples
+from ..proof import Proof
 from ..settings import share, told
 from ..shown import Controlled
 from ..streams import seeded
 from ..trainables import Whole
 from ..trainer import Trainer
-from .common import LookSettings, ModelSettings, PictureSettings, completed, pipeline, rate_of, ready, run_of, words_of
+from .common import (
+    LookSettings,
+    ModelSettings,
+    PictureSettings,
+    completed,
+    pipeline,
+    rate_of,
+    ready,
+    run_of,
+    speckled,
+    words_of,
+)
 from .feeding import BucketSettings, CacheSettings
 
 USE = """from langevin import ControlNetModel, StableDiffusionControlNetPipeline
@@ -94,6 +106,7 @@ def train(settings: ControlSettings) -> Path:
     Raises:
         ConfigError, InputError: for settings and data that cannot be used, before a model is loaded.
     """
+    from ...models.controlnets.controlnet import ControlNetModel
     from ...pipelines.controlnet import StableDiffusionControlNetPipeline
 
     settings = ready(settings)
@@ -111,5 +124,12 @@ def train(settings: ControlSettings) -> Path:
     run = Trainer(task, data, settings.bucketed(run_of(settings, len(data)), data))
     settings.keep(run)
     settings.hold(run)
-    run.watch += settings.looks(StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net), run.order, rows)
-    return completed(settings, run, net.save_pretrained, use=USE)
+    whole = StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net)
+    run.watch += settings.looks(whole, run.order, rows)
+
+    def load(folder: Path) -> Any:
+        saved = ControlNetModel.from_pretrained(folder)
+        return StableDiffusionControlNetPipeline.from_pipe(pipeline(settings), controlnet=saved)
+
+    proof = Proof(whole, {"prompt": "a picture", "image": speckled(settings, pipe), "output_type": "latent"}, load)
+    return completed(settings, run, net.save_pretrained, use=USE, proof=proof)

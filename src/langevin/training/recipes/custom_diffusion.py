@@ -23,11 +23,12 @@ from ..data.paired import Paired
 from ..data.zoomed import Zoomed
 from ..latent import TextToImage
 from ..projections import FILE, KINDS, Projections
+from ..proof import Proof
 from ..settings import told
 from ..trainables import Trainable
 from ..trainer import Trainer
 from ..words import Words, begun
-from .common import ModelSettings, PreviewSettings, completed, pipeline, rate_of, ready, run_of, words_of
+from .common import ModelSettings, PreviewSettings, completed, pipeline, prompted, rate_of, ready, run_of, words_of
 from .subject import SubjectSettings, read_class
 
 logger = get_logger(__name__)
@@ -240,4 +241,14 @@ def train(settings: CustomSettings) -> Path:
 
     files = {"unet.load_attn_procs": [FILE], "load_textual_inversion": [f"{word}.bin" for word in start]}
     use = [f'pipe.{method}("REPO", weight_name="{name}")' for method, names in files.items() for name in names]
-    return completed(settings, run, write, use="\n".join(use))
+
+    def load(folder: Path) -> Any:
+        fresh = pipeline(settings)
+        fresh.unet.load_attn_procs(folder, weight_name=FILE)
+        for word in start:
+            fresh.load_textual_inversion(folder, weight_name=f"{word}.bin")
+        return fresh
+
+    prompt = " and ".join(str(concept.instance_prompt) for concept in settings.concepts())
+    proof = Proof(pipe, prompted(settings, pipe, prompt), load, file=FILE)
+    return completed(settings, run, write, use="\n".join(use), proof=proof)

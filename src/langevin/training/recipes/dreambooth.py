@@ -16,10 +16,22 @@ from ..data.examples import Captions, PictureExamples
 from ..data.framing import Framing
 from ..data.paired import Paired
 from ..latent import TextToImage
+from ..proof import Proof
 from ..settings import told
 from ..trainables import LORA_USE, Trainable, Whole
 from ..trainer import Trainer
-from .common import ModelSettings, PreviewSettings, completed, pipeline, rate_of, ready, run_of, words_of
+from .common import (
+    ModelSettings,
+    PreviewSettings,
+    completed,
+    lora_proof,
+    pipeline,
+    prompted,
+    rate_of,
+    ready,
+    run_of,
+    words_of,
+)
 from .feeding import BucketSettings, CacheSettings
 from .low_rank import LowRankSettings
 from .subject import SubjectSettings
@@ -114,7 +126,8 @@ def train_full(settings: FullSettings) -> Path:
     if settings.train_text_encoder:
         parts.append(Whole("text_encoder", pipe.text_encoder))
     run = trainer(settings, pipe, parts)
-    return completed(settings, run, pipe.save_pretrained)
+    proof = Proof(pipe, prompted(settings, pipe, str(settings.instance_prompt)))
+    return completed(settings, run, pipe.save_pretrained, proof=proof)
 
 
 def train_lora(settings: LoraSettings) -> Path:
@@ -127,4 +140,5 @@ def train_lora(settings: LoraSettings) -> Path:
     networks = {"unet": pipe.unet, **({"text_encoder": pipe.text_encoder} if settings.train_text_encoder else {})}
     part = settings.part(networks)
     run = trainer(settings, pipe, [part])
-    return completed(settings, run, part.save, use=LORA_USE)
+    proof = lora_proof(settings, pipe, str(settings.instance_prompt), pipeline)
+    return completed(settings, run, part.save, use=LORA_USE, proof=proof)

@@ -12,6 +12,7 @@ from torch import nn
 from ...core.errors import ConfigError, InputError
 from ..data.edits import Edits
 from ..data.examples import Captions
+from ..proof import Proof
 from ..settings import told
 from ..shown import Instructed
 from ..trainables import Whole
@@ -26,6 +27,7 @@ from .common import (
     rate_of,
     ready,
     run_of,
+    speckled,
     words_of,
 )
 from .feeding import BucketSettings, CacheSettings
@@ -112,4 +114,5 @@ def train(settings: EditSettings) -> Path:
     settings.keep(run)
     settings.hold(run)
     run.watch += settings.looks(pipe, run.order, rows)
-    return completed(settings, run, pipe.save_pretrained)
+    proof = Proof(pipe, {"prompt": "edit it", "image": speckled(settings, pipe), "output_type": "latent"})
+    return completed(settings, run, pipe.save_pretrained, proof=proof)

@@ -10,6 +10,7 @@ from ...core.records import Records
 from ..average import Decay
 from ..data.examples import Captions, PictureExamples
 from ..latent import TextToImage
+from ..proof import Proof
 from ..settings import share, told
 from ..trainables import LORA_USE, Trainable, Whole
 from ..trainer import Trainer
@@ -19,7 +20,9 @@ from .common import (
     PictureSettings,
     PreviewSettings,
     completed,
+    lora_proof,
     pipeline,
+    prompted,
     rate_of,
     ready,
     run_of,
@@ -91,7 +94,8 @@ def train_lora(settings: LoraSettings) -> Path:
     pipe = pipeline(settings)
     part = settings.part({"unet": pipe.unet})
     run = trainer(settings, records, pipe, part, average=settings.average())
-    return completed(settings, run, part.save, use=LORA_USE)
+    proof = lora_proof(settings, pipe, "a picture", pipeline)
+    return completed(settings, run, part.save, use=LORA_USE, proof=proof)
 
 
 def train_full(settings: FullSettings) -> Path:
@@ -104,4 +108,5 @@ def train_full(settings: FullSettings) -> Path:
     records = settings.records(settings.image_column, settings.caption_column)
     pipe = pipeline(settings)
     run = trainer(settings, records, pipe, Whole("unet", pipe.unet), average=settings.average())
-    return completed(settings, run, pipe.save_pretrained)
+    proof = Proof(pipe, prompted(settings, pipe, "a picture"))
+    return completed(settings, run, pipe.save_pretrained, proof=proof)

@@ -13,10 +13,22 @@ from ...core.records import Problems, Records
 from ...weights.dialects.textual_inversion import NAMES
 from ..data.examples import Captions, PictureExamples
 from ..latent import TextToImage
+from ..proof import Proof
 from ..settings import at_least, told
 from ..trainer import Trainer
 from ..words import Words, begun
-from .common import ModelSettings, PictureSettings, PreviewSettings, finish, pipeline, rate_of, ready, run_of, words_of
+from .common import (
+    ModelSettings,
+    PictureSettings,
+    PreviewSettings,
+    completed,
+    pipeline,
+    prompted,
+    rate_of,
+    ready,
+    run_of,
+    words_of,
+)
 
 CAPTIONS = {
     "object": (
@@ -152,10 +164,6 @@ def train(settings: WordSettings) -> Path:
     start = begun(place, str(settings.initializer_token), settings.num_vectors)
     part = Words(place, {word: start}, {name: [word] for name in NAMES})
     run = trainer(settings, pipe, part)
-    run.fit()
-    if not run.main:
-        return Path(settings.output_dir)
-    part.settle()
 
     def write(folder: Path) -> None:
         if settings.save_as_full_pipeline:
@@ -164,4 +172,11 @@ def train(settings: WordSettings) -> Path:
         atomic_write(folder / "token_identifier.txt", word)
         atomic_write(folder / "type_of_concept.txt", settings.learnable_property)
 
-    return finish(settings, write, use='pipe.load_textual_inversion("REPO")')
+    def load(folder: Path) -> Any:
+        fresh = pipeline(settings)
+        fresh.load_textual_inversion(folder)
+        return fresh
+
+    proof = Proof(pipe, prompted(settings, pipe, word), load, file=NAMES[0])
+    use = 'pipe.load_textual_inversion("REPO")'
+    return completed(settings, run, write, use=use, proof=proof, settle=part.settle)

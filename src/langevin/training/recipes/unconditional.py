@@ -13,6 +13,7 @@ from ..average import Decay
 from ..data.examples import PictureExamples
 from ..denoising import Denoiser, Unconditional
 from ..previews import Preview
+from ..proof import Proof
 from ..settings import at_least, told, trackers_of
 from ..streams import seeded
 from ..trainer import Trainer
@@ -168,4 +169,5 @@ def train(settings: UnconditionalSettings) -> Path:
                 pipe.save_pretrained(settings.output_dir)
 
     run.watch.append(write)
-    return completed(settings, run, pipe.save_pretrained)
+    proof = Proof(pipe, {"output_type": "pt"})
+    return completed(settings, run, pipe.save_pretrained, proof=proof)
