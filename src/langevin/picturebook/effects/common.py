@@ -1,4 +1,4 @@
-"""What all measured effects share: files that a recipe reads, a training, shares with intervals, the result's folder."""
+"""What all measured effects share: files that a recipe reads, a training, shares with intervals, folders of results."""
 
 from __future__ import annotations
 
