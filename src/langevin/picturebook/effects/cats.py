@@ -1,4 +1,4 @@
-"""A purple cat, which the model's training never showed, to be learned, and prompts that ask for it and for other cats."""
+"""A purple cat, which the model's training never showed, to be learned, and prompts for it and for other cats."""
 
 from __future__ import annotations
 

@@ -25,6 +25,8 @@ GOAL, LOST = 80.0, 5.0
 SHARED: dict[str, Any] = {
     "instance_prompt": f"a {WORDS}",
     "resolution": 64,
+    "center_crop": True,
+    "cache_latents": True,
     "train_batch_size": 5,
     "lr_warmup_steps": 0,
     "checkpointing_steps": 1000,

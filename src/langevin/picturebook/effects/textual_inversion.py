@@ -7,7 +7,7 @@ from typing import Any
 
 from ..unseen import BEGUN, WORD, word_lesson
 from .cats import Judged, cases, judged
-from .common import Effect, shipped, share, trained, write_pictures
+from .common import Effect, share, shipped, trained, write_pictures
 
 PICTURES = 5
 """Pictures to learn from, for the goal."""
@@ -43,9 +43,7 @@ def learned(folder: Path, pictures: int, flags: dict[str, Any], count: int) -> t
     lesson = word_lesson(pictures)
     rows = [{"text": text} for text in lesson.captions]
     data = write_pictures(folder / f"{pictures}-pictures", lesson.pictures, rows)
-    result, minutes = trained(
-        "textual_inversion", {"train_data_dir": str(data)}, flags, folder / f"{pictures}-word"
-    )
+    result, minutes = trained("textual_inversion", {"train_data_dir": str(data)}, flags, folder / f"{pictures}-word")
     pipe = shipped()
     pipe.load_textual_inversion(result)
     return judged(pipe, cases(count, WORD), 0), minutes
