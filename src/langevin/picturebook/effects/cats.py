@@ -36,12 +36,12 @@ class Judged:
     pictures: list[Any]
 
 
-def subject(count: int) -> list[np.ndarray]:
-    """Return pictures of the purple cat alone, big, before one background after the other."""
+def subject(count: int, colour: str = COLOUR, kind: str = KIND) -> list[np.ndarray]:
+    """Return pictures of the purple cat, or of another thing, alone, big, before one background after the other."""
     scenes = []
     for k in range(count):
-        cat = Thing(KIND, COLOUR, "big", 1, 0.5 + 0.03 * (k % 3 - 1), 0.58 - 0.02 * (k % 2), 0.5)
-        scenes.append(Scene((cat,), None, BACKGROUNDS[k % len(BACKGROUNDS)], "flat", 257 * k))
+        thing = Thing(kind, colour, "big", 1, 0.5 + 0.03 * (k % 3 - 1), 0.58 - 0.02 * (k % 2), 0.5)
+        scenes.append(Scene((thing,), None, BACKGROUNDS[k % len(BACKGROUNDS)], "flat", 257 * k))
     return [render(scene) for scene in scenes]
 
 

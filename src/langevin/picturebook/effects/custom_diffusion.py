@@ -1,0 +1,103 @@
+"""Custom Diffusion on the picturebook: a purple cat and a green boat, never shown in training, are learned together.
+
+Each has a new word for what is special about it, so "a <new1> cat" is a purple one, and "a <new1> cat above a <new2>
+boat" shows both.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import cycle, islice, product
+from pathlib import Path
+from typing import Any
+
+from ..captions import PHRASES, SETTINGS
+from ..checker import check
+from .cats import subject
+from .common import Effect, drawn, share, shipped, shows, trained, write_pictures
+
+CONCEPTS = (("<new1>", "purple", "cat"), ("<new2>", "green", "boat"))
+"""The new word, and the colour and the kind that never come together in the model's own training."""
+PICTURES = 6
+"""Pictures of each."""
+PROMPTS = 24
+"""Prompts of each, of both, and of other colours."""
+GOAL = 50.0
+"""Percent of prompts of one that show it."""
+FLAGS: dict[str, Any] = {
+    "modifier_token": "+".join(word for word, _, _ in CONCEPTS),
+    "initializer_token": "big+big",
+    "noaug": True,
+    "resolution": 64,
+    "train_batch_size": 4,
+    "max_train_steps": 250,
+    "learning_rate": 1e-3,
+    "lr_warmup_steps": 0,
+    "checkpointing_steps": 1000,
+    "mixed_precision": "no",
+    "report_to": "none",
+    "seed": 0,
+}
+"""The settings that the published figures were made with."""
+
+
+def alone(word: str, kind: str, count: int) -> list[str]:
+    """Return prompts of a thing that a word describes, before one background after the other."""
+    settings = cycle([way for ways in zip(*SETTINGS.values(), strict=True) for way in ways])
+    return [f"a {word} {kind}{setting}" for setting in islice(settings, count)]
+
+
+def together(first: str, second: str, count: int) -> list[str]:
+    """Return prompts of two things, each a word and a kind, in one relation after the other."""
+    ways = product([ways[0] for ways in SETTINGS.values()], PHRASES)
+    return [f"a {first} {phrase} a {second}{setting}" for setting, phrase in islice(ways, 0, None, 2)][:count]
+
+
+def use(folder: Path) -> Any:
+    """Return the shipped pipeline with what was learned, loaded as the documentation says."""
+    pipe = shipped()
+    pipe.unet.load_attn_procs(folder, weight_name="pytorch_custom_diffusion_weights.bin")
+    for word, _, _ in CONCEPTS:
+        pipe.load_textual_inversion(folder, weight_name=f"{word}.bin")
+    return pipe
+
+
+def measure(folder: Path, steps: int | None) -> Effect:
+    """Learn both from their pictures, and judge prompts of each, of both, and of the same kinds in other colours."""
+    flags, count = FLAGS, PROMPTS
+    if steps is not None:
+        flags, count = {**FLAGS, "max_train_steps": steps}, min(PROMPTS, 2 * steps)
+    concepts = []
+    for word, colour, kind in CONCEPTS:
+        data = write_pictures(folder / kind, subject(PICTURES, colour, kind))
+        concepts.append({"instance_data_dir": str(data), "instance_prompt": f"a {word} {kind}"})
+    listed = folder / "concepts.json"
+    listed.write_text(json.dumps(concepts), encoding="utf-8")
+    result, minutes = trained("custom_diffusion", {"concepts_list": str(listed)}, flags, folder / "model")
+    pipe, shares, rows = use(result), [], []
+    for seed, (word, colour, kind) in enumerate(CONCEPTS):
+        pictures = drawn(pipe, alone(word, kind, count), 1000 * seed)
+        before = drawn(shipped(), alone("big", kind, count), 1000 * seed)
+        colours = [colour] * count
+        others = drawn(pipe, alone("red", kind, count), 1000 * seed)
+        shares += [
+            share(f"{word} {kind} is {colour}", shows(pictures, kind, colours), GOAL),
+            share(f"{kind} before, with the word it began as", shows(before, kind, colours)),
+            share(f"a red {kind} is red", shows(others, kind, ["red"] * count)),
+        ]
+        rows += pictures[:10]
+    (one, colour, kind), (other, second, thing) = CONCEPTS
+    pictures = drawn(pipe, together(f"{one} {kind}", f"{other} {thing}", count), 2000)
+    verdicts = check(pictures, together(f"{colour} {kind}", f"{second} {thing}", count))
+    shares += [
+        share("both, in their colours", [verdict.colours_right for verdict in verdicts]),
+        share("both, in their colours and their places", [verdict.all_right for verdict in verdicts]),
+    ]
+    sizes = {path.name: path.stat().st_size for path in sorted(result.glob("*.bin"))}
+    return Effect(
+        "custom_diffusion",
+        shares,
+        {"minutes": minutes, "bytes": sizes},
+        flags,
+        {"custom-diffusion": [*rows, *pictures[:10]]},
+    )
