@@ -73,10 +73,19 @@ class Sizes:
         Raises:
             ConfigError: when there is no pooled embedding.
         """
-        if prompt.pooled is None:
-            raise ConfigError("text_encoder_2 projects no embedding; it must be a CLIPTextModelWithProjection.")
         rows = torch.tensor(self.numbers, dtype=torch.float32, device=prompt.hidden.device)
-        return Text(prompt.hidden, prompt.pooled, rows.repeat(len(prompt.hidden), 1))
+        return Text(prompt.hidden, projected(prompt.pooled), rows.repeat(len(prompt.hidden), 1))
+
+
+def projected(pooled: Tensor | None) -> Tensor:
+    """Return the pooled embedding of the second text encoder.
+
+    Raises:
+        ConfigError: when there is none.
+    """
+    if pooled is None:
+        raise ConfigError("text_encoder_2 projects no embedding; it must be a CLIPTextModelWithProjection.")
+    return pooled
 
 
 def sizes_of(call: Mapping[str, Any], size: tuple[int, int], *, scored: bool) -> tuple[Sizes, Sizes]:
