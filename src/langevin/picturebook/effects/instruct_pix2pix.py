@@ -22,7 +22,7 @@ from ..scores import generate
 from ..world import COLOURS, HELD_OUT_COLOURS, Scene, render, sample_scene
 from .common import Effect, share, trained, write_pictures
 
-SCENES, COLOURINGS = 400, 3
+SCENES, COLOURINGS = 300, 4
 """Scenes to learn from, and how often each is drawn with another colour of a thing; every two of them are two pairs."""
 CASES = 52
 """Scenes to edit that training has not drawn."""
@@ -41,15 +41,15 @@ FLAGS: dict[str, Any] = {
     "center_crop": True,
     "cache_latents": True,
     "train_batch_size": 8,
-    "max_train_steps": 900,
+    "max_train_steps": 500,
     "learning_rate": 4e-4,
     "lr_scheduler": "cosine",
-    "lr_warmup_steps": 50,
+    "lr_warmup_steps": 20,
     "conditioning_dropout_prob": 0.05,
     "use_ema": True,
     "original_image_column": "image",
     "edited_image_column": "after",
-    "checkpointing_steps": 300,
+    "checkpointing_steps": 100,
     "mixed_precision": "no",
     "report_to": "none",
     "seed": 0,
@@ -179,8 +179,9 @@ def measure(folder: Path, steps: int | None) -> Effect:
 
     flags, scenes, count = FLAGS, SCENES, CASES
     if steps is not None:
-        flags, scenes, count = {**FLAGS, "max_train_steps": steps, "lr_warmup_steps": 0}, 2 * steps, min(CASES, 2 * steps)
-    data = {"train_data_dir": str(draw(folder / "data", lessons(min(SCENES, scenes))))}
+        flags = {**FLAGS, "max_train_steps": steps, "lr_warmup_steps": 0}
+        scenes, count = min(SCENES, 2 * steps), min(CASES, 2 * steps)
+    data = {"train_data_dir": str(draw(folder / "data", lessons(scenes)))}
     result, minutes = trained("instruct_pix2pix", data, flags, folder / "model")
     pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(result)
     pairs = cases(count)
