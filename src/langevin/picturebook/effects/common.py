@@ -89,7 +89,7 @@ def write_pictures(folder: Path, pictures: Iterable[np.ndarray], columns: Iterab
 
 
 def trained(recipe: str, data: Mapping[str, Any], flags: Mapping[str, Any], output: Path) -> tuple[Path, float]:
-    """Train a recipe on the shipped model by its flags alone.
+    """Train a recipe by its flags alone, on the shipped model where it begins with one and the data names no other.
 
     Args:
         recipe: a name in `RECIPES`.
@@ -104,8 +104,9 @@ def trained(recipe: str, data: Mapping[str, Any], flags: Mapping[str, Any], outp
 
     settings, train = RECIPES[recipe].loaded()
     begun = time.monotonic()
-    base = {"pretrained_model_name_or_path": str(model_folder()), "output_dir": str(output)}
-    result = train(settings(**base, **data, **flags))
+    name = "pretrained_model_name_or_path"
+    base = {name: str(model_folder())} if hasattr(settings, name) else {}
+    result = train(settings(**{**base, "output_dir": str(output), **data, **flags}))
     return result, round((time.monotonic() - begun) / 60, 1)
 
 
