@@ -126,7 +126,7 @@ def draw(folder: Path, pairs: Sequence[Edit]) -> Path:
     return write_pictures(folder, [render(edit.before) for edit in pairs], rows)
 
 
-def _beside(scene: Scene) -> np.ndarray:
+def beside(scene: Scene) -> np.ndarray:
     """Return which pixels (64, 64) lie beside all things of a scene, and not near one."""
     beside = np.ones((64, 64), dtype=bool)
     for thing in scene.things:
@@ -152,7 +152,7 @@ def outcomes(pairs: Sequence[Edit], pictures: Sequence[Any]) -> list[Outcome]:
     for edit, picture, sight in zip(pairs, pictures, look(pictures), strict=True):
         verdict = judge(sight, request_of(edit.after))
         change = np.abs(np.asarray(picture, dtype=np.float32) - render(edit.before))
-        alike = float(change[_beside(edit.before)].mean()) <= LIKE
+        alike = float(change[beside(edit.before)].mean()) <= LIKE
         places = _placed(edit.after, sight)
         found.append(
             Outcome(verdict.kinds_right, verdict.colours_right, places, verdict.background_right and alike)
