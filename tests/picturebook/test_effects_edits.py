@@ -109,6 +109,7 @@ def test_an_average_is_read_from_a_checkpoint(tmp_path):
 
     unet = UNet2DModel(**{**unconditional.CONFIG, "block_out_channels": [16, 16, 16], "sample_size": 32})
     unet.save_pretrained(tmp_path / "unet")
-    save_file({f"values.{k}": p.detach() + 1 for k, p in enumerate(unet.parameters())}, tmp_path / "average.safetensors")
+    values = {f"values.{k}": p.detach() + 1 for k, p in enumerate(unet.parameters())}
+    save_file(values, tmp_path / "average.safetensors")
     found = unconditional.averaged(tmp_path)
     assert all((a - b - 1).abs().max() < 1e-5 for a, b in zip(found.parameters(), unet.parameters(), strict=True))
