@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from langevin.cli import main
+from langevin.core.errors import InputError
 from langevin.core.records import Record, Records
 from tests.pipelines import tiny
 from tests.training.data.test_doctor import picture, put
@@ -55,6 +56,20 @@ def test_errors_leave_with_status_1(tmp_path, capsys) -> None:
     assert status == 1 and "it holds no picture" in out and not (tmp_path / "none.png").exists()
     status, _, err = called(capsys, tmp_path / "dat")
     assert status == 2 and "did you mean 'data'" in err
+
+
+def test_a_name_that_leads_nowhere_is_neither_a_folder_nor_a_dataset(tmp_path, capsys, monkeypatch) -> None:
+    def absent(name: str, **_) -> Records:
+        raise InputError(f"The dataset {name!r} cannot be loaded: there is none")
+
+    monkeypatch.setattr("langevin.core.records.read_hub", absent)
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "pictures/a.png", 1)
+    status, _, err = called(capsys, "picturs")
+    assert status == 2
+    assert "picturs is neither a folder (did you mean 'pictures'?) nor a dataset that can be loaded. The data" in err
+    status, _, err = called(capsys, "quokka")
+    assert status == 2 and "quokka is neither a folder nor a dataset" in err
 
 
 def test_datasets_of_the_hub_are_read_by_their_splits(capsys, monkeypatch) -> None:

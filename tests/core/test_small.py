@@ -110,6 +110,12 @@ def test_list_of_generators_equals_single_images():
     assert torch.equal(alone, rng.uniform((3, 2), generator=rng.seeded(0))) and alone.min() >= 0 and alone.max() < 1
 
 
+@pytest.mark.parametrize("seed", ["x", b"x", 1.5, True, ["x", 1], [1, None]])
+def test_a_seed_that_is_no_whole_number_is_an_error(seed):
+    with pytest.raises(errors.InputError, match="pass a whole number, seed=0, or a list of them"):
+        rng.streams(2, seed=seed)
+
+
 def test_seed_plus_k_makes_image_k_alone():
     batch = rng.normal((3, 5), generator=rng.streams(3, seed=7))
     assert torch.equal(batch[2:], rng.normal((1, 5), generator=rng.streams(1, seed=9)))

@@ -110,12 +110,25 @@ def check(
 
 
 def listed(source: str, split: str, caption: str) -> Records:
-    """Return the examples of a folder, a manifest or a hub dataset."""
+    """Return the examples of a folder, a manifest or a hub dataset.
+
+    Raises:
+        InputError: when there is none, naming the nearest folder.
+    """
+    from ..core.errors import InputError, LangevinError, nearest
     from ..core.files import is_local
     from ..core.records import read_folder, read_hub
 
-    local = is_local(Path(source).expanduser()) or source.endswith(".jsonl")
-    return read_folder(source, caption=caption) if local else read_hub(source, split=split)
+    if is_local(Path(source).expanduser()) or source.endswith(".jsonl"):
+        return read_folder(source, caption=caption)
+    try:
+        return read_hub(source, split=split)
+    except LangevinError as error:
+        place = Path(source)
+        beside = [path.name for path in place.parent.iterdir() if path.is_dir()] if place.parent.is_dir() else []
+        near = nearest(place.name, beside)
+        meant = "" if near is None else f" (did you mean {str(place.with_name(near))!r}?)"
+        raise InputError(f"{source} is neither a folder{meant} nor a dataset that can be loaded. {error}") from error
 
 
 def tokenizer_of(name: str) -> Any:

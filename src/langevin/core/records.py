@@ -30,10 +30,14 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 FILE = "file_name"
 HASH = "pixel_hash"
 """The column in which a manifest keeps the hash of the decoded pixels, beside "width" and "height"."""
+OWN = "langevin_manifest"
+"""The column of every line of a manifest that holds what is the manifest's own and no column of the examples."""
+VERSION = {"version": 2}
+"""What it always holds. In the first version `LEFT_OUT` and `FOLDER` were columns beside those of the examples."""
 LEFT_OUT = "left_out"
-"""The column in which a manifest says why an example is not one."""
+"""In it: why an example is not one."""
 FOLDER = "folder"
-"""The column in which a manifest that lies elsewhere says where its pictures are."""
+"""In it, when the manifest lies elsewhere: where its pictures are."""
 DECODED = 10_000
 """Sets of up to that many pictures are decoded before training; `langevin data check` takes any."""
 SHOWN = 20
@@ -202,6 +206,7 @@ def _from_metadata(folder: Path, file: Path) -> Records:
     """Return the examples that a metadata file lists; one of another name is a list of its own."""
     lines, problems = _lines(file)
     whole = file.name in METADATA
+    first = any(HASH in line for _, line in lines) and not any(OWN in line for _, line in lines)
     rows: list[Record] = []
     seen: set[Path] = set()
     place = folder
@@ -210,7 +215,8 @@ def _from_metadata(folder: Path, file: Path) -> Records:
         if not isinstance(line.get(FILE), str):
             problems.append(f"{at}: there is no {FILE!r}")
             continue
-        place = folder if whole else Path(line.get(FOLDER) or folder)
+        own, line = parted(line, first=first)
+        place = folder if whole else Path(own.get(FOLDER) or folder)
         named = {name: str(value) for name, value in line.items() if name == FILE or name.endswith(f"_{FILE}")}
         try:
             files = {"image" if name == FILE else name.removesuffix(f"_{FILE}"): safe_join(place, file)
@@ -219,17 +225,29 @@ def _from_metadata(folder: Path, file: Path) -> Records:
             problems.append(f"{at}: {error}")
             continue
         seen.update(files.values())
-        if line.get(LEFT_OUT):
+        if own.get(LEFT_OUT):
             continue
         lacking = [path.relative_to(place) for path in files.values() if not os.path.isfile(path)]
         problems += [f"{at}: {path} does not exist" for path in lacking]
-        others = {name: value for name, value in line.items() if name not in (*named, FOLDER, LEFT_OUT)}
+        others = {name: value for name, value in line.items() if name not in named}
         rows.append(Record(named[FILE], {**others, **files}))
     found, unreached = files_in(folder) if whole else ({}, [])
     extra = [path.relative_to(folder).as_posix() for path in found if is_picture(path) and path not in seen]
     if extra:
         problems.append(f"{len(extra)} pictures are not in {file.name}, such as {extra[0]}; add them or take them away")
     return Records(str(folder if whole else file), rows, problems + unreached, place)
+
+
+def parted(line: Mapping[str, Any], *, first: bool) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Return what is a manifest's own in a line, and the rest of it.
+
+    Args:
+        first: whether the line is of the first version of manifests.
+    """
+    own = {name: line[name] for name in (FOLDER, LEFT_OUT) if name in line} if first else line.get(OWN)
+    if not isinstance(own, dict):
+        return {}, dict(line)
+    return own, {name: value for name, value in line.items() if name not in (own if first else (OWN,))}
 
 
 Lines = list[tuple[int, Mapping[str, Any]]]

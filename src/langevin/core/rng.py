@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 
@@ -86,13 +87,12 @@ def streams(batch: int, *, generator: Generators = None, seed: int | Sequence[in
     alone; a list of seeds names every stream.
 
     Raises:
-        InputError: when both are given, or a list has another length than the batch.
+        InputError: when both are given, a list has another length than the batch, or a seed is no whole number.
     """
     if generator is not None and seed is not None:
         raise InputError("Both `generator` and `seed` were given; pass one of them.")
     if seed is not None:
-        seeds = [int(seed) + k for k in range(batch)] if isinstance(seed, (int, Integral)) else list(seed)
-        generator = [seeded(s) for s in seeds]
+        generator = [seeded(one) for one in _seeds(seed, batch)]
     if isinstance(generator, (list, tuple)):
         if len(generator) != batch:
             what = "seeds" if seed is not None else "generators"
@@ -104,6 +104,20 @@ def streams(batch: int, *, generator: Generators = None, seed: int | Sequence[in
             "pass torch.Generator().manual_seed(0), a list of them, or seed=0."
         )
     return generator if generator is not None else fresh()
+
+
+def _seeds(seed: Any, batch: int) -> list[int]:
+    """Return the seeds that the argument `seed` means."""
+    if isinstance(seed, Integral) and not isinstance(seed, bool):
+        return [int(seed) + k for k in range(batch)]
+    try:
+        listed = [seed] if isinstance(seed, (str, bytes)) else list(seed)
+    except TypeError:
+        listed = [seed]
+    wrong = [one for one in listed if not isinstance(one, Integral) or isinstance(one, bool)]
+    if wrong:
+        raise InputError(f"`seed` holds {wrong[0]!r}; pass a whole number, seed=0, or a list of them, one per image.")
+    return [int(one) for one in listed]
 
 
 def randn_tensor(

@@ -160,6 +160,36 @@ def test_a_manifest_holds_what_is_good_and_can_be_trained_on(broken, tmp_path, m
         assert again.ok and [one.bucket for one in again.seen] == [one.bucket for one in report.good]
 
 
+def test_columns_named_as_a_manifest_names_its_own_are_kept(tmp_path) -> None:
+    folder = tmp_path / "data"
+    for k in range(3):
+        put(folder / f"{k}.png", k, None)
+    rows = [{"file_name": f"{k}.png", "text": str(k), "folder": f"f{k}", "left_out": f"l{k}"} for k in range(3)]
+    rows[2]["text"] = None
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = read_folder(folder)
+    assert [(row.columns["folder"], row.columns["left_out"]) for row in records.rows] == [
+        (f"f{k}", f"l{k}") for k in range(3)
+    ]
+    for place in (tmp_path / "manifest.jsonl", folder / "manifest.jsonl"):
+        assert doctor.write(doctor.examine(records, resolution=64), place) == 2
+        again = read_folder(place).checked("image", "text")
+        assert [(row.name, row.columns["folder"], row.columns["left_out"]) for row in again.rows] == [
+            (f"{k}.png", f"f{k}", f"l{k}") for k in range(2)
+        ]
+        assert "langevin_manifest" not in again.columns()
+
+
+def test_manifests_of_the_first_version_are_read(tmp_path) -> None:
+    put(tmp_path / "data/0.png", 0, None)
+    good = {"file_name": "0.png", "text": "0", "width": 64, "height": 64, "pixel_hash": "x"}
+    lines = [good, {"file_name": "1.png", "left_out": "unreadable"}]
+    lines = [{"folder": str(tmp_path / "data"), **line} for line in lines]
+    (tmp_path / "old.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (row,) = read_folder(tmp_path / "old.jsonl").checked("image", "text").rows
+    assert row.columns["image"] == tmp_path / "data/0.png" and not {"folder", "left_out"} & set(row.columns)
+
+
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 

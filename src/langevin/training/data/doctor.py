@@ -20,7 +20,7 @@ from ...core.errors import InputError
 from ...core.files import atomic_write
 from ...core.images import decode
 from ...core.progress import progress_bar
-from ...core.records import FILE, FOLDER, HASH, LEFT_OUT, Record, Records, files_in, is_picture
+from ...core.records import FILE, FOLDER, HASH, LEFT_OUT, OWN, VERSION, Record, Records, files_in, is_picture
 from .buckets import Size, assign, loss, plan
 from .framing import ORIENTATION, located
 from .likeness import Likeness, groups, likeness, near
@@ -418,26 +418,30 @@ def write(report: Report, file: Path) -> int:
     """
     check_manifest(report.records, file)
     folder = report.records.folder or Path()
+    own = VERSION if file.resolve().parent == folder.resolve() else {**VERSION, FOLDER: str(folder.resolve())}
     rows: list[dict[str, Any]] = []
     for one in report.seen:
         row = named(one.record, folder)
         if one.barred is not None:
-            row = {FILE: row[FILE], LEFT_OUT: one.barred}
+            row = left_out(row[FILE], one.barred, own)
         elif one.size is not None and one.likeness is not None:
             facts = {"width": one.size[1], "height": one.size[0], "bucket": one.bucket, HASH: one.likeness.pixels}
             row.update(facts)
-        rows.append(row)
+        rows.append({OWN: own, **row})
     listed = {Path(folder, row[FILE]) for row in rows}
     strangers = [
         path for path in files_in(folder)[0] if is_picture(path) and path not in {*listed, *paths(report.records)}
     ]
     rows += [
-        {FILE: path.relative_to(folder).as_posix(), LEFT_OUT: "no line of the metadata names it"} for path in strangers
+        left_out(path.relative_to(folder).as_posix(), "no line of the metadata names it", own) for path in strangers
     ]
-    if file.resolve().parent != folder.resolve():
-        rows = [{FOLDER: str(folder.resolve()), **row} for row in rows]
     atomic_write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(report.good)
+
+
+def left_out(name: str, why: str, own: dict[str, Any]) -> dict[str, Any]:
+    """Return the line of a picture that is no example."""
+    return {OWN: {**own, LEFT_OUT: why}, FILE: name}
 
 
 def check_manifest(records: Records, file: Path) -> None:
