@@ -74,8 +74,8 @@ def number(value: float) -> str:
     return text
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return round numbers from `low` to `high`, about so many."""
+def ticks(low: float, high: float, count: int = 6) -> list[float]:
+    """Return round numbers from `low` to `high`, at most about so many."""
     rough = (high - low) / count
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * k for k in (1, 2, 2.5, 5, 10) if unit * k >= rough * (1 - 1e-9))
@@ -143,7 +143,8 @@ def chart(lines: Sequence[Line], *, label: str, log: bool = False, zero: bool = 
         y, text = down(value), number(10**value if log else value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{text}</text>')
-    for step in ticks(first, last, 6):
+    parts.append(f'<text x="{LEFT - 8}" y="{HEIGHT - 12}" text-anchor="end">step</text>')
+    for step in ticks(first, last):
         if step == int(step):
             parts.append(f'<text x="{across(step)}" y="{HEIGHT - 12}" text-anchor="middle">{int(step)}</text>')
     for line in kept:

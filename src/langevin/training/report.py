@@ -49,7 +49,8 @@ body{margin:0 auto;padding:32px 24px 64px;max-width:1180px;color:var(--ink);back
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 h1{font-size:26px;line-height:1.25;margin:0;overflow-wrap:anywhere}h2{font-size:18px;margin:40px 0 12px}
 h3{font-size:14px;margin:0 0 8px;font-weight:600}
-.sub{color:var(--soft);margin:4px 0 20px;overflow-wrap:anywhere}.none,.note{color:var(--soft);margin:6px 0}
+.sub{color:var(--soft);margin:4px 0 20px;overflow-wrap:anywhere}
+.none,.note{color:var(--soft);margin:6px 0;font-size:13px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:12px}
 .tile,.card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:14px 16px;min-width:0}
 .tile b{display:block;font-size:22px;font-weight:600;line-height:1.3;font-variant-numeric:tabular-nums}
@@ -63,7 +64,7 @@ svg{display:block;width:100%;height:auto}svg text{font-size:12px;fill:var(--soft
 .legend i{display:inline-block;width:14px;height:4px;border-radius:2px;margin-right:6px;vertical-align:middle}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:13.5px}
 th,td{text-align:left;padding:5px 12px 5px 0;border-bottom:1px solid var(--rule);vertical-align:top}
-th{font-weight:600;color:var(--soft)}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+th{font-weight:600;color:var(--soft)}td:first-child{white-space:nowrap}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 td.v{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
 .settings{columns:2 420px;column-gap:32px}.settings div{display:flex;gap:12px;justify-content:space-between;
 padding:3px 0;border-bottom:1px solid var(--rule);break-inside:avoid;font-size:13px}
@@ -356,7 +357,7 @@ def warned(files: Files) -> str:
 
 def settings(files: Files) -> str:
     """Return all settings; those that say nothing come last, in a row."""
-    given = {name: value for name, value in files.settings.items() if value not in (None, "", False)}
+    given = {name: value for name, value in files.settings.items() if value not in (None, "") and value is not False}
     rows = [
         f"<div><dt>{escape(name)}</dt><dd>{escape(value if isinstance(value, str) else json.dumps(value))}</dd></div>"
         for name, value in sorted(given.items())
