@@ -1,9 +1,10 @@
 """Fine-tuning of a text-to-image model: the recipe, and the same training written in plain torch over the peer's parts.
 
-The plain loop restates what published loops over these parts do: pictures are decoded, resized, cropped and mirrored as
-they come, latents and states are computed at every step, the loss is read at every step, AdamW is torch's default one,
-and the average is the peer's own class. Model, pictures, batch, precision, optimizer settings and number of steps are
-the same. Before anything is timed, both compute the loss and the gradient of one batch with the same random numbers.
+The settings are those of the documented commands: the middle of every picture, mirrored at random, batches of one, four
+of them per step, activations computed twice, a constant rate. The plain loop restates what published loops over these
+parts do: pictures are decoded, resized, cropped and mirrored as they come, latents and states are computed at every
+step, the loss is read at every step, AdamW is torch's default one, and the average is the peer's own class. Before
+anything is timed, both compute the loss and the gradient of one batch with the same random numbers.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Case:
         large: a model of the size of Stable Diffusion 1.5 with random weights; else the shipped one.
         precision: "no" or "bf16".
         resolution: of the pictures, which are a third wider and higher on the disk.
-        batch: pictures per step.
+        cached: let the recipe keep latents and texts' states, which changes no bit of what is trained; encoding once
+            comes before the first step and is not timed.
+        batch, accumulated: pictures per batch, batches per step.
         warm: steps that are not counted.
         steps: those that are.
     """
@@ -48,16 +51,25 @@ class Case:
     large: bool = False
     precision: str = "no"
     resolution: int = 64
-    batch: int = 8
+    cached: bool = False
+    batch: int = 1
+    accumulated: int = 4
     warm: int = 2
     steps: int = 12
+
+    @property
+    def pictures(self) -> int:
+        """Pictures per step."""
+        return self.batch * self.accumulated
 
 
 CASES = {
     "train-full": Case(),
     "train-lora": Case(lora=True),
+    "train-full-cached": Case(cached=True),
+    "train-lora-cached": Case(lora=True, cached=True),
     "train-bf16": Case(precision="bf16"),
-    "train-large": Case(large=True, precision="bf16", resolution=512, batch=4, warm=5, steps=20),
+    "train-large": Case(large=True, precision="bf16", resolution=512, warm=5, steps=20),
 }
 """Row -> training. Without bfloat16 in its hardware a processor computes `train-bf16` many times slower."""
 
@@ -80,7 +92,7 @@ class Clock:
         """Return the median time per picture in ms and the greatest memory of the process in GB."""
         ends = self.ends[self.case.warm - 1 :]
         step = statistics.median(after - before for before, after in itertools.pairwise(ends))
-        return {f"{row}, ms per picture": 1e3 * step / self.case.batch, f"{row}, peak GB": peak()}
+        return {f"{row}, ms per picture": 1e3 * step / self.case.pictures, f"{row}, peak GB": peak()}
 
 
 def on_gpu() -> bool:
@@ -198,8 +210,12 @@ def recipe(case: Case, model: Path, pictures: Path, clock: Clock, file: Path) ->
         train_data_dir=str(pictures),
         output_dir=str(file.parent / f"{file.stem}-out"),
         resolution=case.resolution,
+        center_crop=True,
         random_flip=True,
+        cache_latents=case.cached,
+        gradient_checkpointing=True,
         train_batch_size=case.batch,
+        gradient_accumulation_steps=case.accumulated,
         max_train_steps=case.warm + case.steps,
         learning_rate=RATE,
         lr_warmup_steps=0,
@@ -215,7 +231,8 @@ def recipe(case: Case, model: Path, pictures: Path, clock: Clock, file: Path) ->
 def first_loss(trainer: Any) -> Any:
     """Return the loss of the first pictures as they stand in the middle, with the numbers of `Draw`."""
     draw, batch = checked(trainer.run.batch, trainer.data.records.rows[0].columns["image"])
-    batch = {"pixels": batch, "ids": trainer.data.example(0, trainer.streams.at(0))["ids"][None].expand(len(batch), -1)}
+    ids = trainer.data.example(0, trainer.streams.at(0))["ids"]
+    batch = {"pixels": batch, "ids": ids[None].expand(len(batch), -1)}
     return trainer.task.losses(batch, draw).rows.mean()
 
 
@@ -229,8 +246,8 @@ def checked(count: int, picture: Any) -> tuple[Any, Any]:
 # The plain loop -------------------------------------------------------------------------------------------------------
 
 
-def pixels(file: Any, size: int, *, mirror: bool, place: Callable[[int], int] = lambda room: room // 2) -> Any:
-    """Return a picture resized, cropped and scaled to [-1, 1]."""
+def pixels(file: Any, size: int, *, mirror: bool) -> Any:
+    """Return the middle of a picture, resized and scaled to [-1, 1]."""
     import numpy as np
     import torch
     from PIL import Image, ImageOps
@@ -239,7 +256,7 @@ def pixels(file: Any, size: int, *, mirror: bool, place: Callable[[int], int] = 
     scale = size / min(picture.size)
     wide, high = (max(size, round(side * scale)) for side in picture.size)
     picture = picture.resize((wide, high), Image.Resampling.LANCZOS)
-    left, top = place(wide - size), place(high - size)
+    left, top = (wide - size) // 2, (high - size) // 2
     picture = picture.crop((left, top, left + size, top + size))
     picture = ImageOps.mirror(picture) if mirror else picture
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float().div(255).sub(0.5).div(0.5)
@@ -279,11 +296,7 @@ class Plain:
         import torch
 
         file = self.files[number]
-        picture = pixels(
-            file, self.case.resolution, mirror=bool(torch.rand(()) < 0.5),
-            place=lambda room: int(torch.randint(0, room + 1, ())),
-        )  # fmt: skip
-        return picture, self.words(file)
+        return pixels(file, self.case.resolution, mirror=bool(torch.rand(()) < 0.5)), self.words(file)
 
     def words(self, file: Path) -> Any:
         """Return the token ids of a picture's caption."""
@@ -324,6 +337,16 @@ class Plain:
         while True:
             yield from loader
 
+    def batch_loss(self, pictures: Any, ids: Any) -> Any:
+        """Return the loss of a batch."""
+        import torch
+
+        latents = self.vae.encode(pictures.to(self.device, self.kind)).latent_dist.sample() * self.scale
+        noise = torch.randn_like(latents)
+        t = torch.randint(0, self.noising.config.num_train_timesteps, (len(latents),), device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.kind is torch.bfloat16):
+            return self.loss(latents, ids.to(self.device), noise, t)
+
     def train(self, clock: Clock) -> None:
         """Train."""
         import torch
@@ -334,27 +357,23 @@ class Plain:
         self.vae.to(self.device, self.kind)
         self.text.to(self.device, self.kind)
         self.unet.to(self.device).train()
+        self.unet.enable_gradient_checkpointing()
         parameters = [parameter for _, parameter in self.named]
         optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
         rates = get_scheduler("constant", optimizer, num_warmup_steps=0, num_training_steps=0)
         average = None if self.case.lora else EMAModel(parameters, decay=DECAY)
         bar, batches = tqdm(total=self.case.warm + self.case.steps), self.batches()
         for _ in range(bar.total):
-            pictures, ids = next(batches)
-            spread = self.vae.encode(pictures.to(self.device, self.kind)).latent_dist
-            latents = spread.sample() * self.scale
-            noise = torch.randn_like(latents)
-            t = torch.randint(0, self.noising.config.num_train_timesteps, (len(latents),), device=self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.kind is torch.bfloat16):
-                loss = self.loss(latents, ids.to(self.device), noise, t)
-            loss.backward()
+            for _ in range(self.case.accumulated):
+                loss = self.batch_loss(*next(batches)) / self.case.accumulated
+                loss.backward()
+                bar.set_postfix(loss=loss.item(), lr=rates.get_last_lr()[0])
             torch.nn.utils.clip_grad_norm_(parameters, CLIP)
             optimizer.step()
             rates.step()
             optimizer.zero_grad()
             if average is not None:
                 average.step(parameters)
-            bar.set_postfix(loss=loss.item(), lr=rates.get_last_lr()[0])
             bar.update()
             clock.tick()
         bar.close()

@@ -11,7 +11,7 @@ from tests.training.recipes import places
 
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
 def test_the_plain_loop_and_the_recipe_train_the_same(lora, tmp_path, monkeypatch) -> None:
-    case = train.Case(lora=lora, resolution=16, batch=2, warm=1, steps=2)
+    case = train.Case(lora=lora, cached=lora, resolution=16, accumulated=2, warm=1, steps=2)
     model = places.model(tmp_path)
     monkeypatch.setitem(train.CASES, "row", case)
     monkeypatch.setattr(train, "write_model", lambda folder, case: model)
