@@ -11,7 +11,7 @@ import torch
 
 import langevin
 from langevin import StableDiffusionPipeline
-from langevin.core.errors import ConfigError, MissingDependencyError
+from langevin.core.errors import ConfigError, InputError, MissingDependencyError
 from langevin.core.imports import is_available
 from langevin.pipelines.base import DiffusionPipeline
 from tests.pipelines import tiny
@@ -168,6 +168,15 @@ def test_to_refuses_contradictions(pipe) -> None:
         pipe.to("cpu", "meta")
     with pytest.raises(ConfigError, match="did you mean 'dtype'"):
         pipe.to(dtyp=torch.float16)
+
+
+@pytest.mark.parametrize("device", [0, "cuda", "cuda:1", "mps"])
+def test_to_names_the_devices_that_are_here(pipe, monkeypatch, device) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"finds no such (CUDA|MPS) device here; there is 'cpu'"):
+        pipe.to(device)
+    with pytest.raises(InputError, match="did you mean 'cuda'"):
+        pipe.to(device="cuba")
 
 
 def test_memory_switches_keep_the_picture(pipe) -> None:

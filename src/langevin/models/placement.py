@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
-from ..core.errors import ConfigError, did_you_mean
+from ..core.errors import ConfigError, InputError, did_you_mean
+
+LOOKED_FOR = {"cuda": "CUDA", "mps": "MPS", "xpu": "XPU"}
+"""Kinds of devices whose absence torch tells in words that name no cure."""
 
 
 def resolve_dtype(torch_dtype: Any, dtype: Any) -> torch.dtype | None:
@@ -33,6 +36,27 @@ def resolve_dtype(torch_dtype: Any, dtype: Any) -> torch.dtype | None:
     if not isinstance(asked, torch.dtype) or not asked.is_floating_point:
         raise ConfigError(f"dtype is {asked!r}; valid: a floating torch.dtype or one of {', '.join([*names, 'auto'])}")
     return asked
+
+
+def present(device: Any) -> torch.device:
+    """Return a device as torch has it, if it is here; a number is that of an accelerator.
+
+    Raises:
+        InputError: naming the devices that are here.
+    """
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    here = ["cpu", *([] if kind is None else [f"{kind.type}:{k}" for k in range(torch.accelerator.device_count())])]
+    try:
+        place = torch.device("cuda", device) if isinstance(device, int) and kind is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"The device is {device!r}{did_you_mean(str(device), [*here, 'cuda'])}") from error
+    if place.type in LOOKED_FOR and f"{place.type}:{place.index or 0}" not in here:
+        meant = f"{device!r}, which means {str(place)!r}" if isinstance(device, int) else repr(str(place))
+        raise InputError(
+            f"The device is {meant}, and torch {torch.__version__} finds no such {LOOKED_FOR[place.type]} device here; "
+            f"there is {', '.join(map(repr, here))}."
+        )
+    return place
 
 
 def resolve_device(device_map: Any) -> torch.device:

@@ -18,7 +18,7 @@ from ..core.images import from_array
 from ..core.progress import progress_bar
 from ..core.push import PushToHubMixin, check_push
 from ..families.common import dtype_of
-from ..models.placement import resolve_device
+from ..models.placement import present, resolve_device
 from . import files, loading
 from .runs import InterruptField
 from .sharing import share
@@ -231,7 +231,11 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
         """Move and cast all networks in place and return the pipeline.
 
         Takes a device, a dtype, or both in any order, or the keywords `device` / `torch_device` and `dtype` /
-        `torch_dtype`. `silence_dtype_warnings` is accepted as documented; there is no warning to silence.
+        `torch_dtype`. A number is that of an accelerator, as ranks are. `silence_dtype_warnings` is accepted as
+        documented; there is no warning to silence.
+
+        Raises:
+            InputError: for a device that is not here.
         """
         check_known("DiffusionPipeline.to", kwargs, ["device", "dtype", "torch_device", "torch_dtype"])
         given = [(name.removeprefix("torch_"), value) for name, value in kwargs.items()]
@@ -240,7 +244,7 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
         for kind, value in given:
             if kind in named and value is not None:
                 raise ConfigError(f"`to` was given two values for {kind}: {named[kind]} and {value}.")
-            named |= {} if value is None else {kind: value}
+            named |= {} if value is None else {kind: present(value) if kind == "device" else value}
         for module in self._networks.values():
             module.to(**named)
         return self
