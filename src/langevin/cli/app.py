@@ -107,11 +107,34 @@ Dtype = Annotated[str, typer.Option("--dtype", help="Number format of the weight
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps ...; auto takes an accelerator if any.")]
 Output = Annotated[str, typer.Option("--output", "-o", help="A .png file, or a folder. Existing files are kept.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the path of the picture and nothing else.")]
+Many = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="Draw every prompt of a file: a .txt with one a line, or a .tsv or .csv with a column Prompt. Names of "
+        "pictures are number and prompt; called again, it draws what is missing. --seed is 0 unless given.",
+    ),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option("--processes", help="With --prompts: draw in that many processes, one on each GPU. Default: 1."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", help="With --prompts, on a CPU: threads of each process, which decide last bits. Default: 1."
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="With --prompts: draw pictures that are there with other settings anew.")
+]
 
 
 @app.command()
 def generate(
     prompt: Prompt = None,
+    prompts: Many = None,
     model: Model = "picturebook",
     negative_prompt: Negative = None,
     prompt_syntax: Syntax = "plain",
@@ -138,15 +161,28 @@ def generate(
     dtype: Dtype = "float32",
     device: Device = "auto",
     output: Output = "outputs",
+    processes: Processes = None,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Draw pictures and write them as PNG files that carry their parameters."""
     options = {**locals(), "lora": tuple(lora or ()), "embedding": tuple(embedding or ())}
-    from .generate import run
     from .request import Request
 
-    for path in run(Request(**options)):
+    if prompts is not None:
+        from .spread import run as spread
+
+        paths, lacking = spread(Request(**options))
+    else:
+        from .generate import run
+
+        paths, lacking = run(Request(**options)), ""
+    for path in paths:
         typer.echo(path)
+    if lacking:
+        typer.echo(f"langevin: {lacking}", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()

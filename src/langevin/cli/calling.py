@@ -74,30 +74,36 @@ def draw(pipe: DiffusionPipeline, call: dict[str, Any], *, seed: int, count: int
 
 def describe(pipe: DiffusionPipeline, request: Request, call: dict[str, Any], image: Any, seed: int) -> dict[str, Any]:
     """Return what a picture was made with, defaults filled in."""
-    taken = inspect.signature(type(pipe).__call__).parameters
+    scheduler = getattr(pipe, "scheduler", None)
+    config = {k: v for k, v in getattr(scheduler, "config", {}).items() if not k.startswith("_")}
+    return settled(type(pipe), request, call, seed) | {
+        "scheduler": type(scheduler).__name__,
+        "scheduler_config": config,
+        "width": image.width,
+        "height": image.height,
+        "device": str(getattr(pipe, "device", "cpu")),
+    }
+
+
+def settled(cls: type[Any], request: Request, call: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Return what is known of a picture before its model is loaded, defaults filled in."""
+    taken = inspect.signature(cls.__call__).parameters
 
     def used(name: str) -> Any:
         value = call.get(name, taken[name].default if name in taken else None)
         return value if isinstance(value, (str, int, float)) else None
 
-    scheduler = getattr(pipe, "scheduler", None)
-    config = {k: v for k, v in getattr(scheduler, "config", {}).items() if not k.startswith("_")}
     facts = {
         "langevin": __version__,
         "torch": torch.__version__,
-        "pipeline": type(pipe).__name__,
+        "pipeline": cls.__name__,
         "model": request.model,
-        "scheduler": type(scheduler).__name__,
-        "scheduler_config": config,
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
         "steps": used("num_inference_steps"),
         "guidance_scale": used("guidance_scale"),
         "seed": seed,
-        "width": image.width,
-        "height": image.height,
         "dtype": request.dtype,
-        "device": str(getattr(pipe, "device", "cpu")),
     }
     return facts | {name: value for name, value in sources(request, used).items() if value is not None}
 

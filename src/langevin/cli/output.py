@@ -46,6 +46,23 @@ def writing(path: Path, cure: str) -> Iterator[None]:
         raise InputError(f"{path} cannot be written ({error.strerror or error}); {cure}.") from error
 
 
+def put(path: Path, image: Image, facts: dict[str, Any]) -> Path:
+    """Write a picture with its parameters, in place of what has that name, and return the path.
+
+    Raises:
+        InputError: when the folder cannot be written.
+    """
+    with writing(path, "choose another --output"), atomic_file(path) as partial:
+        image.save(partial, format="PNG", pnginfo=chunks(facts))
+    return path
+
+
+def overview(images: list[Image]) -> Image:
+    """Return pictures side by side as one, in as many columns as rows or one more."""
+    cols = math.ceil(math.sqrt(len(images)))
+    return grid(images, math.ceil(len(images) / cols), cols)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where `--output` leads: a folder, and the file's name without suffix (None: to be made from the prompt)."""
@@ -79,10 +96,7 @@ class Place:
         Raises:
             InputError: when the folder cannot be written.
         """
-        path = free(self.folder / f"{base}{'-' * bool(ending)}{ending}.png")
-        with writing(path, "choose another --output"), atomic_file(path) as partial:
-            image.save(partial, format="PNG", pnginfo=chunks(facts))
-        return path
+        return put(free(self.folder / f"{base}{'-' * bool(ending)}{ending}.png"), image, facts)
 
 
 def write(images: list[Image], facts: list[dict[str, Any]], place: Place) -> list[Path]:
@@ -99,8 +113,7 @@ def write(images: list[Image], facts: list[dict[str, Any]], place: Place) -> lis
     for image, fact in zip(images, facts, strict=True):
         paths.append(place.save(image, fact, base, "" if place.name and not several else str(fact["seed"])))
     if several:
-        cols = math.ceil(math.sqrt(len(images)))
-        sheet = grid(images, math.ceil(len(images) / cols), cols)
+        sheet = overview(images)
         fact = {**facts[0], "seeds": [fact["seed"] for fact in facts], "width": sheet.width, "height": sheet.height}
         paths.append(place.save(sheet, fact, base, "sheet"))
     return paths

@@ -22,6 +22,7 @@ class Request:
     """The options of one call; None means the model's own choice."""
 
     prompt: str | None = None
+    prompts: str | None = None
     model: str = PICTUREBOOK
     negative_prompt: str | None = None
     prompt_syntax: str = PLAIN
@@ -48,6 +49,9 @@ class Request:
     dtype: str = "float32"
     device: str = "auto"
     output: str = "outputs"
+    processes: int | None = None
+    threads: int | None = None
+    overwrite: bool = False
     quiet: bool = False
 
     @property
@@ -68,6 +72,9 @@ NEEDS = (
     ("image_prompt", "ip_adapter"),
     ("ip_adapter", "image_prompt"),
     ("ip_adapter_scale", "ip_adapter"),
+    ("processes", "prompts"),
+    ("threads", "prompts"),
+    ("overwrite", "prompts"),
 )
 """Options that mean nothing without another."""
 
@@ -99,8 +106,9 @@ def check(request: Request) -> None:
     for option in ("guidance_scale", "control_scale", "ip_adapter_scale"):
         if getattr(request, option) is not None:
             check_number(flag(option), getattr(request, option))
-    if request.steps is not None:
-        check_count("--steps", request.steps)
+    for option in ("steps", "processes", "threads"):
+        if getattr(request, option) is not None:
+            check_count(flag(option), getattr(request, option))
     if request.scheduler is not None:
         find_scheduler(request.scheduler)
     if request.seed is not None:
