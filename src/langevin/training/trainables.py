@@ -75,6 +75,7 @@ class LowRank:
         rank: of the update.
         alpha: its scale is alpha / rank; the rank by default.
         seed: of the first values.
+        without: component -> the paths, as a regular expression, of layers that stay as they are.
     """
 
     adapter = "default"
@@ -87,13 +88,16 @@ class LowRank:
         rank: int = 4,
         alpha: float | None = None,
         seed: int = 0,
+        without: Mapping[str, str] | None = None,
     ) -> None:
         self.networks = networks
         with seeded(seed):
             for name, network in networks.items():
                 network.requires_grad_(False)
-                config = {"r": rank, "lora_alpha": rank if alpha is None else alpha, "target_modules": targets[name]}
-                add_fresh(network, {**config, "init_lora_weights": "gaussian"}, self.adapter)
+                config: dict[str, Any] = {"r": rank, "lora_alpha": rank if alpha is None else alpha}
+                config |= {"target_modules": targets[name], "exclude_modules": (without or {}).get(name)}
+                config |= {"init_lora_weights": "gaussian"}
+                add_fresh(network, config, self.adapter)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the two halves of every layer."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,17 +22,22 @@ from ...families.latents import scale_factor
 from ...prompts import expand_words
 from .. import checkpoints, report
 from ..average import Decay
+from ..data.examples import Captions
 from ..data.framing import Framing
 from ..denoising import Denoiser
 from ..heldout import BINS, HeldOut, apart, check_apart
+from ..latent import TextToImage
 from ..optimizers import optimizer
 from ..previews import Preview
 from ..proof import Proof
 from ..settings import S, Settings, at_least, share, told
 from ..streams import Order, Streams
+from ..trainables import Trainable
 from ..trainer import Run, Trainer, seed_of
 from .cards import card
 
+LARGE = "_sdxl"
+"""How the names of recipes for Stable Diffusion XL end."""
 TEXTS = 10_000
 """Captions whose tokens are kept, so that a text is read once and not in every epoch."""
 
@@ -51,6 +56,7 @@ class ModelSettings(Settings):
     loss_type: str = told("mse", "mse, huber or smooth_l1")
     huber_c: float = told(0.1, "where huber and smooth_l1 bend")
     enable_xformers_memory_efficient_attention: bool = told(False, "attention by xFormers, which has to be installed")
+    wants: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer")
 
     def check(self) -> None:
         """Raise InputError or ConfigError for all that can be known before anything is loaded."""
@@ -73,6 +79,26 @@ class ModelSettings(Settings):
     def denoiser(self, scheduler: Any) -> Denoiser:
         """Return the cost of a prediction at the scheduler's training levels."""
         return Denoiser(Noising.of(scheduler.process), self.objective(scheduler))
+
+    def replaced(self) -> dict[str, Any]:
+        """Return components that are loaded in place of the pipeline's own."""
+        return {}
+
+    def encoders(self) -> tuple[str, ...]:
+        """Return the text encoders that are trained."""
+        names = tuple(name for name in self.wants if name.startswith("text_encoder"))
+        return names if getattr(self, "train_text_encoder", False) else ()
+
+    def task(self, pipe: Any, parts: Sequence[Trainable]) -> TextToImage:
+        """Return the training of parts of a pipeline."""
+        return TextToImage(pipe, self.denoiser(pipe.scheduler), parts, learning_rate=rate_of(self))
+
+    def spare(self, pipe: Any) -> None:
+        """Let what is trained compute activations twice, if asked."""
+        if self.gradient_checkpointing:
+            pipe.unet.enable_gradient_checkpointing()
+            for name in self.encoders():
+                getattr(pipe, name).gradient_checkpointing_enable()
 
 
 @dataclass
@@ -287,11 +313,16 @@ def processes() -> int:
     return PartialState().num_processes
 
 
-def rate_of(settings: Settings) -> float:
-    """Return the learning rate, multiplied by the examples of a step where `scale_lr` asks for it."""
+def rate_of(settings: Settings, rate: float | None = None) -> float:
+    """Return a learning rate, multiplied by the examples of a step where `scale_lr` asks for it.
+
+    Args:
+        rate: in place of that of the settings.
+    """
+    rate = settings.learning_rate if rate is None else rate
     if not settings.scale_lr:
-        return settings.learning_rate
-    return settings.learning_rate * settings.train_batch_size * settings.gradient_accumulation_steps * processes()
+        return rate
+    return rate * settings.train_batch_size * settings.gradient_accumulation_steps * processes()
 
 
 def words_of(tokenizer: Any) -> Any:
@@ -307,24 +338,51 @@ def words_of(tokenizer: Any) -> Any:
     return words
 
 
+def captions_of(pipe: Any, **options: Any) -> Captions:
+    """Return captions that the text encoders of a pipeline read, one or two.
+
+    Args:
+        options: see `Captions`.
+    """
+    second = getattr(pipe, "tokenizer_2", None)
+    return Captions(words_of(pipe.tokenizer), second=None if second is None else words_of(second), **options)
+
+
 def pipeline(settings: ModelSettings) -> Any:
     """Return the pipeline to begin with, in float32.
 
     Raises:
-        ConfigError: when it is none with a UNet, an autoencoder and one text encoder.
+        ConfigError: when it lacks a component, or belongs to another family.
     """
     from ...pipelines.base import DiffusionPipeline
 
     options = {"revision": settings.revision, "variant": settings.variant, "cache_dir": settings.cache_dir}
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None} | settings.replaced()
     pipe = DiffusionPipeline.from_pretrained(str(settings.pretrained_model_name_or_path), **given)
-    lacking = [name for name in ("unet", "vae", "text_encoder", "tokenizer") if getattr(pipe, name, None) is None]
-    if lacking or getattr(pipe, "text_encoder_2", None) is not None:
-        what = f"has no {lacking[0]}" if lacking else "has two text encoders: use the recipe for Stable Diffusion XL"
-        raise ConfigError(f"{settings.pretrained_model_name_or_path} cannot be trained by this recipe: it {what}.")
+    lacking = [name for name in settings.wants if getattr(pipe, name, None) is None]
+    two = getattr(pipe, "text_encoder_2", None) is not None
+    if lacking or two is not ("text_encoder_2" in settings.wants):
+        what = f"has no {lacking[0]}" if lacking else "has two text encoders"
+        hint = "" if two is ("text_encoder_2" in settings.wants) else f"; {twin(settings)}"
+        name = settings.pretrained_model_name_or_path
+        raise ConfigError(f"{name} cannot be trained by this recipe: it {what}{hint}.")
     if settings.enable_xformers_memory_efficient_attention:
         pipe.enable_xformers_memory_efficient_attention()
     return pipe
+
+
+def twin(settings: ModelSettings) -> str:
+    """Return which recipe does for the other family what settings ask for, or the recipes that there are for it."""
+    from . import RECIPES
+
+    place = (type(settings).__module__.rpartition(".")[2], type(settings).__name__)
+    own = next((name for name, recipe in RECIPES.items() if (recipe.module, recipe.settings) == place), "")
+    large = "text_encoder_2" in settings.wants
+    other = own.removesuffix(LARGE) if large else f"{own}{LARGE}"
+    if other != own and other in RECIPES:
+        return f"use the recipe {other}"
+    family = "Stable Diffusion" if large else "Stable Diffusion XL"
+    return f"recipes for {family}: {', '.join(name for name in RECIPES if name.endswith(LARGE) is not large)}"
 
 
 def finish(

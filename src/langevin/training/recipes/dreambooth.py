@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 
 from ...core.errors import ConfigError
 from ...core.records import Records, read_folder
-from ..data.examples import Captions, PictureExamples
+from ..data.examples import PictureExamples
 from ..data.framing import Framing
 from ..data.paired import Paired
-from ..latent import TextToImage
 from ..proof import Proof
 from ..settings import told
 from ..trainables import LORA_USE, Trainable, Whole
@@ -23,14 +22,13 @@ from ..trainer import Trainer
 from .common import (
     ModelSettings,
     PreviewSettings,
+    captions_of,
     completed,
     lora_proof,
     pipeline,
     prompted,
-    rate_of,
     ready,
     run_of,
-    words_of,
 )
 from .feeding import BucketSettings, CacheSettings
 from .low_rank import LowRankSettings
@@ -69,7 +67,7 @@ class DreamBoothSettings(ModelSettings, PreviewSettings, SubjectSettings, Bucket
     def examples(self, records: Records, prompt: str | None, pipe: Any) -> PictureExamples:
         """Return the examples of pictures that all show what a prompt says."""
         framing = Framing(self.resolution, self.resolution, self.center_crop, self.random_flip)
-        return PictureExamples(records, framing, captions=Captions(words_of(pipe.tokenizer), fixed=prompt))
+        return PictureExamples(records, framing, captions=captions_of(pipe, fixed=prompt))
 
 
 @dataclass
@@ -92,14 +90,8 @@ def trainer(settings: DreamBoothSettings, pipe: Any, parts: list[Trainable]) -> 
     if settings.with_prior_preservation:
         prior = settings.examples(read_folder(str(settings.class_data_dir)), settings.class_prompt, pipe)
         data = Paired(subject, prior, settings.prior_loss_weight)
-    if settings.gradient_checkpointing:
-        pipe.unet.enable_gradient_checkpointing()
-        if settings.train_text_encoder:
-            pipe.text_encoder.gradient_checkpointing_enable()
-    task = TextToImage(
-        pipe, settings.denoiser(pipe.scheduler), parts, learning_rate=rate_of(settings)
-    )  # fmt: skip
-    run = Trainer(task, data, settings.bucketed(run_of(settings, len(subject)), data))
+    settings.spare(pipe)
+    run = Trainer(settings.task(pipe, parts), data, settings.bucketed(run_of(settings, len(subject)), data))
     settings.keep(run)
     settings.hold(run, subject)
     run.watch += settings.watch(pipe, run.order)
@@ -122,9 +114,7 @@ def train_full(settings: FullSettings) -> Path:
         ConfigError, InputError: for settings and pictures that cannot be used, before a model is loaded.
     """
     settings, pipe = prepared(settings)
-    parts: list[Trainable] = [Whole("unet", pipe.unet)]
-    if settings.train_text_encoder:
-        parts.append(Whole("text_encoder", pipe.text_encoder))
+    parts: list[Trainable] = [Whole(name, getattr(pipe, name)) for name in ("unet", *settings.encoders())]
     run = trainer(settings, pipe, parts)
     proof = Proof(pipe, prompted(settings, pipe, str(settings.instance_prompt)))
     return completed(settings, run, pipe.save_pretrained, proof=proof)
@@ -137,8 +127,7 @@ def train_lora(settings: LoraSettings) -> Path:
         ConfigError, InputError: for settings and pictures that cannot be used, before a model is loaded.
     """
     settings, pipe = prepared(settings)
-    networks = {"unet": pipe.unet, **({"text_encoder": pipe.text_encoder} if settings.train_text_encoder else {})}
-    part = settings.part(networks)
+    part = settings.part(pipe, settings.encoders())
     run = trainer(settings, pipe, [part])
     proof = lora_proof(settings, pipe, str(settings.instance_prompt), pipeline)
     return completed(settings, run, part.save, use=LORA_USE, proof=proof)

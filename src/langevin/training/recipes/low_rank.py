@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,19 @@ class LowRankSettings(Settings):
         """Return what the layers of the UNet are called."""
         return [name.strip() for name in self.lora_layers.split(",")]
 
-    def part(self, networks: Mapping[str, Any]) -> LowRank:
-        """Return a new LoRA in networks, by component: a UNet, and perhaps a text encoder.
+    def part(self, pipe: Any, encoders: Sequence[str] = ()) -> LowRank:
+        """Return a new LoRA in a pipeline's UNet, and in some of its text encoders, by component.
+
+        Stable Diffusion XL reads the layer before the last of its first text encoder, so the last one is left out.
 
         Raises:
             ConfigError: for layers that there are none of.
         """
-        targets = {"unet": self.layers(), "text_encoder": TEXT_ATTENTION}
-        return LowRank(networks, targets, rank=self.rank, alpha=self.lora_alpha, seed=self.decided())
+        networks = {name: getattr(pipe, name) for name in ("unet", *encoders)}
+        targets = {name: self.layers() if name == "unet" else TEXT_ATTENTION for name in networks}
+        unread = {}
+        if getattr(pipe, "text_encoder_2", None) is not None:
+            last = pipe.text_encoder.config.num_hidden_layers - 1
+            unread = {"text_encoder": rf"(.*\.)?layers\.{last}\..*"}
+        alpha, seed = self.lora_alpha, self.decided()
+        return LowRank(networks, targets, rank=self.rank, alpha=alpha, seed=seed, without=unread)

@@ -8,8 +8,7 @@ from typing import Any
 
 from ...core.records import Records
 from ..average import Decay
-from ..data.examples import Captions, PictureExamples
-from ..latent import TextToImage
+from ..data.examples import PictureExamples
 from ..proof import Proof
 from ..settings import share, told
 from ..trainables import LORA_USE, Trainable, Whole
@@ -19,14 +18,13 @@ from .common import (
     ModelSettings,
     PictureSettings,
     PreviewSettings,
+    captions_of,
     completed,
     lora_proof,
     pipeline,
     prompted,
-    rate_of,
     ready,
     run_of,
-    words_of,
 )
 from .feeding import BucketSettings, CacheSettings
 from .low_rank import LowRankSettings
@@ -63,20 +61,16 @@ def trainer(
     settings: TextToImageSettings, records: Records, pipe: Any, part: Trainable, *, average: Decay | None = None
 ) -> Trainer:
     """Return the trainer of a part of a pipeline."""
-    captions = Captions(
-        words_of(pipe.tokenizer),
+    captions = captions_of(
+        pipe,
         column=settings.caption_column,
         dropout=settings.caption_dropout_prob,
         shuffle=settings.caption_shuffle,
     )
     data = PictureExamples(records, settings.framing(), {"pixels": settings.image_column}, captions)
-    if settings.gradient_checkpointing:
-        pipe.unet.enable_gradient_checkpointing()
-    task = TextToImage(
-        pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate_of(settings)
-    )  # fmt: skip
+    settings.spare(pipe)
     run = settings.bucketed(run_of(settings, len(data), average=average), data)
-    training = Trainer(task, data, run)
+    training = Trainer(settings.task(pipe, [part]), data, run)
     settings.keep(training)
     settings.hold(training)
     training.watch += settings.watch(pipe, training.order)
@@ -92,7 +86,7 @@ def train_lora(settings: LoraSettings) -> Path:
     settings = ready(settings)
     records = settings.records(settings.image_column, settings.caption_column)
     pipe = pipeline(settings)
-    part = settings.part({"unet": pipe.unet})
+    part = settings.part(pipe, settings.encoders())
     run = trainer(settings, records, pipe, part, average=settings.average())
     proof = lora_proof(settings, pipe, "a picture", pipeline)
     return completed(settings, run, part.save, use=LORA_USE, proof=proof)
