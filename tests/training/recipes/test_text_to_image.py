@@ -68,6 +68,24 @@ def test_a_lora_loads_and_changes_the_picture(places, tmp_path) -> None:
     assert {min(tensor.shape) for tensor in tensors.values() if tensor.dim() == 2} == {2}
 
 
+def test_the_layers_of_a_lora_are_chosen_and_its_average_is_the_result(places, tmp_path) -> None:
+    flags = ("--lora_layers=to_k, conv1", "--use_ema", "--ema_decay=0.5", "--checkpointing_steps=4")
+    folder = run(LORA, places, tmp_path, "--learning_rate=0.05", *flags)
+    present, last = (
+        load_file(place / "pytorch_lora_weights.safetensors") for place in (folder, folder / "checkpoint-4")
+    )
+    layers = {name.split(".lora")[0].rsplit(".", 1)[-1] for name in present}
+    assert layers == {"to_k", "conv1"} and {tensor.dim() for tensor in present.values()} == {2, 4}
+    average = load_file(folder / "checkpoint-4" / "average.safetensors")
+    kept = {tuple(tensor.flatten().tolist()) for name, tensor in average.items() if name != "updates"}
+    assert {tuple(tensor.flatten().tolist()) for tensor in present.values()} == kept
+    assert not any(torch.equal(present[name], last[name]) for name in present if "up" in name)
+    pipe = langevin.StableDiffusionPipeline.from_pretrained(places[0])
+    before = pipe("a cat", num_inference_steps=2, seed=0, output_type="pt").images
+    pipe.load_lora_weights(folder)
+    assert (pipe("a cat", num_inference_steps=2, seed=0, output_type="pt").images - before).abs().max() > 1e-3
+
+
 def test_a_whole_network_is_written_as_a_pipeline_and_its_checkpoints_load(places, tmp_path) -> None:
     folder = run(FULL, places, tmp_path, "--checkpointing_steps=2", "--use_ema", "--ema_decay=0.5")
     found = langevin.StableDiffusionPipeline.from_pretrained(folder)
@@ -97,6 +115,10 @@ def test_a_whole_network_is_written_as_a_pipeline_and_its_checkpoints_load(place
         (("--lr_scheduler=linear", "--lr_warmup_steps=9"), InputError, "only 4 steps"),
         (("--snr_gamma=-1",), InputError, "gamma"),
         (("--caption_dropout_prob=5",), InputError, "from 0 to 1"),
+        (("--rank=0",), InputError, "rank is 0"),
+        (("--lora_layers=to_q,",), ConfigError, "names between commas"),
+        (("--lora_layers=to_q,conv3",), ConfigError, "No layer is called 'conv3'; did you mean 'conv"),
+        (("--ema_decay=2", "--use_ema"), InputError, "lowest <= highest < 1"),
         (("--optimizer=adamw2",), InputError, "did you mean 'adamw'"),
         (("--resume_from_checkpoint=checkpoint-3",), InputError, "no checkpoint 'checkpoint-3'"),
     ],

@@ -109,6 +109,31 @@ def test_repeats_count_in_epochs(places) -> None:
     assert len(data) == 21 and data.records.rows[3] == data.records.rows[0]
 
 
+def test_pictures_may_have_captions_that_say_the_word(places, tmp_path) -> None:
+    folder = pictures(tmp_path / "told", 3)
+    for k in range(3):
+        (folder / f"{k}.txt").write_text(f"a <toy> in the snow {k}")
+    settings = textual_inversion.WordSettings(
+        train_data_dir=str(folder), placeholder_token="<toy>", resolution=16, caption_column="text"
+    )
+    pipe = langevin.StableDiffusionPipeline.from_pretrained(places[0])
+    data = settings.examples(pipe.tokenizer)
+    said = [data.captions.text(row.columns, torch.Generator(), row.name) for row in data.records.rows[:4]]
+    assert said == ["a <toy> in the snow 0", "a <toy> in the snow 1", "a <toy> in the snow 2", said[0]]
+    own = run((places[0], folder), tmp_path / "own", "--caption_column=text")
+    ready_made = run((places[0], folder), tmp_path / "ready-made")
+    assert not held(own).equal(held(ready_made))
+
+
+def test_captions_without_the_word_are_named(places, tmp_path) -> None:
+    (pictures(tmp_path / "told", 3) / "1.txt").write_text("a <toy>")
+    with pytest.raises(Problems, match="the caption does not say <toy>") as caught:
+        run((places[0], tmp_path / "told"), tmp_path, "--caption_column=text")
+    assert len(caught.value.found) == 2
+    with pytest.raises(Problems, match="no column 'txt'; did you mean 'text'"):
+        run((places[0], tmp_path / "told"), tmp_path, "--caption_column=txt")
+
+
 @pytest.mark.parametrize(
     ("flags", "error", "words"),
     [
