@@ -18,10 +18,16 @@ from tests.training.warm import PATIENCE, Group, Warm, warm
 
 KILLS = int(os.environ.get("LANGEVIN_KILLS", "3"))
 """Kills of every recipe."""
-STEPS = 3 + 3 * KILLS // 2
+STEPS = 4 + 3 * KILLS // 2
 RUN = "langevin.training.recipes:run"
 RECIPES = {
-    "text_to_image": ("--train_data_dir=pictures", "--use_ema", "--random_flip", "--gradient_accumulation_steps=2"),
+    "text_to_image": (
+        "--train_data_dir=pictures",
+        "--use_ema",
+        "--random_flip",
+        "--gradient_accumulation_steps=2",
+        "--train_batch_size=1",
+    ),
     "dreambooth_lora": (
         "--instance_data_dir=pictures",
         "--instance_prompt=a sks cat",
@@ -94,40 +100,55 @@ def until(group: Group, happened: Callable[[], bool]) -> None:
         time.sleep(0.0005)
 
 
-def strike(group: Group, out: Path, moment: str, stream: random.Random) -> str:
-    """Kill a run at a moment of a kind: at any, within a save, or after its last checkpoint; return what was going on.
+def unfinished(out: Path) -> set[str]:
+    """Return the names of checkpoints and results that are being written, or were when a run was killed."""
+    return {path.name for place in (out, out.parent) for path in place.glob(".*.partial")}
+
+
+def strike(group: Group, out: Path, moment: str, stream: random.Random, pace: float) -> str:
+    """Kill a run at a moment of a kind, and return whether it was at its start, at a step, at a save or done.
+
+    Args:
+        moment: "start", "step", "save" or "end", after the last checkpoint; when exactly is drawn.
+        pace: seconds of a step with its save.
     """
-    if moment == "any":
-        time.sleep(stream.uniform(0, 1.5))
+    before, reached = unfinished(out), steps(out)
+    if moment == "step":
+        until(group, lambda: steps(out) > reached)
     elif moment == "save":
-        until(group, lambda: any(out.glob(".checkpoint-*.partial")))
-        time.sleep(stream.uniform(0, 0.05))
-    else:
-        until(group, (out / f"checkpoint-{STEPS}" / "state.json").is_file)
-        time.sleep(stream.uniform(0, 0.2))
+        until(group, lambda: bool(unfinished(out) - before))
+    elif moment == "end":
+        until(group, lambda: steps(out) == STEPS)
+    time.sleep(stream.uniform(0, {"start": 0.5, "save": pace / 2}.get(moment, pace)))
     if group.alive():
         os.kill(group.pids[0], signal.SIGSTOP)
-    doing = "saving" if any(out.glob(".checkpoint-*.partial")) else "elsewhere"
+    found = "save" if unfinished(out) - before else ("step" if steps(out) > reached else "start")
     group.kill()
     (status,) = group.wait()
-    return doing if status == -signal.SIGKILL else "done"
+    return found if status == -signal.SIGKILL else "done"
+
+
+def steps(out: Path) -> int:
+    """Return the steps of the last checkpoint."""
+    return max((int(path.parent.name.split("-")[1]) for path in out.glob("checkpoint-*/state.json")), default=0)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are copied")
 @pytest.mark.parametrize("name", RECIPES)
-def test_kills_change_no_byte(name: str, place: Place, record_property) -> None:
+def test_kills_change_no_byte(name: str, place: Place) -> None:
     flags = [*SHARED, *RECIPES[name]]
     one, other = place.home(f"{name} whole"), place.home(f"{name} killed")
     place.warm.run(one, RUN, name, flags)
+    pace = (one / "out" / "log.jsonl").stat().st_mtime - (one / "out" / f"checkpoint-{STEPS - 1}").stat().st_mtime
     stream, found = random.Random(f"{name} {os.environ.get('LANGEVIN_KILLS_SEED', '0')}"), []
-    for k in range(KILLS):
-        moment = "end" if k == KILLS - 1 else ("save", "any")[k % 2]
-        found.append(strike(place.warm.start(other, RUN, name, flags), other / "out", moment, stream))
+    moments = [("save", "step", "save", "start")[k % 4] for k in range(KILLS - 1)] + ["end"]
+    for moment in moments:
+        group = place.warm.start(other, RUN, name, flags)
+        found.append(strike(group, other / "out", moment, stream, max(pace, 0.05)))
     place.warm.run(other, RUN, name, flags)
-    record_property("kills", found)
     print(name, {what: found.count(what) for what in found})
-    assert found.count("done") <= 1 and "saving" in found
+    assert found.count("done") <= 1 and "save" in found
     wanted, got = files(one / "out"), files(other / "out")
     assert f"checkpoint-{STEPS}/optimizer.bin" in wanted
     assert got == wanted

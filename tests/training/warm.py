@@ -23,7 +23,7 @@ from typing import Any
 from tests.guard.sockets import ALLOWED
 
 NEEDED = ("accelerate", "transformers", "langevin.training.recipes.text_to_image", "langevin.pipelines.base")
-PATIENCE = 120.0
+PATIENCE = 600.0
 
 
 class Group:

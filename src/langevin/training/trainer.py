@@ -35,6 +35,13 @@ LOG = "log.jsonl"
 POLICIES = ("stop", "skip")
 OWN = "langevin"
 """What the state of accelerate is marked with where a run set it up."""
+DIVIDED = {
+    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
+    "FSDP": "ACCELERATE_USE_FSDP",
+    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
+    "a parallelism_config": "ACCELERATE_USE_PARALLELISM_CONFIG",
+}
+"""What divides weights among processes -> the variable by which accelerate tells the processes that it starts."""
 
 
 class Losses(NamedTuple):
@@ -217,6 +224,8 @@ class Trainer:
                     look(self)
                 if self.run.checkpoint_every and self.step % self.run.checkpoint_every == 0:
                     self.checkpoint()
+        if self.main:
+            checkpoints.keep(self.run.folder, self.run.checkpoint_limit)  # a kill may have come before it
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
@@ -257,10 +266,8 @@ class Trainer:
         torch.manual_seed(self.streams.number("layers", self.step, self.accelerator.process_index))
         self._set_rates()
         total = torch.zeros((), device=self.accelerator.device)
-        seen: list[int] = []
         for number in range(self.run.accumulated):
             positions, batch = next(batches)
-            seen += [self.order.example(p) for p in positions]
             last = number == self.run.accumulated - 1
             with nullcontext() if last else self._apart(), self.accelerator.autocast():
                 draw = Draw(self.streams, positions, self.accelerator.device)
@@ -273,7 +280,7 @@ class Trainer:
         length = None
         if self.run.max_grad_norm is not None:
             length = self.accelerator.clip_grad_norm_(self.parameters, self.run.max_grad_norm)
-        if self._wanted(total, seen):
+        if self._wanted(total):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -294,14 +301,17 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * share
 
-    def _wanted(self, loss: Tensor, seen: Sequence[int]) -> bool:
+    def _wanted(self, loss: Tensor) -> bool:
         """Tell whether the step is to be taken: with `skip`, or on the CPU, a loss is looked at before it."""
         skip = self.run.on_nonfinite == "skip"
         if not skip and loss.device.type != "cpu":
             return True
-        if bool(torch.isfinite(self.accelerator.reduce(loss, "mean"))):
+        loss = self.accelerator.reduce(loss, "mean")
+        if bool(torch.isfinite(loss)):
             return True
-        what = f"The loss is {float(loss)} at step {self.step}, for the examples {sorted(set(seen))}"
+        size = self.order.step_size
+        seen = {self.order.example(position) for position in range(self.step * size, (self.step + 1) * size)}
+        what = f"The loss is {float(loss)} at step {self.step}, for the examples {sorted(seen)}"
         if not skip:
             raise NonFiniteError(f"{what}. Look at them, lower the learning rate, or pass on_nonfinite='skip'.",
                                  module="loss", step=self.step)  # fmt: skip
@@ -309,13 +319,15 @@ class Trainer:
         return False
 
     def _diagnose(self) -> None:
-        """Warn of trained parameters that no gradient reaches."""
+        """Warn of trained parameters that no gradient reaches; several processes would wait for it."""
         names = {id(p): f"{part}.{name}" for part, net in self.bare.items() for name, p in net.named_parameters()}
         idle = [names.get(id(p), "?") for p in self.parameters if p.grad is None]
         if len(idle) == len(self.parameters):
             raise ConfigError("No trained parameter has a gradient: the loss does not depend on any of them.")
         if idle:
             shown = ", ".join(idle[:5]) + (", ..." if len(idle) > 5 else "")
+            if self.accelerator.num_processes > 1:
+                raise ConfigError(f"Several processes need a gradient of every trained parameter; {shown} get none.")
             logger.warning("%d of %d trained parameters get no gradient: %s", len(idle), len(self.parameters), shown)
 
     def _tell(self) -> float:
@@ -379,6 +391,7 @@ class Trainer:
         self._tell()
         if self.main:
             facts = {"seed": self.streams.seed, "steps": self.run.steps, "examples": len(self.data)}
+            facts["step_size"] = self.order.step_size
             checkpoints.save(self.run.folder, self.step, self._write, facts)
             checkpoints.keep(self.run.folder, self.run.checkpoint_limit)
         for look in self.after:
@@ -414,6 +427,12 @@ class Trainer:
             if not (found.folder / "average.safetensors").is_file():
                 raise ConfigError(f"{found.folder} has no average of the weights; resume without `use_ema`.")
             self.average.restore(load_file(found.folder / "average.safetensors"))
+        if self.main and found.facts.get("step_size", self.order.step_size) != self.order.step_size:
+            logger.warning(
+                "%s was trained on %d examples per optimizer step, and now there are %d: it goes on, but not as it "
+                "would have.",
+                found.folder, found.facts["step_size"], self.order.step_size,
+            )  # fmt: skip
         self.step = found.step
         logger.info("Going on from %s.", found.folder)
 
@@ -476,7 +495,9 @@ def seed_of(given: int | None, found: checkpoints.Checkpoint | None) -> int:
         if given not in (None, seed):
             raise ConfigError(f"The run to resume has the seed {seed}, not {given}; leave `seed` out.")
         return seed
-    state = require("accelerate", why="Training", extra="training").PartialState()
+    accelerate = require("accelerate", why="Training", extra="training")
+    check_whole()
+    state = accelerate.PartialState()
     seed = torch.tensor(fresh().initial_seed() % 2**31 if given is None else given, device=state.device)
     if state.num_processes > 1:
         torch.distributed.broadcast(seed, 0)
@@ -487,12 +508,14 @@ def accelerator(run: Run) -> Any:
     """Return accelerate's view of the machine: devices, processes, precision.
 
     Raises:
+        ConfigError: when accelerate is configured to divide the weights among processes.
         MissingDependencyError: without accelerate.
     """
     require("accelerate", why="Training", extra="training")
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin
 
+    check_whole()
     own = make_room(run.mixed_precision)
     plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
     packages = {"tensorboard": "training", "wandb": None}
@@ -506,6 +529,19 @@ def accelerator(run: Run) -> Any:
     )
     setattr(made.state, OWN, own)
     return made
+
+
+def check_whole() -> None:
+    """Raise ConfigError when accelerate is configured to divide weights among processes."""
+    from accelerate.utils import parse_flag_from_env
+
+    for name, flag in DIVIDED.items():
+        if parse_flag_from_env(flag):
+            raise ConfigError(
+                f"accelerate is configured for {name}, which divides weights among processes; recipes train, average "
+                "and write whole ones. Leave it out (`accelerate config`), or use `accelerate launch --multi_gpu`; "
+                "gradient_checkpointing, mixed_precision, a LoRA and optimizer=adafactor save memory."
+            )
 
 
 def make_room(precision: str | None) -> bool:
