@@ -20,6 +20,7 @@ from ..core.push import PushToHubMixin, check_push
 from ..families.common import dtype_of
 from ..models.placement import present, resolve_device
 from . import files, loading
+from .memory import MemoryMixin
 from .runs import InterruptField
 from .sharing import share
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from . import custom
 
 
-class DiffusionPipeline(PushToHubMixin, ConfigMixin):
+class DiffusionPipeline(MemoryMixin, PushToHubMixin, ConfigMixin):
     """A bundle of named components (networks, tokenizers, a scheduler) that generates with one call.
 
     A subclass passes its components to `register_modules` in `__init__` and writes `__call__`. Components are plain
@@ -222,10 +223,7 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
 
     @property
     def _execution_device(self) -> torch.device:
-        return self.device
-
-    def maybe_free_model_hooks(self) -> None:
-        """Do nothing: no component waits on the accelerator for a later call. Loops of the documented form end here."""
+        return self.device if self._offload is None else self._offload.device
 
     def to(self, *args: Any, silence_dtype_warnings: bool = False, **kwargs: Any) -> Any:
         """Move and cast all networks in place and return the pipeline.
@@ -245,6 +243,10 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
             if kind in named and value is not None:
                 raise ConfigError(f"`to` was given two values for {kind}: {named[kind]} and {value}.")
             named |= {} if value is None else {kind: present(value) if kind == "device" else value}
+        if self._offload is not None:
+            if torch.device(named.get("device", "cpu")).type != "cpu":
+                raise ConfigError("The networks go to the device by themselves; `remove_all_hooks()` ends that.")
+            self._offload.detach()
         for module in self._networks.values():
             module.to(**named)
         return self
@@ -265,34 +267,3 @@ class DiffusionPipeline(PushToHubMixin, ConfigMixin):
     def numpy_to_pil(images: np.ndarray) -> list[Any]:
         """Return PIL pictures from an array (batch, height, width, channels) in [0, 1]."""
         return from_array(images)
-
-    # Memory switches -------------------------------------------------------------------------------------------------
-
-    def _delegate(self, method: str, *args: Any, only: str | None = None) -> None:
-        """Call `method` on every network that has it, or on the component `only`.
-
-        Raises:
-            ConfigError: when none has it.
-        """
-        modules = self._networks.values() if only is None else [self._part(only)]
-        able = [module for module in modules if callable(getattr(module, method, None))]
-        if not able:
-            raise ConfigError(f"No component of this {type(self).__name__} offers `{method}`.")
-        for module in able:
-            getattr(module, method)(*args)
-
-    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
-        """Compute attention in slices, which takes less memory and more time: "auto", "max" or heads per slice."""
-        self._delegate("set_attention_slice", slice_size)
-
-    def disable_attention_slicing(self) -> None:
-        """Compute attention in one step again."""
-        self._delegate("set_attention_slice", None)
-
-    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
-        """Compute attention with the package xformers."""
-        self._delegate("enable_xformers_memory_efficient_attention", attention_op)
-
-    def disable_xformers_memory_efficient_attention(self) -> None:
-        """Compute attention with torch again."""
-        self._delegate("disable_xformers_memory_efficient_attention")

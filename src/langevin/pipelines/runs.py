@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -46,13 +46,21 @@ _own_switches: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 @contextmanager
 def running(call: Call) -> Iterator[RunState]:
-    """Open the run of a call in this thread."""
+    """Open the run of a call in this thread; afterwards what waits on the CPU between runs is there again.
+
+    Raises:
+        ConfigError: when another thread uses a pipeline whose networks wait on the CPU.
+    """
     pipe, run = call.pipe, RunState(call, dict(call.given))
-    token = _stack.set((*_stack.get(), run))
     with _lock:
-        _active.setdefault(pipe, []).append(run)
+        runs = _active.setdefault(pipe, [])
+        if runs and pipe._offload is not None and current(pipe) is None:
+            raise ConfigError("Networks that wait on the CPU serve one call at a time; wait for the other one.")
+        runs.append(run)
+    token = _stack.set((*_stack.get(), run))
     try:
-        yield run
+        with nullcontext() if pipe._offload is None else pipe._offload.running(pipe._networks):
+            yield run
     finally:
         _stack.reset(token)
         with _lock:
