@@ -127,7 +127,7 @@ COMMANDS = {
         "--resolution=512 --center_crop --random_flip --proportion_empty_prompts=0.2 --train_batch_size=1 "
         "--gradient_accumulation_steps=4 --gradient_checkpointing --max_train_steps=10000 --use_8bit_adam "
         f"--learning_rate=1e-06 {CONSTANT} --mixed_precision='fp16' --report_to='wandb' "
-        "--validation_prompt='a cute Sundar Pichai creature' --validation_epochs 5 --checkpointing_steps=5000 "
+        "--validation_prompt='a cute Sundar Pichai creature' --validation_epochs=5 --checkpointing_steps=5000 "
         "--output_dir='sdxl-naruto-model' --push_to_hub",
     ],
     "unconditional": [

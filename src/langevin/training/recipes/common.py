@@ -391,7 +391,7 @@ def finish(
     """Write what was trained and its settings into the output folder, upload it if asked, and return the folder.
 
     Args:
-        use: see `cards.card`, which is written for what began with a published pipeline.
+        use: see `cards.card`.
         check: raises an error when what lies in the folder is not what was trained, before it is uploaded.
 
     Raises:
@@ -409,8 +409,7 @@ def finish(
             settings.save(clean)
             repo_id = settings.hub_model_id or folder.resolve().name
             base = getattr(settings, "pretrained_model_name_or_path", None)
-            readme = None if base is None else partial(card, base, use)
-            upload(clean, {"repo_id": repo_id, "token": settings.hub_token}, card=readme)
+            upload(clean, {"repo_id": repo_id, "token": settings.hub_token}, card=partial(card, base, use))
     return folder
 
 
