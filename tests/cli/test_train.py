@@ -59,3 +59,12 @@ def test_a_script_says_what_is_wrong_in_one_line() -> None:
     done = subprocess.run([sys.executable, str(script), "--rnk=3"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: train_dreambooth_lora.py does not accept 'rnk'; did you mean 'rank'?\n"
+
+
+def test_the_report_of_a_run_is_written_anew(tmp_path, capsys) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 0, "loss": 1.0, "lr": 0.1}\n')
+    status, out, _ = called(capsys, "report", str(tmp_path))
+    assert status == 0 and out == f"Written to {tmp_path / 'report.html'}\n"
+    assert (tmp_path / "report.html").is_file()
+    status, _, err = called(capsys, "report", str(tmp_path / "nothing"))
+    assert status == 2 and "has no log.jsonl" in err

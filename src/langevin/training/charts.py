@@ -35,9 +35,9 @@ class Line:
 
 
 def smoothed(points: Points, share: float = 0.03) -> list[tuple[float, float]]:
-    """Return an exponential moving average, whose length is a share of all points; what is not finite is left out."""
+    """Return an exponential moving average as long as a share of all points, ten at least; infinity and NaN are none."""
     found = finite(points)
-    keep = 1 - 1 / max(1.0, share * len(found))
+    keep = 1 - 1 / max(10.0, share * len(found))
     total = weight = 0.0
     result = []
     for step, value in found:

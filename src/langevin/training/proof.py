@@ -33,8 +33,8 @@ class Result:
         allowed: what it may be.
         effect: between the trained network and the untrained one.
         noise: between two predictions of the same network.
-        verdict: "proven", "idle" for a training that changed nothing, or "failed".
-        why: why it failed.
+        verdict: "proven", "idle" for a training that changed nothing, "failed", or "left out".
+        why: why it failed or was left out.
     """
 
     file: str
@@ -91,7 +91,7 @@ class Proof:
             there = self.predicted(run, alike(self.load(folder), self.pipe))
         except torch.OutOfMemoryError:
             logger.warning("There is no memory to load %s beside what was trained, so it is not compared.", place)
-            return Result(place, precision, verdict="left out", why="there was no memory for it")
+            result = Result(place, precision, verdict="left out", why="there was no memory for it")
         except LangevinError as error:
             result = Result(place, precision, why=f"it cannot be loaded: {error}")
         else:

@@ -193,7 +193,7 @@ def tiles(files: Files) -> Iterator[str]:
         yield tile(number(best["loss"]), f"lowest held-out loss, at step {best['step']}")
     verdict = files.proof.get("verdict")
     kinds = {"proven": ("proven", "good"), "idle": ("no effect", "warm"), "failed": ("failed", "bad")}
-    text, kind = kinds.get(str(verdict), ("not proven", "warm"))
+    text, kind = kinds.get(str(verdict), ("not proven", ""))
     yield tile(text, "the saved file", kind)
 
 
