@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections import Counter
+from threading import Timer
 
 import psutil
 import pytest
@@ -99,6 +101,17 @@ def test_no_process_outlives_an_interrupt() -> None:
     outcomes.close()
     assert time.monotonic() - begun < crew.PATIENCE / 2
     assert len(there) == 2 and not any(psutil.pid_exists(pid) for pid in there)
+
+
+def test_ctrl_c_is_heard_while_all_compute() -> None:
+    working = Crew([{}, {"takes": 60}], begins(1))
+    outcomes = working.work()
+    assert next(outcomes).task == 0
+    there = [worker.process.pid for worker in working.crew]
+    Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        next(outcomes)
+    assert not any(psutil.pid_exists(pid) for pid in there)
 
 
 def test_a_process_computes_with_its_threads_and_imports_what_this_one_does(monkeypatch) -> None:
