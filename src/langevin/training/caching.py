@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, NonFiniteError
+from ..core.errors import ConfigError, InputError, NonFiniteError
 from ..core.logging import get_logger
 from ..core.progress import progress_bar
 from .data.buckets import Size
@@ -97,8 +98,9 @@ def fill(run: Trainer, folder: Path) -> None:
             f"{len(lost)} latents that other processes encoded are not in {folder}; name a folder that all processes "
             "share as latents_dir."
         )
-    logger.info("%d of %d latents were in %s, and %d are new.",
-                len(wanted) - len(missing), len(wanted), folder, len(missing))  # fmt: skip
+    if run.main:
+        old = len(wanted) - len(missing)
+        logger.info("%d of %d latents were in %s, and %d are new.", old, len(wanted), folder, len(missing))
 
 
 def keyed(part: PictureExamples, names: Sequence[str], shelf: Shelf, network: str) -> tuple[dict[str, Wanted], Encoded]:
@@ -109,23 +111,33 @@ def keyed(part: PictureExamples, names: Sequence[str], shelf: Shelf, network: st
         network: see `identity`.
     """
     found: dict[str, Wanted] = {}
-    keys: dict[str, list[tuple[str, ...]]] = {}
+    keys: dict[str, list[tuple[str, ...]]] = {name: [] for name in names}
     mirrors = (False, True) if part.framing.mirror else (False,)
-    for name in names:
-        sources = [record.columns[part.pictures[name]] for record in part.records.rows]
-        with ThreadPoolExecutor() as pool:
-            hashes = list(pool.map(content, sources))
-        keys[name] = []
-        for number, hashed in enumerate(hashes):
-            framing = replace(part.framing_of(number), mirror=False)
+    with ThreadPoolExecutor() as pool:
+        facts = list(pool.map(partial(recognised, part, names), range(len(part))))
+    for number, (hashes, _) in enumerate(facts):
+        framing = replace(part.framing_of(number), mirror=False)
+        size = (framing.height, framing.width)
+        for name, hashed in zip(names, hashes, strict=True):
             base = json.dumps([FORMAT, network, hashed, asdict(framing)])
             own = tuple(digest(base.encode(), b"mirrored" if mirrored else b"") for mirrored in mirrors)
-            size = (framing.height, framing.width)
             found |= {key: Wanted(part, number, name, size, turn) for key, turn in zip(own, mirrors, strict=True)}
             keys[name].append(own)
-    column = part.pictures[names[0]]
-    shapes = [size_of(record.columns[column]) for record in part.records.rows]
-    return found, Encoded(shelf, shapes, keys)
+    return found, Encoded(shelf, [size for _, size in facts], keys)
+
+
+def recognised(part: PictureExamples, names: Sequence[str], number: int) -> tuple[list[str], Size]:
+    """Return hashes of pictures of an example, and the height and width of the first, which all have.
+
+    Raises:
+        InputError: when one cannot be read; names the example.
+    """
+    record = part.records.rows[number]
+    sources = [record.columns[part.pictures[name]] for name in names]
+    try:
+        return [content(source) for source in sources], size_of(sources[0])
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{record.name} cannot be read as a picture ({error}).") from error
 
 
 def encode(run: Trainer, shelf: Shelf, todo: Mapping[str, Wanted]) -> None:
