@@ -58,8 +58,8 @@ def words(name: str, places, folder: Path) -> list[str]:
     base, shown = places
     found = [f"--output_dir={folder}", "--learning_rate=0.02"]
     if name == "unconditional":
-        config = shown / "config.json"
-        return [*found, f"--train_data_dir={shown}", f"--model_config_name_or_path={config}"]
+        config = [f"--model_config_name_or_path={shown / 'config.json'}", "--ddpm_num_steps=10"]
+        return [*found, f"--train_data_dir={shown}", *config, "--ddpm_num_inference_steps=1", "--eval_batch_size=1"]
     found.append(f"--pretrained_model_name_or_path={base}")
     if name.startswith(("dreambooth", "custom")):
         word = "<new1>" if name == "custom_diffusion" else "sks"

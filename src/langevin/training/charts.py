@@ -35,7 +35,7 @@ class Line:
 
 
 def smoothed(points: Points, share: float = 0.03) -> list[tuple[float, float]]:
-    """Return an exponential moving average as long as a share of all points, ten at least; infinity and NaN are none."""
+    """Return an exponential moving average as long as a share of the points, ten at least, of those that are finite."""
     found = finite(points)
     keep = 1 - 1 / max(10.0, share * len(found))
     total = weight = 0.0
