@@ -51,7 +51,7 @@ def test_every_split_of_a_step_trains_alike(splits, ready, tmp_path) -> None:
     log, seen, (first,) = found[0]
     assert [point["step"] for point in log] == list(range(12)) and log[0]["lr"] == 0 < log[1]["lr"] < log[2]["lr"]
     assert len(seen) == 12 * splits[0][0] * splits[0][1] * splits[0][2]
-    for parts, (other, also, weights) in zip(splits, found, strict=True):
+    for other, also, weights in found:
         assert [(point["step"], point["lr"]) for point in other] == [(point["step"], point["lr"]) for point in log]
         assert also == seen
         for point, wanted in zip(other, log, strict=True):
