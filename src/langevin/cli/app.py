@@ -272,7 +272,8 @@ Eye = Annotated[
 FeaturesOf = Annotated[
     str | None,
     typer.Option(
-        metavar="FOLDER_OR_REPO", help="What FID and its kin see with: a CLIP, or 'checker'. Default: --clip."
+        metavar="FOLDER_OR_REPO",
+        help="What FID and its kin see with: a CLIP, 'checker', or a file of Inception's weights. Default: --clip.",
     ),
 ]
 PromptFile = Annotated[

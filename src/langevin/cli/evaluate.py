@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 from ..core.errors import InputError
 from ..evaluation.features import Clip, ClipScore, Extractor, Judge
 from ..evaluation.folders import Shown, answering, read
+from ..evaluation.inception import FILE, Inception
 from ..evaluation.pictures import Look, Result, evaluate, evaluate_edits
 from ..evaluation.prompt_files import draw, read_prompts
 from ..picturebook.features import AsAsked, CheckerFeatures
@@ -16,7 +18,7 @@ from ..picturebook.features import clip as picturebook_clip
 from .model import pick_device
 from .request import PICTUREBOOK
 
-CHECKER = "checker"
+CHECKER, INCEPTION = "checker", "inception"
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Eyes:
 
     Attributes:
         clip: the CLIP of figures by prompt: "picturebook", a folder, or a hub repository.
-        features: the extractor of distances: the same names, or "checker"; None takes `clip`.
+        features: the extractor of distances: the same names, "checker", or a file of Inception's weights; None takes
+            `clip`.
     """
 
     clip: str = PICTUREBOOK
@@ -48,6 +51,10 @@ class Eyes:
         """Return the extractor of distances."""
         if self.features == CHECKER:
             return CheckerFeatures()
+        if self.features == INCEPTION and not Path(INCEPTION).exists():
+            raise InputError(f"Inception needs its weights: name the file, such as --features {FILE}, in its place.")
+        if self.features is not None and Path(self.features).is_file():
+            return Inception(self.features, device=pick_device(self.device))
         return self.loaded if self.features in (None, self.clip) else load_clip(str(self.features), self.device)
 
     def look(self, *, judged: bool, against: bool) -> Look:
