@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from langevin.core.errors import ConfigError, InputError
 from langevin.core.records import Problems, Record, Records, read_folder
 from langevin.training.heldout import BINS, FILE, HeldOut, Spread, apart
+from langevin.training.recipes import RECIPES
+from langevin.training.recipes.custom_diffusion import CustomSettings
 from langevin.training.recipes.text_to_image import LoraSettings, train_lora
 from langevin.training.settings import parse
 from langevin.training.streams import Streams
 from langevin.training.trainer import Losses
 from tests.training.line import Line, Points, bits, trainer
-from tests.training.recipes.places import model, pictures, trained
+from tests.training.recipes.places import FLAGS, model, pictures, trained
 from tests.training.test_trainer import Stopped, stop_at
 
 
@@ -157,6 +160,47 @@ def test_a_recipe_measures_what_it_does_not_train_on(places, tmp_path) -> None:
     assert found[0]["bins"] != found[-1]["bins"] and all(len(point["bins"]) == BINS for point in found)
     state = json.loads((folder / "checkpoint-4" / "state.json").read_text())
     assert state["examples"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("text_to_image_lora", ("--cache_latents", "--center_crop", "--aspect_ratio_buckets", "--resolution=32")),
+        ("dreambooth_lora", ("--with_prior_preservation", "--class_prompt=a dog", "--num_class_images=2")),
+    ],
+)
+def test_looks_do_not_depend_on_how_examples_are_fed(name: str, flags, places, tmp_path) -> None:
+    """Latents that are kept, buckets, and pictures of a class belong to training; a run ends as one without looks."""
+    base, shown = places
+    folder = "train_data_dir" if name.startswith("text") else "instance_data_dir"
+    given = [f"--pretrained_model_name_or_path={base}", f"--{folder}={shown}", *flags, "--max_train_steps=2"]
+    given += [] if name.startswith("text") else ["--instance_prompt=a sks cat", f"--class_data_dir={shown}"]
+    held = f"--heldout_data_dir={pictures(tmp_path / 'held', 2)}"
+    results = []
+    for place, more in (("quiet", []), ("looking", [held, "--heldout_steps=1", "--heldout_draws=10"])):
+        words = [word for word in FLAGS if not word.startswith(("--resolution", "--max_train_steps"))]
+        words += [] if any(flag.startswith("--resolution") for flag in flags) else ["--resolution=16"]
+        out = [f"--output_dir={tmp_path / place}", "--no_proof"]
+        results.append(trained(RECIPES[name].loaded(), [*given, *out], *more, common=words))
+    assert [point["step"] for point in lines(results[1])] == [0, 1, 2]
+    one, other = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in results)
+    assert one and all(tensor.equal(other[key]) for key, tensor in one.items())
+
+
+def test_held_out_pictures_of_several_subjects_have_captions(places, tmp_path) -> None:
+    concepts = [{"instance_data_dir": str(places[1]), "instance_prompt": "a <new1> cat"}]
+    (tmp_path / "list.json").write_text(json.dumps(concepts))
+    held = pictures(tmp_path / "held", 2)
+    given = [f"--pretrained_model_name_or_path={places[0]}", f"--concepts_list={tmp_path / 'list.json'}"]
+    settings = parse(CustomSettings, [*given, f"--heldout_data_dir={held}"], name="train")
+    settings.check()
+    assert len(settings.unseen().held) == 2
+    (held / "1.txt").unlink()
+    with pytest.raises(Problems, match="1 examples have no 'text'"):
+        settings.check()
+    settings.heldout_data_dir = str(places[1])
+    with pytest.raises(ConfigError, match="5 pictures are held out and trained on as well"):
+        settings.check()
 
 
 @pytest.mark.parametrize(

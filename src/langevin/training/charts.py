@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 Points = Sequence[tuple[float, float]]
+Place = Callable[[float], float]
+"""From a step or a value to where it is drawn."""
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 12, 34
 """Margins of the plot within the picture, for the labels."""
@@ -152,7 +154,7 @@ def chart(lines: Sequence[Line], *, label: str, log: bool = False, zero: bool = 
     return "".join(parts) + "</svg>" + legend(kept)
 
 
-def drawn(line: Line, across, down, *, log: bool) -> list[str]:
+def drawn(line: Line, across: Place, down: Place, *, log: bool) -> list[str]:
     """Return the elements of a line."""
     places = [(across(step), down(value)) for step, value in thinned(line.points)]
     path = " ".join(f"{x:g},{y:g}" for x, y in places)
