@@ -37,7 +37,8 @@ def test_an_effect_is_written_with_its_pictures(tmp_path) -> None:
 def test_the_subject_is_what_its_prompts_ask_for() -> None:
     pictures = subject(6)
     assert all(shows(pictures, KIND, [COLOUR] * 6)) and not any(shows(pictures, KIND, ["red"] * 6))
-    assert len({sight.background for sight in look(pictures)}) == 6
+    assert {sight.background for sight in look(pictures)} == {"plain"}
+    assert len({picture.tobytes() for picture in pictures}) == 6
     asked, others = cases(40, WORD), cases(40)
     assert all(WORD in case.text and f"{COLOUR} {KIND}" not in case.text for case in asked)
     for case in (*asked, *others):

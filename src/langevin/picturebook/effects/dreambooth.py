@@ -42,8 +42,8 @@ PRIOR: dict[str, Any] = {
 }
 """Those of prior preservation."""
 OWN: dict[str, dict[str, Any]] = {
-    "dreambooth": {"learning_rate": 1e-4, "max_train_steps": 100},
-    "dreambooth_lora": {"learning_rate": 2e-3, "max_train_steps": 100},
+    "dreambooth": {"learning_rate": 1e-4, "max_train_steps": 60},
+    "dreambooth_lora": {"learning_rate": 2e-3, "max_train_steps": 60},
 }
 """Recipe -> its own settings."""
 BEST = "dreambooth with prior preservation"
