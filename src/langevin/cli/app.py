@@ -251,7 +251,13 @@ def env() -> None:
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def train(
-    recipe: Annotated[str, typer.Argument(help="What is trained, such as dreambooth_lora; a wrong name lists them.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="What is trained, such as dreambooth_lora; a wrong name lists them. 'report' and the folder of a run "
+            "write its report anew."
+        ),
+    ],
     flags: Annotated[
         list[str] | None, typer.Argument(metavar="--FLAG=VALUE ...", help="See `langevin train RECIPE --help`.")
     ] = None,

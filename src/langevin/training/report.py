@@ -117,8 +117,8 @@ def read(folder: Path) -> Files:
     settings, result = (
         read_json(folder / name) if (folder / name).is_file() else {} for name in (SETTINGS, proof.FILE)
     )
-    lines = [Lines(folder / name).read() for name in (LOG, heldout.FILE, WARNINGS)]
-    return Files(folder, *lines, settings, result, dict(sorted(found.items())))
+    log, looks, warnings = (Lines(folder / name).read() for name in (LOG, heldout.FILE, WARNINGS))
+    return Files(folder, log, looks, warnings, settings, result, dict(sorted(found.items())))
 
 
 def write(folder: str | Path) -> Path:
