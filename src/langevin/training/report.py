@@ -380,7 +380,7 @@ class Heard(logging.Handler):
 
     def begin(self, run: Trainer) -> None:
         """Forget what a resumed run says again."""
-        self.lines.cut(0 if run.found is None else run.found.step)
+        self.lines.cut(0 if run.found is None else run.found.step + 1)
         self.known = {point["text"] for point in self.lines.read()}
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -388,7 +388,10 @@ class Heard(logging.Handler):
         text = record.getMessage()
         if text not in self.known and len(self.known) < MOST_WARNINGS:
             self.known.add(text)
-            self.lines.write([{"step": self.run.step, "text": text}])
+            try:
+                self.lines.write([{"step": self.run.step, "text": text}])
+            except OSError:
+                self.handleError(record)
 
 
 @contextmanager
