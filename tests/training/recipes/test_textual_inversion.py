@@ -121,6 +121,11 @@ def test_pictures_may_have_captions_that_say_the_word(places, tmp_path) -> None:
     said = [data.captions.text(row.columns, torch.Generator(), row.name) for row in data.records.rows[:4]]
     assert said == ["a <toy> in the snow 0", "a <toy> in the snow 1", "a <toy> in the snow 2", said[0]]
     own = run((places[0], folder), tmp_path / "own", "--caption_column=text")
+    kept = run((places[0], folder), tmp_path / "kept", "--caption_column=text", "--cache_latents", "--center_crop")
+    assert held(kept).equal(
+        held(run((places[0], folder), tmp_path / "plain", "--caption_column=text", "--center_crop"))
+    )
+    assert len(list((kept / "latents").iterdir())) == 1
     ready_made = run((places[0], folder), tmp_path / "ready-made")
     assert not held(own).equal(held(ready_made))
 

@@ -29,6 +29,7 @@ from .common import (
     run_of,
     words_of,
 )
+from .feeding import CacheSettings
 
 CAPTIONS = {
     "object": (
@@ -75,7 +76,7 @@ CAPTIONS = {
 
 
 @dataclass
-class WordSettings(ModelSettings, PictureSettings, PreviewSettings):
+class WordSettings(ModelSettings, PictureSettings, CacheSettings, PreviewSettings):
     """Settings of textual_inversion."""
 
     output_dir: str = told("text-inversion-model", "folder for checkpoints, the log and the result")
@@ -87,6 +88,7 @@ class WordSettings(ModelSettings, PictureSettings, PreviewSettings):
     learnable_property: str = told("object", "what is learned: object or style")
     caption_column: str | None = told(None, "column of captions that say the new word; ready-made ones if unset")
     heldout_share: float = field(default=0.0, init=False)
+    cache_text_mb: int | None = field(default=None, init=False)
     repeats: int = told(100, "how often an epoch sees every picture")
     save_as_full_pipeline: bool = told(False, "write the whole pipeline with the word beside the word alone")
 
@@ -145,6 +147,7 @@ def trainer(settings: WordSettings, pipe: Any, part: Words) -> Trainer:
         pipe, settings.denoiser(pipe.scheduler), [part], learning_rate=rate_of(settings)
     )  # fmt: skip
     run = Trainer(task, data, run_of(settings, len(data)))
+    settings.keep(run)
     settings.hold(run)
     run.watch += settings.watch(pipe, run.order)
     return run
