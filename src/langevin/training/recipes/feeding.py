@@ -24,7 +24,7 @@ class BucketSettings(Settings):
     """Settings of recipes that may train at several sizes."""
 
     if TYPE_CHECKING:
-        resolution: int
+        resolution: int = 512
 
     aspect_ratio_buckets: bool = told(False, "train at several sizes of one area, every picture at the nearest shape")
 
@@ -46,7 +46,7 @@ class CacheSettings(Settings):
     """Settings of recipes that may keep what frozen networks say of examples."""
 
     if TYPE_CHECKING:
-        center_crop: bool
+        center_crop: bool = False
 
     cache_latents: bool = told(False, "encode every picture once, before training; needs center_crop")
     latents_dir: str | None = told(
