@@ -102,7 +102,7 @@ def until(group: Group, happened: Callable[[], bool]) -> None:
 
 def unfinished(out: Path) -> set[str]:
     """Return the names of checkpoints and results that are being written, or were when a run was killed."""
-    return {path.name for place in (out, out.parent) for path in place.glob(".*.partial")}
+    return {path.name for path in (*out.glob(".checkpoint-*.partial"), *out.parent.glob(".*.partial"))}
 
 
 def strike(group: Group, out: Path, moment: str, stream: random.Random, pace: float) -> str:

@@ -101,6 +101,12 @@ def test_divided_weights_are_refused(flag, tmp_path, monkeypatch) -> None:
         seed_of(None, None)
 
 
+def test_processes_that_would_each_train_alone_are_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="2 processes were started, but there is no device for each"):
+        trainer(tmp_path)
+
+
 def test_a_recipe_by_two_processes_is_written_by_one(ready, tmp_path) -> None:
     """Two trained networks, accumulated batches, previews, checkpoints and pictures of the class that are drawn."""
     model(tmp_path / "base")
@@ -123,7 +129,7 @@ def test_a_recipe_by_two_processes_is_written_by_one(ready, tmp_path) -> None:
         "--learning_rate=1e-3",
         "--validation_prompt=a cat",
         "--num_validation_images=1",
-        "--validation_steps=1",
+        "--validation_steps=2",
         "--seed=0",
         "--report_to=none",
     ]

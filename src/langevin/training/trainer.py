@@ -28,6 +28,7 @@ from ..optimization.learning_rates import factor
 from . import checkpoints
 from .average import Average, Decay
 from .lines import Lines
+from .machine import machine
 from .streams import BucketOrder, Draw, Order, Stream, Streams
 
 logger = get_logger(__name__)
@@ -35,13 +36,6 @@ LOG = "log.jsonl"
 POLICIES = ("stop", "skip")
 OWN = "langevin"
 """What the state of accelerate is marked with where a run set it up."""
-DIVIDED = {
-    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
-    "FSDP": "ACCELERATE_USE_FSDP",
-    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
-    "a parallelism_config": "ACCELERATE_USE_PARALLELISM_CONFIG",
-}
-"""What divides weights among processes -> the variable by which accelerate tells the processes that it starts."""
 
 
 class Losses(NamedTuple):
@@ -495,9 +489,7 @@ def seed_of(given: int | None, found: checkpoints.Checkpoint | None) -> int:
         if given not in (None, seed):
             raise ConfigError(f"The run to resume has the seed {seed}, not {given}; leave `seed` out.")
         return seed
-    accelerate = require("accelerate", why="Training", extra="training")
-    check_whole()
-    state = accelerate.PartialState()
+    state = machine()
     seed = torch.tensor(fresh().initial_seed() % 2**31 if given is None else given, device=state.device)
     if state.num_processes > 1:
         torch.distributed.broadcast(seed, 0)
@@ -508,14 +500,12 @@ def accelerator(run: Run) -> Any:
     """Return accelerate's view of the machine: devices, processes, precision.
 
     Raises:
-        ConfigError: when accelerate is configured to divide the weights among processes.
-        MissingDependencyError: without accelerate.
+        ConfigError, MissingDependencyError: see `machine.machine`.
     """
-    require("accelerate", why="Training", extra="training")
+    machine()
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin
 
-    check_whole()
     own = make_room(run.mixed_precision)
     plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
     packages = {"tensorboard": "training", "wandb": None}
@@ -529,19 +519,6 @@ def accelerator(run: Run) -> Any:
     )
     setattr(made.state, OWN, own)
     return made
-
-
-def check_whole() -> None:
-    """Raise ConfigError when accelerate is configured to divide weights among processes."""
-    from accelerate.utils import parse_flag_from_env
-
-    for name, flag in DIVIDED.items():
-        if parse_flag_from_env(flag):
-            raise ConfigError(
-                f"accelerate is configured for {name}, which divides weights among processes; recipes train, average "
-                "and write whole ones. Leave it out (`accelerate config`), or use `accelerate launch --multi_gpu`; "
-                "gradient_checkpointing, mixed_precision, a LoRA and optimizer=adafactor save memory."
-            )
 
 
 def make_room(precision: str | None) -> bool:

@@ -27,6 +27,7 @@ from ..data.framing import Framing
 from ..denoising import Denoiser
 from ..heldout import BINS, HeldOut, apart, check_apart
 from ..latent import TextToImage
+from ..machine import machine
 from ..optimizers import optimizer
 from ..previews import Preview
 from ..proof import Proof
@@ -308,9 +309,7 @@ def run_of(settings: Settings, examples: int, *, average: Decay | None = None) -
 
 def processes() -> int:
     """Return how many processes train together."""
-    from accelerate import PartialState
-
-    return PartialState().num_processes
+    return machine().num_processes
 
 
 def rate_of(settings: Settings, rate: float | None = None) -> float:

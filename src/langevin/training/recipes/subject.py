@@ -8,6 +8,7 @@ from typing import Any
 
 from ...core.progress import progress_bar
 from ...core.records import Problems, Record, Records, pictures_in, read_folder
+from ..machine import machine
 from ..settings import at_least, told
 from ..streams import Streams
 from .common import HeldOutSettings
@@ -41,10 +42,9 @@ class SubjectSettings(HeldOutSettings):
 
     def draw_class(self, pipe: Any, folder: str | Path, prompt: str) -> None:
         """Let a pipeline draw the pictures of a class that a folder lacks."""
-        from accelerate import PartialState
-
-        with PartialState().main_process_first():
-            pipe.to(PartialState().device)
+        state = machine()
+        with state.main_process_first():
+            pipe.to(state.device)
             self._draw(pipe, Path(folder), prompt)
             pipe.to("cpu")
 
