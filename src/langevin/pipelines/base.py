@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..core.config import FORMAT_VERSION, Config, ConfigMixin
 from ..core.errors import ConfigError, check_known
@@ -74,10 +73,6 @@ class DiffusionPipeline(MemoryMixin, PushToHubMixin, ConfigMixin):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.config!r}"
-
-    @property
-    def _networks(self) -> dict[str, nn.Module]:
-        return {name: c for name, c in self.components.items() if isinstance(c, nn.Module)}
 
     def _part(self, name: str) -> Any:
         """Return a component that a call cannot do without.

@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 class MemoryMixin:
     """The documented switches; what they do is done by networks, and by `optimization.offload`."""
 
-    _networks: dict[str, nn.Module]
+    components: Any
     _part: Callable[[str], Any]
     _offload: Offload | None = None
+
+    @property
+    def _networks(self) -> dict[str, nn.Module]:
+        return {name: c for name, c in self.components.items() if isinstance(c, nn.Module)}
 
     def maybe_free_model_hooks(self) -> None:
         """Bring networks that wait on the CPU between calls back there; loops of the documented form end with this."""

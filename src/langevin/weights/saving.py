@@ -71,8 +71,8 @@ def save(
     words = {"format": "pt", CONFIGS: json.dumps(configs, sort_keys=True), **_modelspec(family, given, configs)}
     with atomic_file(path) as partial:
         if path.suffix == ".ckpt":
-            held = {name: value.detach().cpu().clone() for name, value in tensors.items()}
-            write_pickled(partial, {"state_dict": held})
+            copied = {name: value.detach().cpu().clone() for name, value in tensors.items()}
+            write_pickled(partial, {"state_dict": copied})
         else:
             write_safetensors(partial, tensors, {**words, **(metadata or {})})
     return list(places)
