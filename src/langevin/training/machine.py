@@ -37,6 +37,6 @@ def machine() -> Any:
     if started > 1 and state.num_processes == 1:
         raise ConfigError(
             f"{started} processes were started, but there is no device for each, so that every one of them would train "
-            "by itself; on processors they train together with `accelerate launch --cpu`, or ACCELERATE_USE_CPU=true."
+            "by itself; with ACCELERATE_USE_CPU=true they train together on processors."
         )
     return state
