@@ -20,7 +20,7 @@ CONCEPTS = (("<new1>", "purple", "cat"), ("<new2>", "green", "boat"))
 """The new word, and the colour and the kind that never come together in the model's own training."""
 PICTURES = 6
 """Pictures of each."""
-PROMPTS = 24
+PROMPTS = 16
 """Prompts of each, of both, and of other colours."""
 GOAL = 50.0
 """Percent of prompts of one that show it."""
@@ -77,12 +77,9 @@ def measure(folder: Path, steps: int | None) -> Effect:
     pipe, shares, rows = use(result), [], []
     for seed, (word, colour, kind) in enumerate(CONCEPTS):
         pictures = drawn(pipe, alone(word, kind, count), 1000 * seed)
-        before = drawn(shipped(), alone("big", kind, count), 1000 * seed)
-        colours = [colour] * count
         others = drawn(pipe, alone("red", kind, count), 1000 * seed)
         shares += [
-            share(f"{word} {kind} is {colour}", shows(pictures, kind, colours), GOAL),
-            share(f"{kind} before, with the word it began as", shows(before, kind, colours)),
+            share(f"{word} {kind} is {colour}", shows(pictures, kind, [colour] * count), GOAL),
             share(f"a red {kind} is red", shows(others, kind, ["red"] * count)),
         ]
         rows += pictures[:10]
