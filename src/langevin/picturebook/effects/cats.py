@@ -36,16 +36,16 @@ class Judged:
     pictures: list[Any]
 
 
-def subject(count: int) -> list[np.ndarray]:
-    """Return pictures of the purple cat alone, big, in several places of a plain picture.
+def subject(count: int, colour: str = COLOUR, kind: str = KIND) -> list[np.ndarray]:
+    """Return pictures of the purple cat, or of another thing, alone, big, in several places of a plain picture.
 
     The captions that the model knows say every other background, so that of a picture whose caption says none is plain.
     """
     scenes = []
     for k in range(count):
         x, y = 0.5 + (k % 3 - 1) * 4 / 64, 0.58 + (k % 2) * 3 / 64
-        cat = Thing(KIND, COLOUR, "big", 1, x, y, (30 + 2 * (k % 4)) / 64)
-        scenes.append(Scene((cat,), None, "plain", "flat", 257 * k))
+        thing = Thing(kind, colour, "big", 1, x, y, (30 + 2 * (k % 4)) / 64)
+        scenes.append(Scene((thing,), None, "plain", "flat", 257 * k))
     return [render(scene) for scene in scenes]
 
 
