@@ -46,6 +46,14 @@ class StableDiffusionMixin:
         """Decode pictures whole again."""
         self._delegate("disable_tiling", only="vae")
 
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Strengthen the backbone of the UNet and weaken what it keeps; see `UNet2DConditionModel.enable_freeu`."""
+        self._delegate("enable_freeu", s1, s2, b1, b2, only="unet")
+
+    def disable_freeu(self) -> None:
+        """Use the UNet as it was trained again."""
+        self._delegate("disable_freeu", only="unet")
+
 
 class OwnLoopMixin:
     """Helpers of every latent pipeline: the first sample, the scheduler's options, the schedule's tail, decoding."""

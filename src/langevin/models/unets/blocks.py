@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from ...nn.attention import Attention
 from ...nn.checkpointing import run_block
 from ...nn.resnet import Downsample, ResnetBlock, Upsample
 from ...nn.transformer import Transformer2D
+
+if TYPE_CHECKING:
+    from ...nn.freeu import FreeU
 
 
 @dataclass(frozen=True)
@@ -275,7 +278,12 @@ class UpBlock(Block):
 
     forward: features (B, channels_in, H, W) and the feature maps kept on the way down, of which the last ones are
     used first. `output_size` is the height and width to reach where doubling would miss it.
+
+    Attributes:
+        freeu: what is done to both before they are joined, if anything.
     """
+
+    freeu: FreeU | None = None
 
     def __init__(self, level: Level, common: Common) -> None:
         super().__init__()
@@ -299,7 +307,10 @@ class UpBlock(Block):
         self, x: Tensor, kept: Sequence[Tensor], given: Given, output_size: tuple[int, int] | None = None
     ) -> Tensor:
         for i in range(len(self.resnets)):
-            x = self.attend(i, self.resnet(i, torch.cat([x, kept[-1 - i]], dim=1), given), given)
+            skip = kept[-1 - i]
+            if self.freeu is not None:
+                x, skip = self.freeu(x, skip)
+            x = self.attend(i, self.resnet(i, torch.cat([x, skip], dim=1), given), given)
         if self.upsamplers is not None:
             layer = self.upsamplers[0]
             x = run_block(self, layer, x, given.time) if isinstance(layer, ResnetBlock) else layer(x, output_size)
