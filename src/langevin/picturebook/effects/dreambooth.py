@@ -39,8 +39,9 @@ PRIOR: dict[str, Any] = {
     "with_prior_preservation": True,
     "class_prompt": f"a {KIND}",
     "num_class_images": CLASS_PICTURES,
+    "prior_loss_weight": 0.2,
 }
-"""Those of prior preservation."""
+"""Those of prior preservation; with a weight of 1 the class holds the subject back."""
 OWN: dict[str, dict[str, Any]] = {
     "dreambooth": {"learning_rate": 1e-4, "max_train_steps": 60},
     "dreambooth_lora": {"learning_rate": 2e-3, "max_train_steps": 60},
