@@ -7,12 +7,16 @@ boat" shows both.
 from __future__ import annotations
 
 import json
+from itertools import count as numbers
 from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
-from ..captions import PHRASES, SETTINGS
+import numpy as np
+
+from ..captions import PHRASES, SETTINGS, describe
 from ..checker import check
+from ..world import render, sample_scene
 from .cats import subject
 from .common import Effect, drawn, share, shipped, shows, trained, write_pictures
 
@@ -20,6 +24,8 @@ CONCEPTS = (("<new1>", "purple", "cat"), ("<new2>", "green", "boat"))
 """The new word, and the colour and the kind that never come together in the model's own training."""
 PICTURES = 6
 """Pictures of each."""
+CLASS_PICTURES = 60
+"""Scenes of each kind in colours that the model knows, with captions, which keep what it knew."""
 PROMPTS = 16
 """Prompts of each, of both, and of other colours."""
 GOAL = 50.0
@@ -28,9 +34,12 @@ FLAGS: dict[str, Any] = {
     "modifier_token": "+".join(word for word, _, _ in CONCEPTS),
     "initializer_token": "big+big",
     "noaug": True,
+    "with_prior_preservation": True,
+    "real_prior": True,
+    "num_class_images": CLASS_PICTURES,
     "resolution": 64,
     "train_batch_size": 4,
-    "max_train_steps": 250,
+    "max_train_steps": 120,
     "learning_rate": 1e-3,
     "lr_warmup_steps": 0,
     "checkpointing_steps": 1000,
@@ -53,6 +62,23 @@ def together(first: str, second: str, count: int) -> list[str]:
     return [f"a {first} {phrase} a {second}{setting}" for setting, phrase in islice(ways, 0, None, 2)][:count]
 
 
+def draw(folder: Path, count: int) -> Path:
+    """Write what the recipe learns from, scenes of each kind as pictures of its class; return the list of concepts."""
+    rng, concepts = np.random.default_rng([1, 13]), []
+    for word, colour, kind in CONCEPTS:
+        data = write_pictures(folder / kind, subject(PICTURES, colour, kind))
+        found = (sample_scene(rng) for _ in numbers())
+        scenes = list(islice((s for s in found if any(thing.kind == kind for thing in s.things)), count))
+        rows = [{"text": describe(scene, rng)} for scene in scenes]
+        known = write_pictures(folder / f"{kind}-class", [render(scene) for scene in scenes], rows)
+        concepts.append(
+            {"instance_data_dir": str(data), "instance_prompt": f"a {word} {kind}", "class_data_dir": str(known)}
+        )
+    listed = folder / "concepts.json"
+    listed.write_text(json.dumps(concepts), encoding="utf-8")
+    return listed
+
+
 def use(folder: Path) -> Any:
     """Return the shipped pipeline with what was learned, loaded as the documentation says."""
     pipe = shipped()
@@ -66,13 +92,8 @@ def measure(folder: Path, steps: int | None) -> Effect:
     """Learn both from their pictures, and judge prompts of each, of both, and of the same kinds in other colours."""
     flags, count = FLAGS, PROMPTS
     if steps is not None:
-        flags, count = {**FLAGS, "max_train_steps": steps}, min(PROMPTS, 2 * steps)
-    concepts = []
-    for word, colour, kind in CONCEPTS:
-        data = write_pictures(folder / kind, subject(PICTURES, colour, kind))
-        concepts.append({"instance_data_dir": str(data), "instance_prompt": f"a {word} {kind}"})
-    listed = folder / "concepts.json"
-    listed.write_text(json.dumps(concepts), encoding="utf-8")
+        flags, count = {**FLAGS, "max_train_steps": steps, "num_class_images": 4}, min(PROMPTS, 2 * steps)
+    listed = draw(folder, flags["num_class_images"])
     result, minutes = trained("custom_diffusion", {"concepts_list": str(listed)}, flags, folder / "model")
     pipe, shares, rows = use(result), [], []
     for seed, (word, colour, kind) in enumerate(CONCEPTS):
@@ -85,10 +106,12 @@ def measure(folder: Path, steps: int | None) -> Effect:
         rows += pictures[:10]
     (one, colour, kind), (other, second, thing) = CONCEPTS
     pictures = drawn(pipe, together(f"{one} {kind}", f"{other} {thing}", count), 2000)
-    verdicts = check(pictures, together(f"{colour} {kind}", f"{second} {thing}", count))
+    said = together(f"{colour} {kind}", f"{second} {thing}", count)
+    verdicts, known = check(pictures, said), check(drawn(shipped(), said, 2000), said)
     shares += [
         share("both, in their colours", [verdict.colours_right for verdict in verdicts]),
         share("both, in their colours and their places", [verdict.all_right for verdict in verdicts]),
+        share("the same, asked of the shipped model in known words", [verdict.all_right for verdict in known]),
     ]
     sizes = {path.name: path.stat().st_size for path in sorted(result.glob("*.bin"))}
     return Effect(

@@ -30,7 +30,7 @@ TRAINED, JUDGED = 1, 2
 """Seeds of the scenes to learn from and of those to judge by."""
 GOAL = 70.0
 """Percent of edits that are right in everything."""
-IMAGE_GUIDANCE = 1.25
+IMAGE_GUIDANCE = 1.5
 """Weight of the picture to edit."""
 NEAR = 4
 """How many pixels a thing may lie beside its place."""
@@ -175,7 +175,6 @@ def edited(pipe: Any, pairs: Sequence[Edit], **options: Any) -> list[Any]:
 def measure(folder: Path, steps: int | None) -> Effect:
     """Train on drawn pairs, let the result make a thing blue in pictures that it does not know, and judge."""
     from ...pipelines.stable_diffusion_edit import StableDiffusionInstructPix2PixPipeline
-    from ..steering import reconstruct
 
     flags, scenes, count = FLAGS, SCENES, CASES
     if steps is not None:
@@ -183,16 +182,26 @@ def measure(folder: Path, steps: int | None) -> Effect:
         scenes, count = min(SCENES, 2 * steps), min(CASES, 2 * steps)
     data = {"train_data_dir": str(draw(folder / "data", lessons(scenes)))}
     result, minutes = trained("instruct_pix2pix", data, flags, folder / "model")
-    pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(result)
+    return judged(StableDiffusionInstructPix2PixPipeline.from_pretrained(result), count, flags, minutes)
+
+
+def judged(pipe: Any, count: int, flags: dict[str, Any], minutes: float) -> Effect:
+    """Let a pipeline make a thing blue in pictures, and return what it achieved."""
+    from ..steering import reconstruct
+
     pairs = cases(count)
     made = edited(pipe, pairs)
     ceiling = reconstruct(pipe.vae, np.stack([render(edit.after) for edit in pairs]))
     found, best = outcomes(pairs, made), outcomes(pairs, ceiling)
+    sides: dict[str, list[bool]] = {"one thing": [], "two things": []}
+    for edit, one in zip(pairs, found, strict=True):
+        sides["one thing" if len(edit.before.things) == 1 else "two things"].append(one.right)
     row = slice(0, 10)
     return Effect(
         "instruct_pix2pix",
         [
             share("make it blue, all right", [one.right for one in found], GOAL),
+            *(share(f"make it blue in pictures of {name}", side) for name, side in sides.items() if side),
             share("things right", [one.kinds for one in found]),
             share("colours right", [one.colours for one in found]),
             share("places kept", [one.places for one in found]),

@@ -19,9 +19,9 @@ from ..world import render, sample_scene
 from .common import Effect, Share, shipped, trained, write_pictures
 from .controlnet import looks
 
-SCENES, APART = 2000, 100
+SCENES, APART = 500, 40
 """Scenes to learn from, and scenes whose loss is measured."""
-PROMPTS = 20
+PROMPTS = 10
 """Prompts of each kind of score."""
 LOOKS = 6
 """How often the loss is measured."""
@@ -30,13 +30,12 @@ FLAGS: dict[str, Any] = {
     "center_crop": True,
     "cache_latents": True,
     "train_batch_size": 16,
-    "max_train_steps": 200,
+    "max_train_steps": 120,
     "learning_rate": 7e-4,
     "lr_scheduler": "constant_with_warmup",
-    "lr_warmup_steps": 20,
+    "lr_warmup_steps": 10,
     "caption_dropout_prob": 0.1,
     "checkpointing_steps": 1000,
-    "heldout_draws": APART,
     "use_ema": True,
     "mixed_precision": "no",
     "report_to": "none",

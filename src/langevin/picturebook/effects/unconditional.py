@@ -20,28 +20,28 @@ from .common import Effect, trained, write_pictures
 
 SIDE = 32
 """Height and width of the pictures."""
-SCENES = 2000
+SCENES = 1000
 """Pictures to learn from, and true ones to compare with."""
-DRAWN, STEPS = 400, 20
+DRAWN, STEPS = 128, 12
 """Pictures of every checkpoint, and the steps of each."""
 LOOKS = 5
 """Checkpoints."""
 CONFIG: dict[str, Any] = {
-    "block_out_channels": [32, 64, 64],
+    "block_out_channels": [16, 32, 32],
     "layers_per_block": 1,
     "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
     "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 16,
+    "norm_num_groups": 8,
 }
 """The network."""
 FLAGS: dict[str, Any] = {
     "resolution": SIDE,
     "center_crop": True,
-    "train_batch_size": 32,
-    "max_train_steps": 1000,
-    "learning_rate": 1e-3,
+    "train_batch_size": 16,
+    "max_train_steps": 250,
+    "learning_rate": 2e-3,
     "lr_scheduler": "constant_with_warmup",
-    "lr_warmup_steps": 50,
+    "lr_warmup_steps": 10,
     "prediction_type": "v_prediction",
     "use_ema": True,
     "save_images_epochs": 1000,
