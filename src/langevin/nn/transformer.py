@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, did_you_mean
 from .attention import Attention
 from .checkpointing import run_block
+
+if TYPE_CHECKING:
+    from .merging import Layer, TokenMerging
 
 
 def gated_gelu(x: Tensor) -> Tensor:
@@ -69,7 +72,12 @@ class BasicTransformerBlock(nn.Module):
 
     With `only_cross_attention` the first attention also reads the context. Without `cross_attention_dim` there is no
     second attention.
+
+    Attributes:
+        merging: how layers compute on fewer tokens, if they do.
     """
+
+    merging: TokenMerging | None = None
 
     def __init__(
         self,
@@ -104,14 +112,25 @@ class BasicTransformerBlock(nn.Module):
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Tensor:
+        """Return the tokens (B, N, C); `size` is the height and width of their feature map, where it is known."""
         kwargs = cross_attention_kwargs or {}
         context = encoder_hidden_states if self.only_cross_attention else None
-        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states), context, attention_mask, **kwargs)
+        fewer = plainly if self.merging is None or size is None else self.merging.around(hidden_states, size)
+        attend = fewer("attention", lambda x: self.attn1(x, context, attention_mask, **kwargs))
+        hidden_states = hidden_states + attend(self.norm1(hidden_states))
         if self.attn2 is not None:
-            tokens = self.norm2(hidden_states)
-            hidden_states = hidden_states + self.attn2(tokens, encoder_hidden_states, encoder_attention_mask, **kwargs)
-        return hidden_states + self.ff(self.norm3(hidden_states))
+            attn2, seen = self.attn2, (encoder_hidden_states, encoder_attention_mask)
+            hidden_states = hidden_states + fewer("cross", lambda x: attn2(x, *seen, **kwargs))(
+                self.norm2(hidden_states)
+            )
+        return hidden_states + fewer("feed_forward", self.ff)(self.norm3(hidden_states))
+
+
+def plainly(name: str, layer: Layer) -> Layer:
+    """Return the layer as it is."""
+    return layer
 
 
 class Transformer2D(nn.Module):
@@ -170,16 +189,11 @@ class Transformer2D(nn.Module):
             tokens = self.proj_in(tokens.flatten(2).transpose(1, 2))
         else:
             tokens = self.proj_in(tokens).flatten(2).transpose(1, 2).contiguous()
+        told: dict[str, Any] = {"cross_attention_kwargs": cross_attention_kwargs}
         for block in self.transformer_blocks:
-            tokens = run_block(
-                self,
-                block,
-                tokens,
-                attention_mask,
-                encoder_hidden_states,
-                encoder_attention_mask,
-                cross_attention_kwargs,
-            )
+            where = {} if block.merging is None else {"size": (height, width)}
+            seen = (attention_mask, encoder_hidden_states, encoder_attention_mask)
+            tokens = run_block(self, block, tokens, *seen, **told, **where)
         if self.use_linear_projection:
             return residual + self.proj_out(tokens).transpose(1, 2).unflatten(2, (height, width))
         return residual + self.proj_out(tokens.transpose(1, 2).unflatten(2, (height, width)))

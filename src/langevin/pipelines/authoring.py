@@ -54,6 +54,14 @@ class StableDiffusionMixin:
         """Use the UNet as it was trained again."""
         self._delegate("disable_freeu", only="unet")
 
+    def enable_token_merging(self, ratio: float = 0.5, max_downsample: int = 1) -> None:
+        """Let attention in the UNet work on fewer tokens; see `UNet2DConditionModel.enable_token_merging`."""
+        self._delegate("enable_token_merging", ratio, max_downsample, only="unet")
+
+    def disable_token_merging(self) -> None:
+        """Let attention in the UNet work on all tokens again."""
+        self._delegate("disable_token_merging", only="unet")
+
 
 class OwnLoopMixin:
     """Helpers of every latent pipeline: the first sample, the scheduler's options, the schedule's tail, decoding."""

@@ -11,6 +11,7 @@ from ...core.config import register_to_config
 from ...core.errors import ConfigError, InputError
 from ...core.outputs import BaseOutput
 from ...nn.activation import activation
+from ...nn.transformer import BasicTransformerBlock
 from ..adapting import takes_adapter_scale
 from ..base import ModelMixin
 from .blocks import Given, UpBlock
@@ -146,6 +147,50 @@ class UNet2DConditionModel(EncoderMixin, ModelMixin):
         """Join features as they are again."""
         for block in self.up_blocks:
             block.__dict__.pop("freeu", None)
+
+    def enable_token_merging(
+        self, ratio: float = 0.5, max_downsample: int = 1, *, cross: bool = False, feed_forward: bool = False
+    ) -> None:
+        """Let self-attention work on fewer tokens (Bolya & Hoffman 2023, 2303.17604); it changes the picture.
+
+        The larger the picture, the more it saves: attention grows with the square of the tokens.
+
+        Args:
+            ratio: share of the tokens that is merged, at most 0.75.
+            max_downsample: do it where the feature map is at most that many times smaller than the sample.
+            cross, feed_forward: do it for cross-attention and the feed-forward layers too, which costs detail.
+
+        Raises:
+            InputError: for a ratio that is none.
+            ConfigError: when the network has no transformer at such a size.
+        """
+        from ...nn.merging import LAYERS, TokenMerging
+
+        chosen = [LAYERS[0], *([LAYERS[1]] if cross else []), *([LAYERS[2]] if feed_forward else [])]
+        merging, found = TokenMerging(ratio, tuple(chosen)), self._transformers()
+        if not any(shrunk <= max_downsample for shrunk, _ in found):
+            least = min((shrunk for shrunk, _ in found), default=None)
+            raise ConfigError(f"This network has no transformer there; the first is at max_downsample={least}.")
+        self.disable_token_merging()
+        for shrunk, block in found:
+            if shrunk <= max_downsample:
+                block.merging = merging  # type: ignore[assignment]
+
+    def disable_token_merging(self) -> None:
+        """Let attention work on all tokens again."""
+        for _, block in self._transformers():
+            block.__dict__.pop("merging", None)
+
+    def _transformers(self) -> list[tuple[int, BasicTransformerBlock]]:
+        """Return how many times smaller than the sample its feature map is, and every transformer block."""
+        found, shrunk = [], 1
+        for stage in (*self.down_blocks, self.mid_block, *self.up_blocks):
+            for module in stage.modules() if stage is not None else ():
+                if isinstance(module, BasicTransformerBlock):
+                    found.append((shrunk, module))
+            shrunk *= 2 if getattr(stage, "downsamplers", None) is not None else 1
+            shrunk //= 2 if getattr(stage, "upsamplers", None) is not None else 1
+        return found
 
     @takes_adapter_scale
     def forward(
