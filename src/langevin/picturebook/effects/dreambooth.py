@@ -41,14 +41,14 @@ PRIOR: dict[str, Any] = {
     "num_class_images": CLASS_PICTURES,
     "prior_loss_weight": 0.2,
 }
-"""Those of prior preservation; with a weight of 1 the class holds the subject back."""
+"""Those of prior preservation; with a weight of 1 the class holds the subject back further."""
 OWN: dict[str, dict[str, Any]] = {
     "dreambooth": {"learning_rate": 1e-4, "max_train_steps": 60},
     "dreambooth_lora": {"learning_rate": 2e-3, "max_train_steps": 60},
 }
 """Recipe -> its own settings."""
-BEST = "dreambooth with prior preservation"
-"""The variant that the goals are for."""
+BEST = "dreambooth"
+"""The variant that the goal of the subject is for."""
 SEEDS = (0, 1000)
 """Of the pictures of the subject's prompts and of the class's."""
 
