@@ -44,6 +44,7 @@ FLAGS: dict[str, Any] = {
     "lr_warmup_steps": 10,
     "prediction_type": "v_prediction",
     "use_ema": True,
+    "ddpm_num_inference_steps": 12,
     "save_images_epochs": 1000,
     "save_model_epochs": 1000,
     "mixed_precision": "no",
