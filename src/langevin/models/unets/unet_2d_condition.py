@@ -141,7 +141,7 @@ class UNet2DConditionModel(EncoderMixin, ModelMixin):
         if not all(isinstance(block, UpBlock) for block in blocks):
             raise ConfigError(f"FreeU is for up blocks that join two features; {type(blocks[0]).__name__} does not.")
         for block, freeu in zip(blocks, made, strict=False):
-            block.freeu = freeu  # type: ignore[assignment]
+            block.freeu = freeu
 
     def disable_freeu(self) -> None:
         """Join features as they are again."""
@@ -174,7 +174,7 @@ class UNet2DConditionModel(EncoderMixin, ModelMixin):
         self.disable_token_merging()
         for shrunk, block in found:
             if shrunk <= max_downsample:
-                block.merging = merging  # type: ignore[assignment]
+                block.merging = merging
 
     def disable_token_merging(self) -> None:
         """Let attention work on all tokens again."""
