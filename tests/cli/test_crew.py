@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
 from threading import Timer
 
 import psutil
@@ -103,7 +104,15 @@ def test_no_process_outlives_an_interrupt() -> None:
     assert len(there) == 2 and not any(psutil.pid_exists(pid) for pid in there)
 
 
-def test_ctrl_c_is_heard_while_all_compute() -> None:
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C as in a shell, also where the tests were started by something that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_is_heard_while_all_compute(heard: None) -> None:
     working = Crew([{}, {"takes": 60}], begins(1))
     outcomes = working.work()
     assert next(outcomes).task == 0
