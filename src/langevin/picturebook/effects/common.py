@@ -17,6 +17,17 @@ from .. import GUIDANCE_SCALE, STEPS, model_folder
 from ..checker import look
 from ..scores import generate, wilson
 
+BASE: dict[str, Any] = {
+    "resolution": 64,
+    "center_crop": True,
+    "cache_latents": True,
+    "train_batch_size": 8,
+    "mixed_precision": "no",
+    "report_to": "none",
+    "seed": 0,
+}
+"""Flags of every effect, unless it says otherwise: the shipped model's pictures, in float32."""
+
 
 @dataclass(frozen=True)
 class Share:

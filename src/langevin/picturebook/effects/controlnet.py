@@ -18,7 +18,7 @@ from ..edges import THRESHOLDS, agreement, edges, outline_picture, tasks
 from ..scores import generate
 from ..steering import Steering, outlines_of, steering
 from ..world import render, sample_scene
-from .common import Effect, Share, shipped, trained, write_pictures
+from .common import BASE, Effect, Share, shipped, trained, write_pictures
 
 SCENES, APART = 400, 40
 """Scenes to learn from, and scenes whose loss is measured."""
@@ -27,19 +27,13 @@ CASES = 16
 LOOKS = 5
 """How often the loss is measured."""
 FLAGS: dict[str, Any] = {
-    "resolution": 64,
-    "center_crop": True,
-    "cache_latents": True,
-    "train_batch_size": 8,
+    **BASE,
     "max_train_steps": 100,
     "learning_rate": 5e-4,
     "lr_scheduler": "constant_with_warmup",
     "lr_warmup_steps": 10,
     "proportion_empty_prompts": 0.5,
     "checkpointing_steps": 1000,
-    "mixed_precision": "no",
-    "report_to": "none",
-    "seed": 0,
 }
 """The settings that the published figures were made with."""
 

@@ -20,7 +20,7 @@ from ..captions import PLURALS, request_of
 from ..checker import Sight, judge, look
 from ..scores import generate
 from ..world import COLOURS, HELD_OUT_COLOURS, Scene, render, sample_scene
-from .common import Effect, share, trained, write_pictures
+from .common import BASE, Effect, share, trained, write_pictures
 
 SCENES, COLOURINGS = 300, 4
 """Scenes to learn from, and how often each is drawn with another colour of a thing; every two of them are two pairs."""
@@ -37,10 +37,7 @@ NEAR = 4
 LIKE = 8.0
 """How far the pixels beside the things may be from what they were, on average, of 255."""
 FLAGS: dict[str, Any] = {
-    "resolution": 64,
-    "center_crop": True,
-    "cache_latents": True,
-    "train_batch_size": 8,
+    **BASE,
     "max_train_steps": 500,
     "learning_rate": 4e-4,
     "lr_scheduler": "cosine",
@@ -50,9 +47,6 @@ FLAGS: dict[str, Any] = {
     "original_image_column": "image",
     "edited_image_column": "after",
     "checkpointing_steps": 100,
-    "mixed_precision": "no",
-    "report_to": "none",
-    "seed": 0,
 }
 """The settings that the published figures were made with."""
 

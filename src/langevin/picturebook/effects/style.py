@@ -19,7 +19,7 @@ from ..scores import prompts, scenes
 from ..steering import reconstruct
 from ..unseen import distance, style_lesson
 from ..world import render
-from .common import Effect, drawn, share, shipped, trained, write_pictures
+from .common import BASE, Effect, drawn, share, shipped, trained, write_pictures
 
 PICTURES = 96
 """Pictures to learn from."""
@@ -32,10 +32,7 @@ GOAL, LARGEST = 80.0, 2**20
 SEED = 3
 """Of the prompts."""
 FLAGS: dict[str, Any] = {
-    "resolution": 64,
-    "center_crop": True,
-    "cache_latents": True,
-    "train_batch_size": 8,
+    **BASE,
     "max_train_steps": 400,
     "caption_dropout_prob": 0.1,
     "rank": 4,
@@ -46,9 +43,6 @@ FLAGS: dict[str, Any] = {
     "adam_weight_decay": 0.0,
     "use_ema": True,
     "checkpointing_steps": 1000,
-    "mixed_precision": "no",
-    "report_to": "none",
-    "seed": 0,
 }
 """The settings that the published figures were made with."""
 

@@ -15,7 +15,7 @@ from ..captions import describe
 from ..denoiser import build
 from ..scores import evaluate
 from ..world import render, sample_scene
-from .common import Effect, Share, shipped, trained, write_pictures
+from .common import BASE, Effect, Share, shipped, trained, write_pictures
 from .controlnet import looks
 
 SCENES, APART = 300, 40
@@ -25,10 +25,7 @@ PROMPTS = 10
 LOOKS = 5
 """How often the loss is measured."""
 FLAGS: dict[str, Any] = {
-    "resolution": 64,
-    "center_crop": True,
-    "cache_latents": True,
-    "train_batch_size": 8,
+    **BASE,
     "max_train_steps": 100,
     "learning_rate": 7e-4,
     "lr_scheduler": "constant_with_warmup",
@@ -36,9 +33,6 @@ FLAGS: dict[str, Any] = {
     "caption_dropout_prob": 0.1,
     "checkpointing_steps": 1000,
     "use_ema": True,
-    "mixed_precision": "no",
-    "report_to": "none",
-    "seed": 0,
 }
 """The settings that the published figures were made with."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..unseen import BEGUN, WORD, word_lesson
 from .cats import Judged, cases, judged
-from .common import Effect, share, shipped, trained, write_pictures
+from .common import BASE, Effect, share, shipped, trained, write_pictures
 
 PICTURES = 5
 """Pictures to learn from, for the goal."""
@@ -18,23 +18,17 @@ CASES = 50
 GOAL = 60.0
 """Percent of prompts that show the character."""
 FLAGS: dict[str, Any] = {
+    **BASE,
     "placeholder_token": WORD,
     "initializer_token": " ".join(BEGUN),
     "num_vectors": 2,
     "caption_column": "text",
-    "resolution": 64,
-    "center_crop": True,
-    "cache_latents": True,
-    "train_batch_size": 8,
     "max_train_steps": 200,
     "learning_rate": 1e-2,
     "lr_scheduler": "cosine",
     "lr_warmup_steps": 10,
     "adam_weight_decay": 0.0,
     "checkpointing_steps": 1000,
-    "mixed_precision": "no",
-    "report_to": "none",
-    "seed": 0,
 }
 """The settings that the published figures were made with."""
 
