@@ -38,10 +38,10 @@ LIKE = 8.0
 """How far the pixels beside the things may be from what they were, on average, of 255."""
 FLAGS: dict[str, Any] = {
     **BASE,
-    "max_train_steps": 500,
+    "max_train_steps": 2000,
     "learning_rate": 4e-4,
     "lr_scheduler": "cosine",
-    "lr_warmup_steps": 20,
+    "lr_warmup_steps": 0,
     "conditioning_dropout_prob": 0.05,
     "use_ema": True,
     "original_image_column": "image",
@@ -172,7 +172,7 @@ def measure(folder: Path, steps: int | None) -> Effect:
 
     flags, scenes, count = FLAGS, SCENES, CASES
     if steps is not None:
-        flags = {**FLAGS, "max_train_steps": steps, "lr_warmup_steps": 0}
+        flags = {**FLAGS, "max_train_steps": steps}
         scenes, count = min(SCENES, 2 * steps), min(CASES, 2 * steps)
     data = {"train_data_dir": str(draw(folder / "data", lessons(scenes)))}
     result, minutes = trained("instruct_pix2pix", data, flags, folder / "model")
