@@ -79,7 +79,7 @@ def measure(folder: Path, steps: int | None) -> Effect:
     result, minutes = trained("text_to_image_lora", {"train_data_dir": str(data)}, flags, folder / "lora")
     size = (result / "pytorch_lora_weights.safetensors").stat().st_size
     pipe = shipped()
-    limit, near, far = threshold(pipe.vae, MEASURED if steps is None else 8)
+    limit, near, far = threshold(pipe.vae, MEASURED if count == CASES else 8)
     texts = [*prompts(count // 2, "single", SEED), *prompts(count - count // 2, "pair", SEED)]
     before = drawn(pipe, texts)
     pipe.load_lora_weights(result)
