@@ -12,16 +12,7 @@ from torch import Tensor, nn
 import langevin
 from tests.pipelines import tiny
 
-SMALL = {
-    "sample_size": 8,
-    "block_out_channels": (16, 32),
-    "layers_per_block": 1,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": 8,
-    "norm_num_groups": 8,
-    "dropout": 0.3,
-}
+SMALL = {**tiny.PIXELS, "dropout": 0.3}
 CONTROL = {name: value for name, value in tiny.UNET.items() if name not in ("sample_size", "up_block_types")}
 
 
