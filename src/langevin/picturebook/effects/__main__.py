@@ -24,7 +24,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m langevin.picturebook.effects", description=__doc__)
     parser.add_argument("name", choices=EFFECTS)
     parser.add_argument("--output", type=Path, default=Path("effects"), help="folder, one folder per effect inside it")
-    parser.add_argument("--steps", type=int, help="optimizer steps; the published ones if unset; few of them learn from few pictures")
+    about = "optimizer steps, those of the published figures if unset; a handful also learns and judges fewer pictures"
+    parser.add_argument("--steps", type=int, help=about)
     given = parser.parse_args()
     folder = given.output / given.name
     effect = importlib.import_module(f"{__package__}.{given.name}").measure(folder, given.steps)
