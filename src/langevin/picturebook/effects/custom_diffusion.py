@@ -92,8 +92,8 @@ def measure(folder: Path, steps: int | None) -> Effect:
     """Learn both from their pictures, and judge prompts of each, of both, and of the same kinds in other colours."""
     flags, count = FLAGS, PROMPTS
     if steps is not None:
-        known = min(CLASS_PICTURES, 2 * steps)
-        flags, count = {**FLAGS, "max_train_steps": steps, "num_class_images": known}, min(PROMPTS, 2 * steps)
+        scenes = min(CLASS_PICTURES, 2 * steps)
+        flags, count = {**FLAGS, "max_train_steps": steps, "num_class_images": scenes}, min(PROMPTS, 2 * steps)
     listed = draw(folder, flags["num_class_images"])
     result, minutes = trained("custom_diffusion", {"concepts_list": str(listed)}, flags, folder / "model")
     pipe, shares, rows = use(result), [], []
