@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..core.errors import InputError, check_number, is_number
 from .table import Step
 
 
@@ -114,6 +115,39 @@ class DualCFG:
         positive, picture, nothing = yield (POSITIVE, PICTURE, NOTHING)
         prediction = nothing + self.scale * (positive - picture) + self.picture_scale * (picture - nothing)
         return rescaled(prediction, positive, self.rescale) if self.rescale else prediction
+
+
+@dataclass(frozen=True)
+class Within:
+    """A guidance in an interval of noise levels; outside it the positive prediction alone is asked, and taken.
+
+    Source: Kynkäänniemi et al. 2024 (2404.07724), eq. 6.
+
+    Attributes:
+        guidance: what guides inside.
+        low, high: noise levels sigma / alpha; inside is low < level <= high.
+
+    Raises:
+        InputError: when nothing lies between the two.
+    """
+
+    guidance: Guidance
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        check_number("low", self.low, low=0.0)
+        if not is_number(self.high) and self.high != float("inf"):
+            raise InputError(f"`high` is {self.high!r}; it must be a number, or infinity.")
+        if self.high <= self.low:
+            raise InputError(f"`high` is {self.high}; it must be above `low`, which is {self.low}.")
+
+    def holds(self, step: Step) -> bool:
+        """Tell whether a step is inside."""
+        return self.low < step.level.ratio <= self.high
+
+    def __call__(self, x: torch.Tensor, step: Step) -> Talk:
+        return (self.guidance if self.holds(step) else alone)(x, step)
 
 
 def rescaled(prediction: torch.Tensor, positive: torch.Tensor, share: float) -> torch.Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.logging import get_logger
-from ..diffusion.guidance import CFG, Guidance, Talk, alone
+from ..diffusion.guidance import CFG, Guidance, Talk, Within, alone
 from ..diffusion.sampling import Edit
 from ..diffusion.table import Plan, Step
 from ..families.common import dtype_of, option
@@ -264,6 +264,28 @@ class LatentPipeline(
 
         return guidance
 
+    def _limited(self, guidance: Guidance, start: Start) -> Guidance:
+        """Return a guidance within the interval that was asked for; see `enable_guidance_interval`."""
+        if self._guidance_interval is None:
+            return guidance
+        if self._embeds_guidance:
+            raise ConfigError("This network is told its guidance scale; call `disable_guidance_interval`.")
+        if len(members(start.conditions)) > 1:
+            raise ConfigError("AND needs guidance at every step; call `disable_guidance_interval`, or write no AND.")
+        within = Within(guidance, *self._guidance_interval)
+        if start.conditions.get("negative") and not any(map(within.holds, start.plan.steps)):
+            levels = [f"{step.level.ratio:.3g}" for step in (start.plan.steps[0], start.plan.steps[-1])]
+            logger.warning("No step of this run is guided: its levels go from %s to %s.", *levels)
+        return within
+
+    def _reused(self) -> Sequence[Attachment]:
+        """Return what reuses deep features of the network in a run; see `enable_deep_cache`."""
+        if self._deep_cache is None:
+            return ()
+        from ..families.deep_cache import DeepCache
+
+        return (DeepCache(self.unet, *self._deep_cache),)
+
     # The run --------------------------------------------------------------------------------------------------------
 
     def _sample(
@@ -285,8 +307,8 @@ class LatentPipeline(
         model = self.denoiser(
             self.unet,
             start.conditions,
-            self._guidance(start.run, start.conditions),
-            attach=(*start.attach, *channels),
+            self._limited(self._guidance(start.run, start.conditions), start),
+            attach=(*start.attach, *channels, *self._reused()),
             options=options,
             shared=self._shared(call),
             shown=after,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..core.errors import ConfigError
+from .runs import loops_itself
 
 if TYPE_CHECKING:
     from ..optimization.offload import Offload
@@ -20,6 +21,8 @@ class MemoryMixin:
     components: Any
     _part: Callable[[str], Any]
     _offload: Offload | None = None
+    _deep_cache: tuple[int, int] | None = None
+    _guidance_interval: tuple[float, float] | None = None
 
     @property
     def _networks(self) -> dict[str, nn.Module]:
@@ -58,6 +61,62 @@ class MemoryMixin:
     def disable_xformers_memory_efficient_attention(self) -> None:
         """Compute attention with torch again."""
         self._delegate("disable_xformers_memory_efficient_attention")
+
+    def enable_deep_cache(self, interval: int = 3, layers: int = 2) -> None:
+        """Compute the deep part of the UNet at one call in `interval` alone; changes the picture (Ma et al. 2023).
+
+        The other calls compute the outermost layers, with the deep features as they were (DeepCache, 2312.00858). A
+        ControlNet is asked at every call.
+
+        Args:
+            interval: calls of the network from one whole pass to the next; 1 changes nothing.
+            layers: layers of the way up, counted from the output, that every call computes.
+
+        Raises:
+            InputError: for an interval or a number of layers that is none.
+            ConfigError: for a network that has no such layers, or a pipeline with a loop of its own.
+        """
+        from ..families.deep_cache import DeepCache
+
+        self._check_own_loop("enable_deep_cache")
+        DeepCache(self._part("unet"), interval, layers)
+        self._deep_cache = (interval, layers)
+
+    def disable_deep_cache(self) -> None:
+        """Compute the whole UNet at every call again."""
+        self._deep_cache = None
+
+    def enable_guidance_interval(self, low: float = 0.28, high: float = 5.42) -> None:
+        """Guide at middling noise levels alone, low < sigma <= high; changes the picture (Kynkäänniemi et al. 2024).
+
+        Outside, the network is asked for the positive prompt alone, which halves the time of those steps (2404.07724).
+        Levels are noise over signal, sigma / alpha, so that they mean the same for every sampler, number of steps and
+        strength; the defaults are the paper's for SDXL.
+
+        Args:
+            low, high: the interval; 0 and infinity guide at every step.
+
+        Raises:
+            InputError: when nothing lies between the two.
+            ConfigError: for a pipeline that is not guided by a negative prompt, or has a loop of its own.
+        """
+        from ..diffusion.guidance import Within, alone
+
+        self._check_own_loop("enable_guidance_interval")
+        Within(alone, low, high)
+        self._guidance_interval = (low, high)
+
+    def disable_guidance_interval(self) -> None:
+        """Guide at every step again."""
+        self._guidance_interval = None
+
+    def _check_own_loop(self, switch: str) -> None:
+        """Raise ConfigError unless the pipeline denoises latents by the loop of this library."""
+        if not hasattr(self, "_guidance") or loops_itself(self):
+            raise ConfigError(
+                f"`{switch}` is for pipelines that denoise latents in the loop of this library; "
+                f"{type(self).__name__} does not."
+            )
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
         """Keep every network on the CPU until it computes; one at a time is on the accelerator.

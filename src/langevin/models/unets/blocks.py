@@ -214,7 +214,8 @@ class DownBlock(Block):
     """Residual blocks, each followed by an attention if the kind says so, then one halving of the resolution.
 
     forward: features (B, channels_in, H, W) -> (features, every intermediate feature map for the way up).
-    `extra_residual` is added to the features before the halving (T2I adapters, Mou et al. 2023).
+    `extra_residual` is added to the features before the halving (T2I adapters, Mou et al. 2023). `maps` ends the block
+    after its first feature maps, for a pass that leaves the deep part out.
     """
 
     def __init__(self, level: Level, common: Common) -> None:
@@ -236,16 +237,16 @@ class DownBlock(Block):
         self.kept_channels = (width,) * (level.layers + (self.downsamplers is not None))
 
     def forward(
-        self, x: Tensor, given: Given, extra_residual: Tensor | None = None
+        self, x: Tensor, given: Given, extra_residual: Tensor | None = None, maps: int | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         kept: list[Tensor] = []
         last = len(self.resnets) - 1
-        for i in range(last + 1):
+        for i in range(last + 1)[:maps]:
             x = self.attend(i, self.resnet(i, x, given), given)
             if i == last and extra_residual is not None:
                 x = x + extra_residual
             kept.append(x)
-        if self.downsamplers is not None:
+        if self.downsamplers is not None and (maps is None or maps > len(kept)):
             layer = self.downsamplers[0]
             x = run_block(self, layer, x, given.time) if isinstance(layer, ResnetBlock) else layer(x)
             kept.append(x)
@@ -277,7 +278,8 @@ class UpBlock(Block):
     """Residual blocks that take a kept feature map each, followed by attention if the kind says so, then one doubling.
 
     forward: features (B, channels_in, H, W) and the feature maps kept on the way down, of which the last ones are
-    used first. `output_size` is the height and width to reach where doubling would miss it.
+    used first. `output_size` is the height and width to reach where doubling would miss it. `first` and `stop` bound
+    the layers of a pass through a part of the block; one that stops does not double.
 
     Attributes:
         freeu: what is done to both before they are joined, if anything.
@@ -304,14 +306,21 @@ class UpBlock(Block):
             self.upsamplers = nn.ModuleList([Upsample(width, use_conv=True)])
 
     def forward(
-        self, x: Tensor, kept: Sequence[Tensor], given: Given, output_size: tuple[int, int] | None = None
+        self,
+        x: Tensor,
+        kept: Sequence[Tensor],
+        given: Given,
+        output_size: tuple[int, int] | None = None,
+        first: int = 0,
+        stop: int | None = None,
     ) -> Tensor:
-        for i in range(len(self.resnets)):
-            skip = kept[-1 - i]
+        count = len(self.resnets)
+        for i in range(first, count if stop is None else stop):
+            skip = kept[count - 1 - i]
             if self.freeu is not None:
                 x, skip = self.freeu(x, skip)
             x = self.attend(i, self.resnet(i, torch.cat([x, skip], dim=1), given), given)
-        if self.upsamplers is not None:
+        if self.upsamplers is not None and stop is None:
             layer = self.upsamplers[0]
             x = run_block(self, layer, x, given.time) if isinstance(layer, ResnetBlock) else layer(x, output_size)
         return x

@@ -165,17 +165,20 @@ class EncoderMixin(ConditioningMixin):
             )
 
     def go_down(
-        self, x: Tensor, given: Given, adapter: tuple[Tensor, ...] | None = None
+        self, x: Tensor, given: Given, adapter: tuple[Tensor, ...] | None = None, maps: int | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run the blocks on the way down; return the features and every kept feature map, the input first.
 
-        `adapter` holds one map to add per block (T2I adapters, Mou et al. 2023).
+        `adapter` holds one map to add per block (T2I adapters, Mou et al. 2023). `maps` ends it after the first maps.
         """
         kept: tuple[Tensor, ...] = (x,)
         for i, block in enumerate(self.down_blocks):
+            if maps is not None and len(kept) >= maps:
+                break
             extra = adapter[i] if adapter is not None and i < len(adapter) else None
-            x, more = block(x, given, extra if block.adds_inside else None)
-            if extra is not None and not block.adds_inside:
+            part = {} if maps is None else {"maps": maps - len(kept)}
+            x, more = block(x, given, extra if block.adds_inside else None, **part)
+            if extra is not None and not block.adds_inside and len(more) == len(block.kept_channels):
                 x = x + extra
                 more = (*more[:-1], x)
             kept += more

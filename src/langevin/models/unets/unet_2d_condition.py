@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ...core.config import register_to_config
-from ...core.errors import ConfigError, InputError
+from ...core.errors import ConfigError, InputError, check_count
 from ...core.outputs import BaseOutput
 from ...nn.activation import activation
 from ...nn.transformer import BasicTransformerBlock
@@ -17,6 +17,9 @@ from ..base import ModelMixin
 from .blocks import Given, UpBlock
 from .encoder import EncoderMixin
 from .k_blocks import KUpBlock
+
+if TYPE_CHECKING:
+    from ...nn.deep_cache import DeepFeatures
 
 
 @dataclass
@@ -181,6 +184,33 @@ class UNet2DConditionModel(EncoderMixin, ModelMixin):
         for _, block in self._transformers():
             block.__dict__.pop("merging", None)
 
+    @property
+    def _up_layers(self) -> int:
+        return sum(len(block.resnets) for block in self.up_blocks)
+
+    def new_deep_features(self, layers: int = 2) -> DeepFeatures:
+        """Return what `forward` keeps of a whole pass, and reuses in passes of the outermost layers (DeepCache).
+
+        Give the same object to the passes of one batch at successive steps; setting its `kept` to None asks for a whole
+        pass again.
+
+        Args:
+            layers: layers of the way up, counted from the output, that every pass computes.
+
+        Raises:
+            InputError: for a number of layers that leaves nothing out.
+            ConfigError: for a network whose blocks join several levels at once.
+        """
+        from ...nn.deep_cache import DeepFeatures
+
+        if not all(isinstance(block, UpBlock) for block in self.up_blocks):
+            name = type(self.up_blocks[0]).__name__
+            raise ConfigError(f"Deep features are kept between layers that join two features; {name} has none.")
+        check_count("layers", layers)
+        if layers >= self._up_layers:
+            raise InputError(f"`layers` is {layers}; of the {self._up_layers} on the way up, leave at least one out.")
+        return DeepFeatures(layers)
+
     def _transformers(self) -> list[tuple[int, BasicTransformerBlock]]:
         """Return how many times smaller than the sample its feature map is, and every transformer block."""
         found, shrunk = [], 1
@@ -208,6 +238,7 @@ class UNet2DConditionModel(EncoderMixin, ModelMixin):
         down_intrablock_additional_residuals: tuple[Tensor, ...] | None = None,
         encoder_attention_mask: Tensor | None = None,
         return_dict: bool = True,
+        deep_features: DeepFeatures | None = None,
     ) -> UNet2DConditionOutput | tuple[Tensor]:
         """Predict from a noisy sample (B, in_channels, H, W) at `timestep`.
 
@@ -224,6 +255,7 @@ class UNet2DConditionModel(EncoderMixin, ModelMixin):
             mid_block_additional_residual: added to the middle's features (ControlNet).
             down_intrablock_additional_residuals: added inside the blocks on the way down, one each (T2I adapter).
             encoder_attention_mask: (B, tokens), 1 = may be attended to; or already additive, (B, 1, tokens).
+            deep_features: what to reuse of an earlier pass, or to keep of this one; see `new_deep_features`.
 
         Raises:
             InputError: a shape does not fit the configuration, or a needed input is missing.
@@ -240,24 +272,35 @@ class UNet2DConditionModel(EncoderMixin, ModelMixin):
             added_cond_kwargs=added_cond_kwargs,
         )
         x = self.conv_in(2 * sample - 1.0 if self.config.center_input_sample else sample)
-        x, kept = self.go_down(x, given, down_intrablock_additional_residuals)
+        maps = None if deep_features is None or deep_features.kept is None else deep_features.layers
+        x, kept = self.go_down(x, given, down_intrablock_additional_residuals, maps)
+        if maps is not None and down_block_additional_residuals is not None:
+            down_block_additional_residuals = down_block_additional_residuals[:maps]
         kept = add_residuals(kept, down_block_additional_residuals, mid_block_additional_residual)
-        x = self.middle(x, given, down_intrablock_additional_residuals)
-        if mid_block_additional_residual is not None:
-            x = x + mid_block_additional_residual
-        x = self._go_up(x, kept, given)
+        if maps is None:
+            x = self.middle(x, given, down_intrablock_additional_residuals)
+            if mid_block_additional_residual is not None:
+                x = x + mid_block_additional_residual
+        x = self._go_up(x, kept, given, deep_features)
         if self.conv_norm_out is not None:
             x = self.conv_act(self.conv_norm_out(x))
         x = self.conv_out(x)
         return UNet2DConditionOutput(sample=x) if return_dict else (x,)
 
-    def _go_up(self, x: Tensor, kept: tuple[Tensor, ...], given: Given) -> Tensor:
+    def _go_up(
+        self, x: Tensor, kept: tuple[Tensor, ...], given: Given, deep_features: DeepFeatures | None = None
+    ) -> Tensor:
         odd = any(size % 2**self.num_upsamplers for size in kept[0].shape[-2:])
+        left = len(kept) if deep_features is None else self._up_layers
         for block in self.up_blocks:
-            count = len(block.resnets)
-            here, kept = kept[-count:], kept[:-count]
-            size = (kept[-1].shape[-2], kept[-1].shape[-1]) if odd and kept else None
-            x = block(x, here, given, size)
+            lower = max(left - len(block.resnets), 0)
+            here = kept[lower:left]
+            size = (kept[lower - 1].shape[-2], kept[lower - 1].shape[-1]) if odd and lower and here else None
+            if deep_features is not None and lower < deep_features.layers <= left:
+                x = deep_features.through(block, x, here, given, size, first=left - deep_features.layers)
+            elif here:
+                x = block(x, here, given, size)
+            left = lower
         return x
 
 
