@@ -15,6 +15,8 @@ from .backends import attend, attention_weights
 
 CROSS_NORMS = ("layer_norm", "group_norm")
 CONTEXT_GROUPS = 32
+Seen = tuple[Tensor, Tensor, "Tensor | None"]
+"""Keys and values (B, heads, Lk, d), and the mask of their positions."""
 
 
 class Attention(nn.Module):
@@ -27,7 +29,12 @@ class Attention(nn.Module):
 
     The computation is handed to `self.processor`, which may be replaced by any callable of the documented form
     `processor(attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **kwargs)`.
+
+    Attributes:
+        kept: gives what a context becomes without computing it anew, or None where it has to be computed.
     """
+
+    kept: Callable[[Attention, Tensor, Tensor | None], Seen | None] | None = None
 
     def __init__(
         self,
@@ -133,13 +140,8 @@ class Attention(nn.Module):
         x = hidden_states if self.group_norm is None else self._normalise(hidden_states)
         if x.dim() == 4:
             x = x.flatten(2).transpose(1, 2)
-        context = encoder_hidden_states
-        if context is not None and self.norm_cross is not None:
-            context = self.norm_encoder_hidden_states(context)
         q = self._split(self.to_q(x))
-        k, v = self.keys_values(x, context)
-        if attention_mask is not None:
-            attention_mask = self._broadcast_mask(attention_mask, k.shape[2])
+        k, v, attention_mask = self._seen(x, encoder_hidden_states, attention_mask)
         out = attend(
             q,
             k,
@@ -159,6 +161,14 @@ class Attention(nn.Module):
         if self.residual_connection:
             out = residual + out  # in this order the sum keeps the memory format of the input
         return out if self.rescale_output_factor == 1 else out / self.rescale_output_factor
+
+    def _seen(self, tokens: Tensor, context: Tensor | None, mask: Tensor | None) -> Seen:
+        if self.kept is not None and context is not None and (found := self.kept(self, context, mask)) is not None:
+            return found
+        if context is not None and self.norm_cross is not None:
+            context = self.norm_encoder_hidden_states(context)
+        k, v = self.keys_values(tokens, context)
+        return k, v, None if mask is None else self._broadcast_mask(mask, k.shape[2])
 
     def keys_values(self, tokens: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return keys and values (B, heads, Lk, d) of a (normalised) context, or of the tokens where it is None."""
