@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from langevin.core.records import read_folder
 from langevin.picturebook.captions import parse
 from langevin.picturebook.checker import look
 from langevin.picturebook.effects import common, dreambooth, style, textual_inversion
@@ -59,6 +60,14 @@ def test_the_threshold_lies_between_the_style_and_ordinary_pictures() -> None:
     limit, near, far = style.threshold(shipped().vae, 8)
     assert np.median(near) < limit < np.median(far) and (near <= limit).mean() >= 0.8
     assert (style.distances(style_lesson(4).pictures) < 2).all()
+
+
+def test_a_lesson_of_the_style_shows_it_and_says_nothing_of_it(tmp_path) -> None:
+    found = read_folder(style.draw(tmp_path, 12)).checked("image", "text")
+    pictures = [np.asarray(Image.open(tmp_path / row.name)) for row in found.rows]
+    assert len(pictures) == 12 and (style.distances(pictures) < 2).all()
+    texts = [str(row.columns["text"]) for row in found.rows]
+    assert all(parse(text) for text in texts) and len({parse(text).style for text in texts}) > 2
 
 
 def test_a_style_is_measured_from_its_data_to_its_pictures(tmp_path, monkeypatch) -> None:

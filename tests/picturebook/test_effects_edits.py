@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 
 from langevin.core.records import read_folder
 from langevin.picturebook.captions import parse
+from langevin.picturebook.checker import check
 from langevin.picturebook.effects import controlnet, custom_diffusion, instruct_pix2pix, text_to_image, unconditional
 from langevin.picturebook.effects.common import shows
 from langevin.picturebook.world import BACKGROUNDS, is_held_out, render
+from langevin.training.recipes import RECIPES
 
 CASES = instruct_pix2pix.cases(24)
 
@@ -100,6 +103,27 @@ def test_pictures_of_a_concept_show_it(concept):
     pictures = custom_diffusion.subject(custom_diffusion.PICTURES, colour, kind)
     assert all(shows(pictures, kind, [colour] * len(pictures)))
     assert not any(shows(pictures, kind, ["red"] * len(pictures)))
+
+
+def test_pictures_of_both_show_both_and_no_prompt_of_both_asks_for_their_background():
+    (_, one, cat), (_, other, boat) = custom_diffusion.CONCEPTS
+    scenes, said = [], []
+    for background, phrase in product(custom_diffusion.BACKGROUNDS, custom_diffusion.PLACES):
+        scenes += custom_diffusion.both(background, phrase, 2)
+        said += [f"a {one} {cat} {phrase} a {other} {boat}, {background}"] * 2
+    assert all(verdict.all_right for verdict in check([render(scene) for scene in scenes], said))
+    asked = [parse(text) for text in custom_diffusion.together(f"{one} {cat}", f"{other} {boat}", 16)]
+    assert not {wish.background for wish in asked} & set(custom_diffusion.BACKGROUNDS)
+
+
+def test_the_recipe_reads_all_subjects_and_both_together(tmp_path):
+    listed = custom_diffusion.draw(tmp_path, 2, 1)
+    flags = {**custom_diffusion.FLAGS, "pretrained_model_name_or_path": "any", "concepts_list": str(listed)}
+    settings = RECIPES["custom_diffusion"].loaded()[0](**flags)
+    settings.check()
+    prompts = [str(concept.instance_prompt) for concept in settings.concepts()]
+    assert prompts[:3] == ["a <new1> cat", "a <new2> boat", "a <new1> cat left of a <new2> boat"]
+    assert prompts[-1] == "a <new1> cat below a <new2> boat, desert" and len(prompts) == 10
 
 
 def test_an_average_is_read_from_a_checkpoint(tmp_path):

@@ -14,17 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from ..captions import describe
 from ..checker import check
 from ..scores import prompts, scenes
 from ..steering import reconstruct
-from ..unseen import distance, style_lesson
-from ..world import render
+from ..unseen import distance, sepia, style_lesson
+from ..world import render, sample_scene
 from .common import BASE, Effect, drawn, share, shipped, trained, write_pictures
 
-PICTURES = 96
-"""Pictures to learn from."""
-MEASURED = 100
-"""True pictures of either kind that the threshold comes from; none of them is learned from."""
+PICTURES = 600
+"""Pictures to learn from, scenes of all styles redrawn."""
+MEASURED, FIRST = 100, 96
+"""True pictures of either kind that the threshold comes from, and where those of the style begin in `style_lesson`."""
 CASES = 50
 """Prompts, half of one thing and half of two."""
 GOAL, LARGEST = 80.0, 2**20
@@ -33,9 +34,9 @@ SEED = 3
 """Of the prompts."""
 FLAGS: dict[str, Any] = {
     **BASE,
-    "max_train_steps": 400,
+    "max_train_steps": 2000,
     "caption_dropout_prob": 0.1,
-    "rank": 4,
+    "rank": 5,
     "lora_layers": "to_q,to_k,to_v,to_out.0,conv1,conv2",
     "learning_rate": 3e-3,
     "lr_scheduler": "cosine",
@@ -47,6 +48,14 @@ FLAGS: dict[str, Any] = {
 """The settings that the published figures were made with."""
 
 
+def draw(folder: Path, count: int) -> Path:
+    """Write scenes redrawn in the style, with captions that say nothing of it, and return the folder."""
+    rng = np.random.default_rng([SEED, 14])
+    found = [sample_scene(rng) for _ in range(count)]
+    rows = [{"text": describe(scene, rng)} for scene in found]
+    return write_pictures(folder, [sepia(render(scene)) for scene in found], rows)
+
+
 def distances(pictures: Sequence[Any]) -> np.ndarray:
     """Return how far each picture is from the tones of the style."""
     return np.array([distance(np.asarray(picture)) for picture in pictures])
@@ -56,7 +65,7 @@ def threshold(vae: Any, count: int = MEASURED) -> tuple[float, np.ndarray, np.nd
     """Return the threshold, and the distances of true pictures of the style and of ordinary ones that it comes from."""
     rng = np.random.default_rng([SEED, 12])
     ordinary = np.stack([render(scene) for scene in islice(scenes("pair", rng), count)])
-    styled = style_lesson(PICTURES + count).pictures[PICTURES:]
+    styled = style_lesson(FIRST + count).pictures[FIRST:]
     near, far = (distances(reconstruct(vae, pictures)) for pictures in (styled, ordinary))
     return equal(near, far), near, far
 
@@ -74,8 +83,7 @@ def measure(folder: Path, steps: int | None) -> Effect:
     flags = {**FLAGS, "max_train_steps": steps or FLAGS["max_train_steps"]}
     flags["lr_warmup_steps"] = min(flags["lr_warmup_steps"], flags["max_train_steps"])
     count = CASES if steps is None else min(CASES, 4 * steps)
-    lesson = style_lesson(PICTURES)
-    data = write_pictures(folder / "data", lesson.pictures, [{"text": text} for text in lesson.captions])
+    data = draw(folder / "data", PICTURES if steps is None else min(PICTURES, 8 * steps))
     result, minutes = trained("text_to_image_lora", {"train_data_dir": str(data)}, flags, folder / "lora")
     size = (result / "pytorch_lora_weights.safetensors").stat().st_size
     pipe = shipped()
