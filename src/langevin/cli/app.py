@@ -264,9 +264,9 @@ def train(
 ) -> None:
     """Train a model, or what is added to one, on pictures."""
     from ..training.recipes import run as trained
+    from ..training.recipes import tell
 
-    folder = trained(recipe.replace("-", "_"), flags or [], command=f"langevin train {recipe}")
-    typer.echo(f"Written to {folder}")
+    tell(trained(recipe.replace("-", "_"), flags or [], command=f"langevin train {recipe}"))
 
 
 Eye = Annotated[

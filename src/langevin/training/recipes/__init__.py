@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,13 @@ def main(name: str) -> None:
 def script(work: Callable[[Sequence[str]], Path]) -> None:
     """Run a function of flags as a script: what is wrong is said in one line, and the exit status is 2."""
     try:
-        print(f"Written to {work(sys.argv[1:])}")
+        tell(work(sys.argv[1:]))
     except LangevinError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def tell(folder: Path) -> None:
+    """Say where the result of a training is; of several processes the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"Written to {folder}")
