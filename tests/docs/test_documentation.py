@@ -103,6 +103,9 @@ def check_python(words: list[str]) -> None:
         assert len(words) == 1 and (ROOT / words[0]).is_file(), words
         return
     option, name, *rest = words
+    if name == "langevin":
+        check_langevin(rest)
+        return
     spec = importlib.util.find_spec(name)
     assert option == "-m" and spec, words
     assert all((ROOT / word).exists() for word in rest if "/" in word), words
