@@ -22,7 +22,7 @@ $(BIN)/python:
 	@$(PYTHON) -c "import sys; assert sys.version_info >= (3, 10), 'Langevin needs Python 3.10 or newer'"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3 cannot make an environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
-# One stamp for each set of packages: what a user needs, what the tests need, what a developer needs.
+# One stamp for each set of packages: what a user needs, what the tests, a developer and the benchmarks need.
 $(VENV)/.installed-torch: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing Langevin into $(VENV); the first time takes a few minutes."
 	@$(PIP) -e ".[torch]"
@@ -34,6 +34,10 @@ $(VENV)/.installed-test: $(VENV)/.installed-torch
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test
 	@$(PIP) -e ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-test
+	@$(PIP) -e ".[bench]"
 	@touch $@
 
 generate: $(VENV)/.installed-torch  ## draw PROMPT="..." with the shipped model; ARGS="--seed 3 --steps 50" passes options on
@@ -52,7 +56,7 @@ quality: $(VENV)/.installed-dev  ## check style and types; changes nothing
 	@$(BIN)/ruff check $(CODE)
 	@$(BIN)/mypy
 
-bench: $(VENV)/.installed-test  ## measure side by side with diffusers; ARGS="--only import" picks one row
+bench: $(VENV)/.installed-bench  ## measure side by side with diffusers; ARGS="--only import" picks one row
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(VENV)/.installed-torch  ## write docs/reference.md: every public class and every argument

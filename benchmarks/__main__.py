@@ -1,118 +1,159 @@
-"""Run the rows for both libraries in fresh processes and write the table."""
+"""Run the rows for both libraries in fresh processes and write the tables and the plot."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
-import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from .probes import ROWS, UNET
-from .train import CASES
+from . import report
+from .inference import LEVELS, LOSSY, OPENVINO, PEER, Setting
+from .measures import on_gpu
+from .probes import ROWS
+from .seeded import FULL, TINY
 
-OURS, PEER = "langevin", "diffusers"
-ORDER = (OURS, PEER, PEER, OURS)
+ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-TOLERANCES = {"unet": 1e-5, "lora": 5e-3, "load": 0.0, **dict.fromkeys(CASES, 1e-5)}
-"""Row -> relative L2 difference of the two outputs that is allowed: of one float32 UNet call, of the changes that
-fusing makes to float16 weights, where the last bit may differ, of weights that were cast, and of the loss and the
-gradient of one batch in float32."""
-LARGE = {"load", "lora", "train-bf16", "train-large"}
-"""Rows that take gigabytes and minutes, and run only when they are named."""
-
-Figures = dict[str, dict[str, list[float]]]
+DTYPES = ("float32", "bfloat16")
+RIVAL = 1e-4
+"""Relative L2 difference from the peer that is allowed of OpenVINO in float32."""
 
 
-def prepare(folder: Path) -> None:
-    """Write the seeded weights that both libraries load."""
-    import torch
-    from diffusers import UNet2DConditionModel
+class Plan(NamedTuple):
+    """One row at one level, in one type, with at most one lossy option, and who takes part."""
 
-    torch.manual_seed(0)
-    UNet2DConditionModel(**UNET).save_pretrained(folder / "unet")
+    row: str
+    setting: Setting
+    libraries: tuple[str, ...]
 
 
-def probe(row: str, library: str, folder: Path) -> dict[str, float]:
+def plans(options: argparse.Namespace, notes: list[str]) -> Iterator[Plan]:
+    """Yield what the options ask for; what is left out is told in `notes`."""
+    for name in options.only:
+        row = ROWS[name]
+        if row.gpu and not on_gpu():
+            notes.append(f"`{name}` needs a GPU, and there is none: not measured.")
+            continue
+        levels = [level for level in LEVELS if level in options.level and level in row.levels]
+        if not levels:
+            notes.append(f"`{name}` has no level {' or '.join(options.level)}: not measured.")
+        for dtype in options.dtype if len(row.tolerance) > 1 else DTYPES[:1]:
+            for level in levels:
+                base = Setting(level, dtype, options.size, options.steps, options.compile)
+                if level == "L2":
+                    yield from (Plan(name, replace(base, option=key), tuple(LOSSY[key])) for key in LOSSY)
+                else:
+                    yield Plan(name, base, tuple(able(row.libraries(level), dtype, notes)))
+
+
+def able(libraries: Sequence[str], dtype: str, notes: list[str]) -> Iterator[str]:
+    """Yield the libraries that are here and compute in a type."""
+    for library in libraries:
+        if library == OPENVINO and importlib.util.find_spec(OPENVINO) is None:
+            notes.append("OpenVINO is not installed (`pip install openvino`): left out.")
+        elif library == OPENVINO and not importlib.import_module(".rival", __package__).computes_in(dtype):
+            notes.append(f"OpenVINO does not compute in {dtype} on this processor: left out.")
+        else:
+            yield library
+
+
+def probe(row: str, library: str, folder: Path, setting: Setting) -> dict[str, float]:
     """Run one row in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.probes", row, library, str(folder)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    command = [sys.executable, "-m", "benchmarks.probes", row, library, str(folder), json.dumps(asdict(setting))]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if run.returncode:
-        raise SystemExit(f"{row} failed for {library}:\n{run.stderr}")
+        raise SystemExit(f"{row} failed for {library}, {setting}:\n{run.stderr}")
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def agreement(row: str, folder: Path) -> float:
-    """Return the relative L2 difference of what the two libraries computed."""
+def difference(row: str, library: str, folder: Path) -> float:
+    """Return the relative L2 difference of what a library computed from what the peer did."""
     import torch
 
-    ours, peer = (torch.load(folder / f"{row}-{library}.pt") for library in (OURS, PEER))
-    return float((ours - peer).norm() / peer.norm())
+    found, peer = (torch.load(folder / f"{row}-{name}.pt") for name in (library, PEER))
+    return float((found - peer).norm() / peer.norm())
 
 
-def measure(rows: list[str], rounds: int, folder: Path) -> Figures:
+def agree(plan: Plan, folder: Path) -> str:
+    """Compute what all are compared by, and say how far they differ; raise SystemExit where they do by too much."""
+    check, told = replace(plan.setting, check=True), []
+    for library in plan.libraries:
+        probe(plan.row, library, folder, check)
+    for library in plan.libraries:
+        if library == PEER or not ROWS[plan.row].tolerance:
+            continue
+        found, allowed = difference(plan.row, library, folder), ROWS[plan.row].tolerance[plan.setting.dtype]
+        allowed = max(allowed, RIVAL) if library == OPENVINO else allowed
+        name = f"{plan.row} {plan.setting.level} {plan.setting.dtype}"
+        if not found <= allowed:
+            raise SystemExit(
+                f"{library} and {PEER} differ by {found:.1e} (relative L2) at {name}, and {allowed:.0e} is allowed; "
+                "it was not timed. The tables hold the rows before it."
+            )
+        told.append(f"{library} {found:.1e}")
+    return f"{plan.row} {plan.setting.level}: {', '.join(told)}" if told else ""
+
+
+def measure(plan: Plan, rounds: int, folder: Path) -> report.Figures:
     """Return metric -> library -> one figure per process, in the order A B B A, `rounds` times."""
-    figures: Figures = {}
-    for row in rows:
-        for library in (OURS, PEER):  # warms the file cache; where there are outputs they are compared
-            probe(row, library, folder)
-        if row in TOLERANCES and (difference := agreement(row, folder)) > TOLERANCES[row]:
-            raise SystemExit(f"The outputs of {row} differ by {difference:.1e} (relative L2); nothing was timed.")
-        for library in ORDER * rounds:
-            for metric, value in probe(row, library, folder).items():
-                figures.setdefault(metric, {OURS: [], PEER: []})[library].append(value)
+    figures: report.Figures = {}
+    for library in (*plan.libraries, *reversed(plan.libraries)) * rounds:
+        for metric, value in probe(plan.row, library, folder, plan.setting).items():
+            empty = {name: [] for name in plan.libraries}
+            figures.setdefault(metric, empty)[library].append(value)
     return figures
-
-
-def table(figures: Figures) -> str:
-    """Return the medians with their ranges, and the peer's median over ours."""
-    lines = [f"| | {OURS} | {PEER} | ratio |", "|---|---|---|---|"]
-    for metric, both in figures.items():
-        cells = [f"{statistics.median(v):.4g} ({min(v):.4g} to {max(v):.4g})" if v else "" for v in both.values()]
-        ratio = f"{statistics.median(both[PEER]) / statistics.median(both[OURS]):.2f}x" if all(both.values()) else ""
-        lines.append(f"| {metric} | {cells[0]} | {cells[1]} | {ratio} |")
-    return "\n".join(lines)
-
-
-def machine() -> str:
-    """Return the hardware and the versions that the figures belong to."""
-    import torch
-
-    names = (OURS, PEER, "torch", "transformers")
-    cpu = f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-    load = f"load average {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else "load unknown"
-    packages = ", ".join(f"{name} {version(name)}" for name in names)
-    return f"{platform.machine()}, {cpu}, {load}; Python {platform.python_version()}, {packages}"
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "--only", nargs="+", choices=sorted(ROWS), default=sorted(set(ROWS) - LARGE), help="rows to run"
-    )
+    usual = [name for name, row in sorted(ROWS.items()) if not row.large and not row.gpu]
+    parser.add_argument("--only", nargs="+", choices=sorted(ROWS), default=usual, help="rows to run, in this order")
+    parser.add_argument("--level", nargs="+", choices=LEVELS, default=["L0", "L1"], help="levels (default L0 L1)")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="types (default float32)")
+    parser.add_argument("--steps", type=int, default=20, help="steps of a picture (default 20)")
+    parser.add_argument("--size", choices=(FULL, TINY), default=FULL, help="published shapes, or a quick self-check")
+    parser.add_argument("--compile", action="store_true", help="with torch.compile in both libraries, above L0")
     parser.add_argument("--rounds", type=int, default=3, help="A B B A blocks per row (default 3)")
-    parser.add_argument("--output", type=Path, default=RESULTS / "latest.md", help="Markdown file to write")
+    parser.add_argument("--output", type=Path, default=RESULTS / "latest.md", help="Markdown file; a PNG is put beside")
     return parser
 
 
-def main() -> None:
-    """Parse the options, measure, print the table and write it to benchmarks/results/."""
-    options = parser().parse_args()
-    where = machine()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the options, measure, and write what there is after every row."""
+    reader = parser()
+    options = reader.parse_args(arguments)
+    if "L2" in options.level and "L1" not in options.level:
+        reader.error("L2 is measured against the pictures of L1: name both, --level L1 L2.")
+    if options.steps < 1 or options.rounds < 1:
+        reader.error("--steps and --rounds are 1 or more.")
+    load = report.load_average()
+    said, where = [report.warning(load)], report.machine(load)
+    if importlib.util.find_spec("matplotlib") is None:
+        said.append("There is no plot: matplotlib is not installed (`pip install matplotlib`).")
+    command = " ".join(["python -m benchmarks", *(sys.argv[1:] if arguments is None else arguments)])
+    levels: dict[str, report.Figures] = {level: {} for level in LEVELS}
+    asked = list(plans(options, said))
+    said = list(dict.fromkeys(said))
+    print("\n".join(filter(None, said)), file=sys.stderr)
+    agreements: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder))
-        figures = measure(options.only, options.rounds, Path(folder))
-    command = f"python -m benchmarks --only {' '.join(options.only)} --rounds {options.rounds}"
-    notes = "Median (range) over fresh processes in the order A B B A; the ratio is the peer's figure over ours."
-    text = f"# Side by side\n\n`{command}`\n\n{where}\n\n{notes}\n\n{table(figures)}\n"
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(text, encoding="utf-8")
+        for plan in asked:
+            print(f"{plan.row} {plan.setting.level} {plan.setting.dtype} {plan.setting.option}", file=sys.stderr)
+            if plan.setting.level != "L2":
+                agreements.append(agree(plan, Path(folder)))
+            levels[plan.setting.level] |= measure(plan, options.rounds, Path(folder))
+            checked = "Relative L2 difference from the peer before timing: " + "; ".join(filter(None, agreements)) + "."
+            text = report.write(options.output, command, where, [*said, checked], levels)
+    if not asked:
+        raise SystemExit("Nothing was measured.")
     print(f"{text}\nWritten to {options.output}")
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .probes import seconds
+from .measures import seconds
 
 STEPS = 20
 SHAPE = (1, 4, 8, 8)

@@ -11,23 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .seeded import SDXL
+
 RANK = 16
 FILE = "pytorch_lora_weights.safetensors"
 ENDS = ("to_q", "to_k", "to_v", "to_out.0")
-SDXL: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 2,
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 SMALL = SDXL | {"block_out_channels": (32, 32, 64), "transformer_layers_per_block": 1, "cross_attention_dim": 32}
 SHOWN = 8
 """Layers whose fused weights both libraries are compared by."""

@@ -1,4 +1,4 @@
-"""One measurement in one process: `python -m benchmarks.probes ROW LIBRARY FOLDER` prints its figures as JSON.
+"""One measurement in one process: `python -m benchmarks.probes ROW LIBRARY FOLDER SETTING` prints its figures as JSON.
 
 Nothing here imports a library before the row asks for it, so that the import itself can be measured.
 """
@@ -10,12 +10,15 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from .inference import OPENVINO, OURS, PEER, Setting
+from .inference import ROWS as INFERENCE
 from .load import load
 from .lora import lora
+from .measures import peak
 from .train import ROWS as TRAININGS
 
 SCHEDULERS = (
@@ -24,29 +27,6 @@ SCHEDULERS = (
     "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler",
     "SASolverScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler", "LCMScheduler",
 )  # fmt: skip
-UNET = {
-    "sample_size": 32,
-    "block_out_channels": (32, 64),
-    "layers_per_block": 2,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "cross_attention_dim": 64,
-    "attention_head_dim": 8,
-    "norm_num_groups": 16,
-}
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    """Return how long one call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def clocked(call: Callable[[], Any], repeats: int) -> float:
-    """Return the median time of one call in seconds, after one call that is not counted."""
-    call()
-    return statistics.median(seconds(call) for _ in range(repeats))
 
 
 def imports(library: str, folder: Path) -> dict[str, float]:
@@ -94,38 +74,73 @@ def scheduler_host(library: str, folder: Path) -> dict[str, float]:
     return {metric: value for times in found for metric, value in times.items()}
 
 
-def unet(library: str, folder: Path) -> dict[str, float]:
-    """Load a small UNet and call it on a batch of two, in float32. Unit: milliseconds."""
-    import torch
+@dataclass(frozen=True)
+class Row:
+    """What a row measures, and what it needs.
 
-    cls = importlib.import_module(library).UNet2DConditionModel
-    start = time.perf_counter()
-    model = cls.from_pretrained(folder / "unet").eval()
-    loaded = time.perf_counter() - start
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 4, 32, 32, generator=generator)
-    text = torch.randn(2, 77, 64, generator=generator)
-    with torch.no_grad():
-        torch.save(model(x, 500, text).sample, folder / f"unet-{library}.pt")
-        call = clocked(lambda: model(x, 500, text), 30)
-    return {"UNet load, ms": loaded * 1e3, "UNet call, ms": call * 1e3}
+    Attributes:
+        run: measures for a library, with a folder that the rows of a run share.
+        tolerance: dtype -> relative L2 difference of the two outputs that is allowed; nothing where none is compared.
+        levels: those that the row has; a row of L0 alone takes no dtype either.
+        large: takes gigabytes and minutes, and runs only when it is named.
+        gpu: needs a GPU.
+        rivals: level -> who takes part beside both libraries.
+    """
+
+    run: Callable[[str, Path, Setting], dict[str, float]]
+    tolerance: Mapping[str, float] = field(default_factory=dict)
+    levels: tuple[str, ...] = ("L0",)
+    large: bool = False
+    gpu: bool = False
+    rivals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def libraries(self, level: str) -> tuple[str, ...]:
+        """Return who takes part at a level."""
+        return (OURS, PEER, *self.rivals.get(level, ()))
 
 
+def fixed(run: Callable[[str, Path], dict[str, float]]) -> Callable[[str, Path, Setting], dict[str, float]]:
+    """Return a measurement that has no settings."""
+    return lambda library, folder, setting: run(library, folder)
+
+
+CALL = {"float32": 1e-5, "bfloat16": 1e-2}
+"""What is allowed of one call of a network."""
+CODED = {"float32": 1e-5, "bfloat16": 3e-2}
+"""What is allowed of an autoencoder, which rounds more often from end to end."""
+DRAWN = {"float32": 1e-4, "bfloat16": 2e-2}
+"""What is allowed of a picture of two steps."""
+LOSSLESS = ("L0", "L1")
 ROWS = {
-    "import": imports,
-    "load": load,
-    "lora": lora,
-    "scheduler": scheduler,
-    "scheduler-host": scheduler_host,
-    "unet": unet,
-    **TRAININGS,
+    "import": Row(fixed(imports)),
+    "load": Row(fixed(load), {"float32": 0.0}, large=True),
+    "lora": Row(fixed(lora), {"float32": 5e-3}, large=True),
+    "scheduler": Row(fixed(scheduler)),
+    "scheduler-host": Row(fixed(scheduler_host)),
+    "unet": Row(INFERENCE["unet"], CALL, LOSSLESS),
+    "text": Row(INFERENCE["text"], CALL, LOSSLESS),
+    "step-sd15": Row(INFERENCE["step-sd15"], CALL, LOSSLESS, large=True, rivals={"L1": (OPENVINO,)}),
+    "step-sdxl": Row(INFERENCE["step-sdxl"], CALL, LOSSLESS, large=True),
+    "vae-encode": Row(INFERENCE["vae-encode"], CODED, LOSSLESS, large=True),
+    "vae-decode": Row(INFERENCE["vae-decode"], CODED, LOSSLESS, large=True),
+    "image-sd15": Row(INFERENCE["image-sd15"], DRAWN, (*LOSSLESS, "L2"), large=True),
+    "offload": Row(INFERENCE["offload"], DRAWN, large=True, gpu=True),
+    **{
+        row: Row(fixed(run), {"float32": 1e-5}, large=row in ("train-bf16", "train-large"))
+        for row, run in TRAININGS.items()
+    },
 }
+"""Loaded weights agree in every bit, cast or not; of the changes that fusing makes to float16 weights the last bit may
+differ; trainings are compared by the loss and the gradient of one batch."""
 
 
 def main() -> None:
     """Run one row for one library."""
-    row, library, folder = sys.argv[1:4]
-    print(json.dumps(ROWS[row](library, Path(folder))))
+    row, library, folder, setting = sys.argv[1:5]
+    told = Setting(**json.loads(setting))
+    found = ROWS[row].run(library, Path(folder), told)
+    name = " ".join(filter(None, (row, told.dtype if row in INFERENCE else "", told.option)))
+    print(json.dumps(found | ({} if told.check else {f"{name}, peak GB": peak()})))
 
 
 if __name__ == "__main__":

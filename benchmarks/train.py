@@ -13,7 +13,6 @@ import importlib
 import itertools
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from .measures import on_gpu
+from .seeded import pipeline_folder
 
 WORDS = ("a red house", "two blue cats", "a green tree under a yellow sun", "a white boat")
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -89,29 +91,10 @@ class Clock:
         self.ends.append(time.perf_counter())
 
     def figures(self, row: str) -> dict[str, float]:
-        """Return the median time per picture in ms and the greatest memory of the process in GB."""
+        """Return the median time per picture in ms."""
         ends = self.ends[self.case.warm - 1 :]
         step = statistics.median(after - before for before, after in itertools.pairwise(ends))
-        return {f"{row}, ms per picture": 1e3 * step / self.case.pictures, f"{row}, peak GB": peak()}
-
-
-def on_gpu() -> bool:
-    """Tell whether the training has a GPU."""
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def peak() -> float:
-    """Return the greatest memory so far in GB: of the GPU, or of this process where there is none."""
-    if on_gpu():
-        import torch
-
-        return torch.cuda.max_memory_allocated() / 1e9
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+        return {f"{row}, ms per picture": 1e3 * step / self.case.pictures}
 
 
 # What both train on ---------------------------------------------------------------------------------------------------
@@ -132,36 +115,11 @@ def write_pictures(folder: Path, case: Case, count: int = 24) -> None:
         (folder / f"{k:03}.txt").write_text(WORDS[k % len(WORDS)], encoding="utf-8")
 
 
-def write_model(folder: Path, case: Case) -> Path:
+def model_for(folder: Path, case: Case) -> Path:
     """Return the folder of the pipeline that both begin with; the large one is written, if there is none yet."""
     from langevin.picturebook import model_folder
 
-    if not case.large:
-        return model_folder()
-    if not folder.exists():
-        import torch
-        from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-        torch.manual_seed(0)
-        widths = (128, 256, 512, 512)
-        parts = {
-            "unet": UNet2DConditionModel(cross_attention_dim=768, sample_size=64),
-            "vae": AutoencoderKL(
-                block_out_channels=widths, layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4, scaling_factor=0.18215, sample_size=512,
-            ),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(
-                hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-            )),
-            "tokenizer": CLIPTokenizer.from_pretrained(model_folder() / "tokenizer"),
-            "scheduler": DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
-        }  # fmt: skip
-        pipe = StableDiffusionPipeline(
-            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
-        pipe.save_pretrained(folder)
-    return folder
+    return pipeline_folder(folder) if case.large else model_folder()
 
 
 def fill(named: Sequence[tuple[str, Any]]) -> None:
@@ -383,10 +341,10 @@ class Plain:
 
 
 def train(row: str, library: str, folder: Path) -> dict[str, float]:
-    """Train for a few steps. Units: ms per picture, GB."""
+    """Train for a few steps. Unit: ms per picture."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     case, file = CASES[row], folder / f"{row}-{library}.pt"
-    pictures, model = folder / f"{row}-pictures", write_model(folder / "large", case)
+    pictures, model = folder / f"{row}-pictures", model_for(folder, case)
     write_pictures(pictures, case)
     clock = Clock(case, [])
     importlib.import_module(library)
