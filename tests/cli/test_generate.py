@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import langevin
-from langevin.cli import main
+from langevin.cli import generate, main
 from langevin.cli.calling import arguments, describe
 from langevin.cli.model import build_scheduler
 from langevin.cli.request import Request, find_scheduler, short_name
@@ -145,3 +145,14 @@ def test_pixels_are_clipped_as_the_sampler_does(pixels) -> None:
 @pytest.mark.parametrize("name", ["euler", "euler-discrete", "EulerDiscreteScheduler", "Euler_Discrete"])
 def test_spellings_of_a_scheduler(name) -> None:
     assert find_scheduler(name) == "EulerDiscreteScheduler"
+
+
+def test_a_dry_run_tells_what_it_needs_and_draws_nothing(capsys, tmp_path, model) -> None:
+    target = tmp_path / "new"
+    options = ["--model", model, "--steps", "3", "--size", "24x16", "--num-images", "2", "--scheduler", "euler"]
+    lines = run(capsys, "a cat", *options, "--output", str(target), "--dry-run")
+    assert lines[0] == "StableDiffusionPipeline on cpu in float32"
+    assert [line.split()[:2] for line in lines[2:5]] == [["text_encoder", "2"], ["unet", "3"], ["vae.decode", "1"]]
+    assert not target.exists()
+    with pytest.raises(LangevinError, match=r"--dry-run tells of one call; leave --grid out\."):
+        generate.forecast(Request(prompt="a cat", dry_run=True, grid="seed=1,2"))

@@ -129,6 +129,9 @@ Threads = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="With --prompts: draw pictures that are there with other settings anew.")
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Draw nothing: tell what memory and, roughly, what time it would take.")
+]
 
 
 @app.command()
@@ -164,12 +167,18 @@ def generate(
     processes: Processes = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
     """Draw pictures and write them as PNG files that carry their parameters."""
     options = {**locals(), "lora": tuple(lora or ()), "embedding": tuple(embedding or ())}
     from .request import Request
 
+    if dry_run:
+        from .generate import forecast
+
+        typer.echo(forecast(Request(**options)))
+        return
     if prompts is not None:
         from .spread import run as spread
 

@@ -62,14 +62,17 @@ def arguments(cls: type[Any], request: Request) -> dict[str, Any]:
 
 def draw(pipe: DiffusionPipeline, call: dict[str, Any], *, seed: int, count: int = 1) -> list[Any]:
     """Run the pipeline once for `count` pictures; picture k uses the stream `seed + k`."""
-    taken = inspect.signature(type(pipe).__call__).parameters
-    number = "num_images_per_prompt" if "num_images_per_prompt" in taken else "batch_size"
-    counted = {number: count} if number in taken else {}
-    result = pipe(**call, **counted, generator=streams(count, seed=seed))  # type: ignore[operator]
+    result = pipe(**call, **counted(pipe, count), generator=streams(count, seed=seed))  # type: ignore[operator]
     flagged = [k for k, flag in enumerate(getattr(result, "nsfw_content_detected", None) or []) if flag]
     if flagged:
         print(f"The model's safety checker flagged these pictures: {flagged}", file=sys.stderr)
     return result.images
+
+
+def counted(pipe: DiffusionPipeline, count: int) -> dict[str, int]:
+    """Return the argument of a pipeline's call that says how many pictures are drawn, if it has one."""
+    taken = inspect.signature(type(pipe).__call__).parameters
+    return {name: count for name in ("num_images_per_prompt", "batch_size") if name in taken}
 
 
 def describe(pipe: DiffusionPipeline, request: Request, call: dict[str, Any], image: Any, seed: int) -> dict[str, Any]:

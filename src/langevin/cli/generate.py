@@ -8,17 +8,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.progress import progress_bar
 from ..pipelines.base import DiffusionPipeline
 from . import grid
-from .calling import arguments, describe, draw
+from .calling import arguments, counted, describe, draw
 from .model import build_scheduler, load, pick_class
 from .output import Place, write
 from .request import Request, check, find_scheduler, parse_size
 from .sheet import contact_sheet
 from .sources import Sources, read
+
+if TYPE_CHECKING:
+    from ..optimization.estimate import Estimate
 
 
 def run(request: Request) -> list[Path]:
@@ -70,13 +73,33 @@ def draw_one(
     Args:
         scheduler: the request's, where it is built already.
     """
-    if request.scheduler:
-        pipe.register_modules(scheduler=scheduler or build_scheduler(pipe, find_scheduler(request.scheduler)))
+    take_scheduler(pipe, request, scheduler)
     seed = request.seed or 0
     pictures, crop = sources.arguments(pipe, parse_size(request.size))
     images = draw(pipe, call | pictures, seed=seed, count=request.num_images)
     images = images if crop is None else crop.apply(images)
     return images, [describe(pipe, request, call, image, seed + k) for k, image in enumerate(images)]
+
+
+def take_scheduler(pipe: DiffusionPipeline, request: Request, scheduler: Any = None) -> None:
+    """Give a pipeline the scheduler that is asked for, which may be built already."""
+    if request.scheduler:
+        pipe.register_modules(scheduler=scheduler or build_scheduler(pipe, find_scheduler(request.scheduler)))
+
+
+def forecast(request: Request) -> Estimate:
+    """Return what a request would need, without drawing it.
+
+    Raises:
+        LangevinError: for anything in the request that cannot be done.
+    """
+    check(request)
+    sources, cls = read(request), pick_class(request)
+    call = arguments(cls, request)
+    pipe = load(cls, request)
+    take_scheduler(pipe, request)
+    pictures, _ = sources.arguments(pipe, parse_size(request.size))
+    return pipe.estimate(**call, **pictures, **counted(pipe, request.num_images))
 
 
 def draw_grid(

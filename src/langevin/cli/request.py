@@ -52,6 +52,7 @@ class Request:
     processes: int | None = None
     threads: int | None = None
     overwrite: bool = False
+    dry_run: bool = False
     quiet: bool = False
 
     @property
@@ -99,6 +100,9 @@ def check(request: Request) -> None:
     for option, other in NEEDS:
         if getattr(request, option) not in (None, False) and getattr(request, other) is None:
             raise InputError(f"{flag(option)} needs {flag(other)}.")
+    for option in ("prompts", "grid"):
+        if request.dry_run and getattr(request, option) is not None:
+            raise InputError(f"--dry-run tells of one call; leave {flag(option)} out.")
     if request.mask and request.outpaint:
         raise InputError("--mask and --outpaint both say what to paint; give one of them.")
     if request.strength is not None:

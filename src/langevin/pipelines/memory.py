@@ -12,6 +12,7 @@ from ..core.errors import ConfigError
 from .runs import loops_itself
 
 if TYPE_CHECKING:
+    from ..optimization.estimate import Estimate
     from ..optimization.offload import Offload
 
 
@@ -45,6 +46,27 @@ class MemoryMixin:
             raise ConfigError(f"No component of this {type(self).__name__} offers `{method}`.")
         for module in able:
             getattr(module, method)(*args)
+
+    def estimate(self, *, timed: bool = True, **call: Any) -> Estimate:
+        """Tell what a call would need, without its networks computing anything: memory and work of every stage.
+
+        The result prints as a table. Switches, sizes and numbers of pictures count as they would in the call; weights
+        count where they are, activations to the byte, and what the allocator keeps for later does not. See
+        `optimization.estimate` for what was measured.
+
+        Args:
+            timed: also measure the device for a fraction of a second, and guess a time: per operation the greater of
+                its work over a convolution's speed and its bytes over that of a sum. Small pictures take longer, since
+                Python's own time is left out.
+            call: arguments of the call; the prompt is empty unless given. Random streams and callbacks are not touched.
+
+        Raises:
+            ConfigError: for an argument that the call does not take.
+            LangevinError: what the call itself would raise for its arguments.
+        """
+        from ..optimization.estimate import rehearse
+
+        return rehearse(self, call, timed=timed)
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
         """Compute attention in slices, which takes less memory and more time: "auto", "max" or heads per slice."""
