@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, did_you_mean
+from ..core.errors import ConfigError, check_choice, did_you_mean
 from .attention import Attention
 from .checkpointing import run_block
 
@@ -75,9 +76,11 @@ class BasicTransformerBlock(nn.Module):
 
     Attributes:
         merging: how layers compute on fewer tokens, if they do.
+        chunks: how many rows or tokens the feed-forward network takes at a time, and their dimension; None for all.
     """
 
     merging: TokenMerging | None = None
+    chunks: tuple[int, int] | None = None
 
     def __init__(
         self,
@@ -125,7 +128,17 @@ class BasicTransformerBlock(nn.Module):
             hidden_states = hidden_states + fewer("cross", lambda x: attn2(x, *seen, **kwargs))(
                 self.norm2(hidden_states)
             )
-        return hidden_states + fewer("feed_forward", self.ff)(self.norm3(hidden_states))
+        return hidden_states + fewer("feed_forward", self._feed)(self.norm3(hidden_states))
+
+    def set_chunk_feed_forward(self, chunk_size: int | None, dim: int = 0) -> None:
+        """Let the feed-forward network take `chunk_size` rows (dim 0) or tokens (dim 1) at a time, None for all."""
+        check_choice("dim", dim, (0, 1))
+        self.chunks = None if chunk_size is None else (chunk_size, dim)
+
+    def _feed(self, x: Tensor) -> Tensor:
+        if self.chunks is None:
+            return self.ff(x)
+        return torch.cat([self.ff(part) for part in x.split(*self.chunks)], self.chunks[1])
 
 
 def plainly(name: str, layer: Layer) -> Layer:
