@@ -57,7 +57,7 @@ def ours_best(model: Any, setting: Setting) -> None:
     if hasattr(model, "optimize"):
         model.optimize(compile=setting.compile)
     else:
-        importlib.import_module("langevin.optimization").optimize(model, compile=setting.compile)
+        importlib.import_module("langevin.optimization.plan").optimize(model, compile=setting.compile)
 
 
 def peers_best(model: Any, setting: Setting) -> None:

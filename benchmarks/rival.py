@@ -34,22 +34,24 @@ def converted(case: Case, folder: Path, setting: Setting) -> Callable[[dict[str,
     openvino = importlib.import_module("openvino")
     wide = replace(setting, dtype="float32")
     given = case.inputs(wide)
-    file = folder / f"{case.model}-{case.part}-{case.method}-{setting.size}.xml"
+    file = folder / f"{case.model}-{case.part}-{setting.size}.xml"
     if not file.exists():
-        model = case.loaded("diffusers", folder, wide)
 
         class Wrapped(torch.nn.Module):
-            """The call with its arguments by position and a tensor as the result."""
+            """The peer's network, with arguments by position and a tensor as the result."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.network = case.loaded("diffusers", folder, wide)
 
             def forward(self, *values: Any) -> Any:
-                method = model if case.method == "__call__" else getattr(model, case.method)
-                return case.result(method(**dict(zip(given, values, strict=True))))
+                return case.result(self.network(**dict(zip(given, values, strict=True))))
 
         shapes = [list(value.shape) for value in given.values()]
         with torch.no_grad():
             made = openvino.convert_model(Wrapped(), example_input=tuple(given.values()), input=shapes)
         openvino.save_model(made, file, compress_to_fp16=False)
-        del model, made
+        del made
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[setting.dtype]}
     compiled = openvino.Core().compile_model(file, "CPU", hints)
 
