@@ -80,7 +80,7 @@ class Later:
         if not self.found or self.found[number] is None:
             self.found = self.again()
         x, self.found[number] = self.found[number], None
-        return x  # type: ignore[return-value]
+        return x
 
     def again(self) -> list[Tensor | None]:
         """Compute the block once more, up to the last tensor that is wanted, and return them all.
