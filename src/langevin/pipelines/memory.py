@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ..core.errors import ConfigError
-from .runs import loops_itself
+from .runs import check_idle, loops_itself
 
 if TYPE_CHECKING:
     from ..optimization.estimate import Estimate
     from ..optimization.offload import Offload
+    from ..optimization.plan import Report
 
 
 class MemoryMixin:
@@ -22,6 +24,8 @@ class MemoryMixin:
     components: Any
     _part: Callable[[str], Any]
     _offload: Offload | None = None
+    widens: bool = True
+    """Whether calls on the CPU multiply in float32 where the processor converts the type of the weights."""
     _deep_cache: tuple[int, int] | None = None
     _guidance_interval: tuple[float, float] | None = None
 
@@ -67,6 +71,46 @@ class MemoryMixin:
         from ..optimization.estimate import rehearse
 
         return rehearse(self, call, timed=timed)
+
+    def optimize(self, *, compile: bool = False) -> Report:
+        """Make the networks faster by what is lossless on their device and in their type, and tell what was done.
+
+        A second call does only what has become possible since, such as after `to`. See `optimization.plan.optimize`,
+        and docs/speed.md for figures. `deoptimize` undoes it.
+
+        Args:
+            compile: have torch compile the network that denoises and the decoder; the first call then takes minutes.
+
+        Raises:
+            ConfigError: during a call, or when networks that wait on the CPU in blocks should be compiled.
+        """
+        from ..optimization import plan
+
+        check_idle(self, "optimize")
+        if self._offload is not None:
+            if compile and self._offload.blocks:
+                raise ConfigError("Blocks that wait on the CPU cannot be compiled; use `enable_model_cpu_offload`.")
+            self._offload.detach()
+        return plan.optimize(self._networks, compile=compile, device=self._computes_on)
+
+    def deoptimize(self) -> None:
+        """Undo what `optimize` did; the weights are what they were, bit for bit."""
+        from ..optimization import plan
+
+        check_idle(self, "deoptimize")
+        if self._offload is not None:
+            self._offload.detach()
+        plan.deoptimize(self._networks)
+
+    def _serving(self) -> AbstractContextManager[None]:
+        """Context of a call; see `optimization.plan.serving`."""
+        from ..optimization.plan import serving
+
+        return serving(self._networks.values(), widen=self.widens, device=self._computes_on)
+
+    @property
+    def _computes_on(self) -> torch.device | None:
+        return None if self._offload is None else self._offload.device
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
         """Compute attention in slices, which takes less memory and more time: "auto", "max" or heads per slice."""

@@ -59,7 +59,7 @@ def running(call: Call) -> Iterator[RunState]:
         runs.append(run)
     token = _stack.set((*_stack.get(), run))
     try:
-        with nullcontext() if pipe._offload is None else pipe._offload.running(pipe._networks):
+        with nullcontext() if pipe._offload is None else pipe._offload.running(pipe._networks), pipe._serving():
             yield run
     finally:
         _stack.reset(token)
@@ -70,6 +70,12 @@ def running(call: Call) -> Iterator[RunState]:
 def current(pipe: Any) -> RunState | None:
     """Return the innermost run of `pipe` in this thread, or None."""
     return next((run for run in reversed(_stack.get()) if run.call.pipe is pipe), None)
+
+
+def check_idle(pipe: Any, what: str) -> None:
+    """Raise ConfigError while a call of `pipe` is in progress, in whichever thread."""
+    if _active.get(pipe):
+        raise ConfigError(f"A call of this pipeline is in progress; `{what}` before or after it.")
 
 
 def is_ours(function: Any) -> bool:

@@ -1,0 +1,279 @@
+"""What makes a network faster without changing what it computes, chosen by device and type of weights, and undone.
+
+A step is one such measure. To add one is to write a class as `Step` says and to put it into `STEPS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from ..core.errors import ConfigError
+from ..nn.compiled import bare
+from . import layers, processor
+
+DONE = "_optimized_by"
+"""Name in a network's `__dict__` of the names of the steps that were applied to it, in order."""
+
+SPATIAL = 0.05
+"""Share of a network's weights in convolutions from which on it counts as convolutional: UNets and autoencoders do, a
+picture encoder with one convolution in front of its transformer does not."""
+
+
+class Step(Protocol):
+    """One measure that makes networks faster and leaves their outputs equal up to rounding.
+
+    Attributes:
+        name: by which the report calls it.
+        gain: what it brings, what it costs, and where that was measured.
+    """
+
+    name: str
+    gain: str
+
+    def applies(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+        """Tell whether it pays for a network that computes on this device and in this type."""
+
+    def apply(self, network: nn.Module) -> None:
+        """Change the network in place."""
+
+    def undo(self, network: nn.Module) -> None:
+        """Make the network again what it was, bit for bit."""
+
+
+class ChannelsLast:
+    """Keeps the weights of convolutions in the order height, width, channels, which their results then have too."""
+
+    name = "channels last"
+    gain = "convolutions and attention need no reordering of feature maps; copies convolution weights once"
+
+    def applies(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+        """Tell whether the network is convolutional, on the CPU or in half precision on a GPU, and not ordered yet."""
+        fits = device.type == "cpu" or (device.type == "cuda" and dtype in processor.HALF)
+        return fits and spatial(network) and (self.name in done(network) or not ordered(network))
+
+    def apply(self, network: nn.Module) -> None:
+        """Reorder the weights."""
+        reorder(network, torch.channels_last)
+
+    def undo(self, network: nn.Module) -> None:
+        """Put the weights into torch's usual order."""
+        reorder(network, torch.contiguous_format)
+
+
+class Widened:
+    """Multiplies in float32 where the processor has no instructions for the type of the weights; see `layers.widen`."""
+
+    name = "float32 products"
+    gain = "the processor converts this type at every product; in float32 it is faster and rounds once per layer"
+
+    def applies(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+        """Tell whether the CPU converts the type of the weights."""
+        return device.type == "cpu" and dtype in processor.CONVERTED
+
+    def apply(self, network: nn.Module) -> None:
+        """Change linear layers and convolutions."""
+        layers.widen(network)
+
+    def undo(self, network: nn.Module) -> None:
+        """Change them back."""
+        layers.restore(network.modules(), layers.WIDE.values())
+
+
+class Packed:
+    """Keeps the weights of convolutions in oneDNN's own order; see `layers.PackedConv2d`."""
+
+    name = "packed convolutions"
+    gain = "weights are not reordered at every call; a second copy of convolution weights while in use"
+
+    def applies(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+        """Tell whether the network is convolutional and computes on a CPU with oneDNN, without a compiler."""
+        fits = device.type == "cpu" and dtype in (torch.float32, *processor.HALF) and processor.prepacks()
+        return fits and not compiled(network) and spatial(network)
+
+    def apply(self, network: nn.Module) -> None:
+        """Change convolutions."""
+        layers.pack(network)
+
+    def undo(self, network: nn.Module) -> None:
+        """Change them back."""
+        layers.restore(network.modules(), layers.PACKED.values())
+
+
+class Compiled:
+    """Lets torch's compiler write the code of a network, or of the decoder of an autoencoder."""
+
+    name = "compiled"
+    gain = "fewer passes over memory; the first call at every size compiles, which takes minutes"
+
+    def applies(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+        """Tell whether the network is convolutional, and so runs at every step or on large pictures."""
+        return spatial(network) and (self.name in done(network) or not compiled(network))
+
+    def apply(self, network: nn.Module) -> None:
+        """Have it compiled at its next call."""
+        self._target(network).compile()
+
+    def undo(self, network: nn.Module) -> None:
+        """Call it as it is written again."""
+        self._target(network)._compiled_call_impl = None
+
+    @staticmethod
+    def _target(network: nn.Module) -> nn.Module:
+        decoder = getattr(network, "decoder", None)
+        return decoder if isinstance(decoder, nn.Module) else network
+
+
+STEPS: list[Step] = [ChannelsLast(), Widened(), Packed()]
+"""The steps that `optimize` chooses from, in the order in which they are applied."""
+
+COMPILED = Compiled()
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was done to a network: its name, the name of the step, and why it was chosen."""
+
+    network: str
+    what: str
+    why: str
+
+
+class Report(tuple[Change, ...]):
+    """The changes that a call made; prints as one line each."""
+
+    def __str__(self) -> str:
+        lines = [f"{change.network}: {change.what} ({change.why})" for change in self]
+        return "\n".join(lines) or "Nothing was left to do."
+
+
+def optimize(
+    networks: nn.Module | Mapping[str, nn.Module], *, compile: bool = False, device: torch.device | None = None
+) -> Report:
+    """Make networks faster in place, by every step that is lossless and pays on their device and in their type.
+
+    A second call does what has become possible or pointless since, such as after a move to another device, and else
+    nothing. Gain and cost of every step are in the report, figures in docs/speed.md.
+
+    Args:
+        networks: a network, or several by name.
+        compile: have convolutional networks compiled as well; see `Compiled`.
+        device: where the networks compute, if not where they are.
+
+    Raises:
+        ConfigError: a network is computing in a call of a pipeline.
+    """
+    named = by_name(networks)
+    steps = [*([COMPILED] if compile else []), *STEPS]
+    return Report(change for name, network in named.items() for change in _planned(name, network, steps, device))
+
+
+def deoptimize(networks: nn.Module | Mapping[str, nn.Module]) -> None:
+    """Undo what `optimize` did; the weights are what they were, bit for bit.
+
+    Raises:
+        ConfigError: a network is computing in a call of a pipeline.
+    """
+    for network in by_name(networks).values():
+        _undo(bare(network))
+
+
+def by_name(networks: nn.Module | Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
+    """Return networks by name, once it is known that none is in use."""
+    named = {type(networks).__name__: networks} if isinstance(networks, nn.Module) else networks
+    busy = [name for name, network in named.items() if layers.in_use(network)]
+    if busy:
+        raise ConfigError(f"{busy[0]} is computing in a call of a pipeline; change it before or after the call.")
+    return named
+
+
+def _planned(name: str, network: nn.Module, steps: list[Step], device: torch.device | None) -> Iterator[Change]:
+    """Apply to one network the steps that apply, and yield those that are new."""
+    on, dtype = place(network, device)
+    if dtype is None:
+        return
+    inner, have = bare(network), done(network)
+    earlier = [step for step in (COMPILED, *STEPS) if step.name in have and step not in steps]
+    wanted = [*earlier, *(step for step in steps if step.applies(network, on, dtype))]
+    if set(have) - {step.name for step in wanted}:
+        _undo(inner)
+    for step in wanted:
+        if step.name not in done(inner):
+            step.apply(inner)
+            vars(inner)[DONE] = (*done(inner), step.name)
+            if step.name not in have:
+                yield Change(name, step.name, step.gain)
+
+
+def _undo(network: nn.Module) -> None:
+    steps = {step.name: step for step in (COMPILED, *STEPS)}
+    for name in reversed(done(network)):
+        steps[name].undo(network)
+    vars(network).pop(DONE, None)
+
+
+def done(network: nn.Module) -> tuple[str, ...]:
+    """Return the names of the steps that were applied to a network."""
+    return vars(bare(network)).get(DONE, ())
+
+
+@contextmanager
+def serving(networks: Iterable[nn.Module], *, widen: bool, device: torch.device | None = None) -> Iterator[None]:
+    """Context of a call: what the CPU converts is multiplied in float32, and packed weights end with the call.
+
+    What is packed anew in every call costs no memory between calls, and cannot be older than the call.
+
+    Args:
+        widen: leave it out with False.
+        device: see `optimize`.
+    """
+    facts = [(network, *place(network, device)) for network in networks]
+    converted = [net for net, on, dtype in facts if widen and dtype and Widened().applies(net, on, dtype)]
+    packed = [net for net, *_ in facts if Packed.name in done(net)]
+    with layers.widened(converted) if converted else nullcontext():
+        try:
+            yield
+        finally:
+            for module in (module for network in packed for module in network.modules()):
+                layers.unpack(module)
+
+
+def place(network: nn.Module, device: torch.device | None) -> tuple[torch.device, torch.dtype | None]:
+    """Return where a network computes and the type of its weights, which is None when it has none."""
+    first = next((p for p in network.parameters() if p.is_floating_point()), None)
+    if first is None:
+        return device or torch.device("cpu"), None
+    return device or first.device, first.dtype
+
+
+def convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    """Return the convolutions of a network whose weight is an ordinary parameter."""
+    found = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    return [layer for layer in found if type(layer._parameters.get("weight")) is nn.Parameter]
+
+
+def spatial(network: nn.Module) -> bool:
+    """Tell whether a network is convolutional, see `SPATIAL`."""
+    held = sum(layer.weight.numel() for layer in convolutions(network))
+    return held > SPATIAL * sum(p.numel() for p in network.parameters())
+
+
+def ordered(network: nn.Module) -> bool:
+    """Tell whether the weights of all convolutions are in the order height, width, channels."""
+    return all(c.weight.is_contiguous(memory_format=torch.channels_last) for c in convolutions(network))
+
+
+def reorder(network: nn.Module, order: torch.memory_format) -> None:
+    """Put the weights of convolutions, and what adapters have there, into an order; values stay."""
+    for layer in convolutions(network):
+        layer._apply(lambda tensor: tensor.contiguous(memory_format=order) if tensor.dim() == 4 else tensor)
+
+
+def compiled(network: nn.Module) -> bool:
+    """Tell whether a network or a part of it is compiled."""
+    return bare(network) is not network or any(m._compiled_call_impl is not None for m in network.modules())
