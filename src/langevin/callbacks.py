@@ -6,5 +6,12 @@ from .pipelines.callbacks import (
     PipelineCallback,
     SDCFGCutoffCallback,
 )
+from .pipelines.previews import PreviewCallback
 
-__all__ = ["IPAdapterScaleCutoffCallback", "MultiPipelineCallbacks", "PipelineCallback", "SDCFGCutoffCallback"]
+__all__ = [
+    "IPAdapterScaleCutoffCallback",
+    "MultiPipelineCallbacks",
+    "PipelineCallback",
+    "PreviewCallback",
+    "SDCFGCutoffCallback",
+]

@@ -135,6 +135,7 @@ PIPELINE_PARTS = (
     Row("ImagePipelineOutput", "pipelines.outputs"),
     Row("MultiPipelineCallbacks", "pipelines.callbacks"),
     Row("PipelineCallback", "pipelines.callbacks"),
+    Row("PreviewCallback", "pipelines.previews"),
     Row("SDCFGCutoffCallback", "pipelines.callbacks"),
     Row("StableDiffusionPipelineOutput", "pipelines.outputs"),
     Row("StableDiffusionSafetyChecker", "pipelines.safety"),
