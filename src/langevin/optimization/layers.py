@@ -40,6 +40,11 @@ def hidden() -> bool:
     )
 
 
+def packable(layer: nn.Conv2d, x: Tensor) -> bool:
+    """Tell whether oneDNN computes a convolution of `x`, and changes of the weight can be noticed."""
+    return x.dtype in processor.PACKED and x.dim() == 4 and x.numel() > 0 and not layer.weight.is_inference()
+
+
 def wide(tensor: Tensor | None) -> Tensor | None:
     """Return a tensor in float32."""
     return None if tensor is None else tensor.float()
@@ -95,7 +100,7 @@ class PackedConv2d(WideConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H', W')."""
-        if hidden() or plain(self, x) or x.dim() != 4 or not x.numel() or self.weight.is_inference():
+        if hidden() or plain(self, x) or not packable(self, x):
             return super().forward(x)
         dtype = torch.float32 if x.dtype in processor.CONVERTED else x.dtype
         bias = None if self.bias is None else self.bias.to(dtype)

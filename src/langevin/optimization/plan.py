@@ -16,6 +16,8 @@ from torch import nn
 from ..core.errors import ConfigError
 from ..nn.compiled import bare
 from . import layers, processor
+from .graphs import Replayed
+from .kept import KeptText
 
 DONE = "_optimized_by"
 """Name in a network's `__dict__` of the names of the steps that were applied to it, in order."""
@@ -93,7 +95,7 @@ class Packed:
 
     def applies(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
         """Tell whether the network is convolutional and computes on a CPU with oneDNN, without a compiler."""
-        fits = device.type == "cpu" and dtype in (torch.float32, *processor.HALF) and processor.prepacks()
+        fits = device.type == "cpu" and dtype in processor.PACKED and processor.prepacks()
         return fits and not compiled(network) and spatial(network)
 
     def apply(self, network: nn.Module) -> None:
@@ -129,7 +131,7 @@ class Compiled:
         return decoder if isinstance(decoder, nn.Module) else network
 
 
-STEPS: list[Step] = [ChannelsLast(), Widened(), Packed()]
+STEPS: list[Step] = [ChannelsLast(), Widened(), Packed(), KeptText(), Replayed()]
 """The steps that `optimize` chooses from, in the order in which they are applied."""
 
 COMPILED = Compiled()

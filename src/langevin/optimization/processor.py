@@ -7,6 +7,8 @@ import platform
 import torch
 
 HALF = (torch.bfloat16, torch.float16)
+PACKED = (torch.float32, *HALF)
+"""Types of weights that oneDNN packs."""
 X86 = ("x86_64", "amd64", "i386", "i686")
 
 
