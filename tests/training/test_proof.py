@@ -107,6 +107,36 @@ def test_a_file_that_lost_weights_is_kept_and_named(places, tmp_path, monkeypatc
     assert not (tmp_path / "quiet" / "out" / proof.FILE).exists()
 
 
+@pytest.mark.parametrize(
+    "name, fresh", [("text_to_image_lora", {"unet"}), ("dreambooth_lora", {"unet", "text_encoder"})]
+)
+def test_what_a_lora_does_not_change_is_not_loaded_again(name, fresh, places, tmp_path, monkeypatch) -> None:
+    seen: list[set[str]] = []
+    check = proof.alike
+
+    def compared(pipe, other):
+        nets = {part: net for part, net in pipe.components.items() if isinstance(net, torch.nn.Module)}
+        seen.append({part for part, net in nets.items() if net is not other.components[part]})
+        return check(pipe, other)
+
+    monkeypatch.setattr(proof, "alike", compared)
+    trained(RECIPES[name].loaded(), words(name, places, tmp_path), "--max_train_steps=1")
+    assert seen == [fresh]
+
+
+def test_what_only_steps_need_is_gone_before_the_result_is_loaded(places, tmp_path, monkeypatch) -> None:
+    seen: list[bool] = []
+    check = proof.Proof.check
+
+    def checked(self, run, folder):
+        seen.append(run.average is None and not run.optimizer.state_dict()["state"])
+        return check(self, run, folder)
+
+    monkeypatch.setattr(proof.Proof, "check", checked)
+    trained(RECIPES["text_to_image"].loaded(), words("text_to_image", places, tmp_path), "--max_train_steps=1")
+    assert seen == [True]
+
+
 def test_what_there_is_no_memory_for_is_left_out(places, tmp_path, monkeypatch) -> None:
     def full(*args) -> None:
         raise torch.OutOfMemoryError("full")

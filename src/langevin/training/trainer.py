@@ -340,9 +340,11 @@ class Trainer:
         return points[-1]["loss"] if points else math.nan
 
     def settle(self) -> None:
-        """Make the average of the weights, if there is one, the weights."""
+        """Make the average of the weights, if there is one, the weights, and let go of what only steps need."""
         if self.average is not None:
             self.average.put(self.average.values)
+            self.average = None
+        self.optimizer.state.clear()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

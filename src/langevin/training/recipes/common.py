@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from ...adapters.files import SAFE
 from ...core.errors import ConfigError, InputError
@@ -347,8 +348,11 @@ def captions_of(pipe: Any, **options: Any) -> Captions:
     return Captions(words_of(pipe.tokenizer), second=None if second is None else words_of(second), **options)
 
 
-def pipeline(settings: ModelSettings) -> Any:
+def pipeline(settings: ModelSettings, shared: Mapping[str, Any] | None = None) -> Any:
     """Return the pipeline to begin with, in float32.
+
+    Args:
+        shared: components of one that was loaded before, see `untrained`.
 
     Raises:
         ConfigError: when it lacks a component, or belongs to another family.
@@ -356,7 +360,8 @@ def pipeline(settings: ModelSettings) -> Any:
     from ...pipelines.base import DiffusionPipeline
 
     options = {"revision": settings.revision, "variant": settings.variant, "cache_dir": settings.cache_dir}
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None} | settings.replaced()
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    given |= settings.replaced() if shared is None else shared
     pipe = DiffusionPipeline.from_pretrained(str(settings.pretrained_model_name_or_path), **given)
     lacking = [name for name in settings.wants if getattr(pipe, name, None) is None]
     two = getattr(pipe, "text_encoder_2", None) is not None
@@ -463,15 +468,17 @@ def speckled(settings: Any, pipe: Any) -> Any:
     return from_array(values.numpy())[0]
 
 
-def lora_proof(settings: Any, pipe: Any, prompt: str, begin: Callable[[Any], Any]) -> Proof:
-    """Return the proof of a LoRA.
+def untrained(pipe: Any) -> dict[str, nn.Module]:
+    """Return the networks of a pipeline that hold nothing trained, and so need no memory of their own a second time."""
+    networks = {name: module for name, module in pipe.components.items() if isinstance(module, nn.Module)}
+    return {name: net for name, net in networks.items() if not any(p.requires_grad for p in net.parameters())}
 
-    Args:
-        begin: from settings to the pipeline that training began with.
-    """
+
+def lora_proof(settings: Any, pipe: Any, prompt: str) -> Proof:
+    """Return the proof of a LoRA, which loads it into networks as they were before training."""
 
     def load(folder: Path) -> Any:
-        fresh = begin(settings)
+        fresh = pipeline(settings, untrained(pipe))
         fresh.load_lora_weights(folder)
         return fresh
 

@@ -129,5 +129,5 @@ def train_lora(settings: LoraSettings) -> Path:
     settings, pipe = prepared(settings)
     part = settings.part(pipe, settings.encoders())
     run = trainer(settings, pipe, [part])
-    proof = lora_proof(settings, pipe, str(settings.instance_prompt), pipeline)
+    proof = lora_proof(settings, pipe, str(settings.instance_prompt))
     return completed(settings, run, part.save, use=LORA_USE, proof=proof)

@@ -88,7 +88,7 @@ def train_lora(settings: LoraSettings) -> Path:
     pipe = pipeline(settings)
     part = settings.part(pipe, settings.encoders())
     run = trainer(settings, records, pipe, part, average=settings.average())
-    proof = lora_proof(settings, pipe, "a picture", pipeline)
+    proof = lora_proof(settings, pipe, "a picture")
     return completed(settings, run, part.save, use=LORA_USE, proof=proof)
 
 
