@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -25,7 +25,76 @@ from .single_file import FromOriginalModelMixin
 from .weight_files import find_weights, save_model
 
 
-class ModelMixin(nn.Module, AdapterMixin, FromOriginalModelMixin, PushToHubMixin, ConfigMixin):
+class SmallerMixin:
+    """The documented ways of a network to take less memory, beside those of its attention."""
+
+    dtype: torch.dtype
+    modules: Callable[[], Iterator[nn.Module]]
+
+    def enable_layerwise_casting(
+        self,
+        storage_dtype: torch.dtype = torch.float8_e4m3fn,
+        compute_dtype: torch.dtype | None = None,
+        skip_modules_pattern: tuple[str, ...] | None = None,
+        skip_modules_classes: tuple[type[nn.Module], ...] | None = None,
+        non_blocking: bool = False,
+    ) -> None:
+        """Store the weights of linear layers, convolutions and embeddings in a small type, and cast them when used.
+
+        Rounds the weights, so that the picture changes. Adapters work unfused. `save_pretrained` writes the small type.
+
+        Args:
+            storage_dtype: type of the stored weights.
+            compute_dtype: type of the computation; the model's own if unset.
+            skip_modules_pattern: regular expressions of names to leave out, besides "norm".
+            skip_modules_classes: classes to leave out.
+            non_blocking: let the device cast while the program goes on.
+
+        Raises:
+            ConfigError: for types that are not floating-point, a model in training, fused adapters, or a second call.
+        """
+        from ..nn import casting
+
+        compute = self.dtype if compute_dtype is None else compute_dtype
+        skipped = {"patterns": skip_modules_pattern, "classes": skip_modules_classes}
+        casting.enable(self, storage_dtype, compute, **skipped, non_blocking=non_blocking)
+        vars(self)["_computing"] = compute
+
+    def disable_layerwise_casting(self) -> None:
+        """Store the weights in the type of the computation again; they stay as they were rounded."""
+        from ..nn import casting
+
+        casting.disable(self)
+        vars(self).pop("_computing", None)
+
+    def enable_forward_chunking(self, chunk_size: int | None = None, dim: int = 0) -> None:
+        """Compute the feed-forward networks of transformer blocks in parts, which takes less memory and more time.
+
+        Args:
+            chunk_size: rows or tokens at a time, 1 if unset; the last part may have fewer.
+            dim: 0 for rows of the batch, 1 for tokens.
+
+        Raises:
+            InputError: for a size or a dimension that is none.
+            ConfigError: for a model without transformer blocks.
+        """
+        size = 1 if chunk_size is None else chunk_size
+        check_count("chunk_size", size)
+        self._chunk(size, dim)
+
+    def disable_forward_chunking(self) -> None:
+        """Compute feed-forward networks in one step again."""
+        self._chunk(None, 0)
+
+    def _chunk(self, size: int | None, dim: int) -> None:
+        blocks = [module for module in self.modules() if hasattr(module, "set_chunk_feed_forward")]
+        if not blocks:
+            raise ConfigError(f"{type(self).__name__} has no transformer blocks, whose networks could be chunked.")
+        for block in blocks:
+            block.set_chunk_feed_forward(size, dim)
+
+
+class ModelMixin(nn.Module, SmallerMixin, AdapterMixin, FromOriginalModelMixin, PushToHubMixin, ConfigMixin):
     """A torch module that is described by `config.json` and keeps its weights beside it.
 
     Class attributes:
@@ -232,70 +301,6 @@ class ModelMixin(nn.Module, AdapterMixin, FromOriginalModelMixin, PushToHubMixin
         for module in self.modules():
             for attribute in ("gradient_checkpointing", "gradient_checkpointing_function"):
                 vars(module).pop(attribute, None)
-
-    # -- memory -------------------------------------------------------------------------------------------------------
-
-    def enable_layerwise_casting(
-        self,
-        storage_dtype: torch.dtype = torch.float8_e4m3fn,
-        compute_dtype: torch.dtype | None = None,
-        skip_modules_pattern: tuple[str, ...] | None = None,
-        skip_modules_classes: tuple[type[nn.Module], ...] | None = None,
-        non_blocking: bool = False,
-    ) -> None:
-        """Store the weights of linear layers, convolutions and embeddings in a small type, and cast them when used.
-
-        Rounds the weights, so that the picture changes. Adapters work unfused. `save_pretrained` writes the small type.
-
-        Args:
-            storage_dtype: type of the stored weights.
-            compute_dtype: type of the computation; the model's own if unset.
-            skip_modules_pattern: regular expressions of names to leave out, besides "norm".
-            skip_modules_classes: classes to leave out.
-            non_blocking: let the device cast while the program goes on.
-
-        Raises:
-            ConfigError: for types that are not floating-point, a model in training, fused adapters, or a second call.
-        """
-        from ..nn import casting
-
-        compute = self.dtype if compute_dtype is None else compute_dtype
-        skipped = {"patterns": skip_modules_pattern, "classes": skip_modules_classes}
-        casting.enable(self, storage_dtype, compute, **skipped, non_blocking=non_blocking)
-        vars(self)["_computing"] = compute
-
-    def disable_layerwise_casting(self) -> None:
-        """Store the weights in the type of the computation again; they stay as they were rounded."""
-        from ..nn import casting
-
-        casting.disable(self)
-        vars(self).pop("_computing", None)
-
-    def enable_forward_chunking(self, chunk_size: int | None = None, dim: int = 0) -> None:
-        """Compute the feed-forward networks of transformer blocks in parts, which takes less memory and more time.
-
-        Args:
-            chunk_size: rows or tokens at a time, 1 if unset; the last part may have fewer.
-            dim: 0 for rows of the batch, 1 for tokens.
-
-        Raises:
-            InputError: for a size or a dimension that is none.
-            ConfigError: for a model without transformer blocks.
-        """
-        size = 1 if chunk_size is None else chunk_size
-        check_count("chunk_size", size)
-        self._chunk(size, dim)
-
-    def disable_forward_chunking(self) -> None:
-        """Compute feed-forward networks in one step again."""
-        self._chunk(None, 0)
-
-    def _chunk(self, size: int | None, dim: int) -> None:
-        blocks = [module for module in self.modules() if hasattr(module, "set_chunk_feed_forward")]
-        if not blocks:
-            raise ConfigError(f"{type(self).__name__} has no transformer blocks, whose networks could be chunked.")
-        for block in blocks:
-            block.set_chunk_feed_forward(size, dim)
 
     # -- attention ----------------------------------------------------------------------------------------------------
 
