@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..core.errors import ConfigError
 from ..models.placement import present
-from ..nn.compiled import bare
+from ..nn.compiled import bare, compiled
 
 
 def accelerator(gpu_id: int | None = None, device: torch.device | str | None = None) -> torch.device:
@@ -172,7 +172,7 @@ class Offload:
         plan = tuple(id(one) for module in inside for one in (module, *own_tensors(module)))
         if plan == self._plan:
             return
-        hidden = [name for name, network in networks.items() if self.blocks and bare(network) is not network]
+        hidden = [name for name, network in networks.items() if self.blocks and compiled(network)]
         if hidden:
             raise ConfigError(f"{hidden[0]} is compiled, which hides its blocks; use `enable_model_cpu_offload`.")
         self.detach()

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..core.errors import ConfigError
-from ..nn.compiled import bare
+from ..nn.compiled import bare, compiled
 from . import layers, processor
 from .graphs import Replayed
 from .kept import KeptText
@@ -171,8 +171,7 @@ def optimize(
         ConfigError: a network is computing in a call of a pipeline.
     """
     named = by_name(networks)
-    steps = [*([COMPILED] if compile else []), *STEPS]
-    return Report(change for name, network in named.items() for change in _planned(name, network, steps, device))
+    return Report(change for name, network in named.items() for change in _planned(name, network, compile, device))
 
 
 def deoptimize(networks: nn.Module | Mapping[str, nn.Module]) -> None:
@@ -194,18 +193,18 @@ def by_name(networks: nn.Module | Mapping[str, nn.Module]) -> Mapping[str, nn.Mo
     return named
 
 
-def _planned(name: str, network: nn.Module, steps: list[Step], device: torch.device | None) -> Iterator[Change]:
+def _planned(name: str, network: nn.Module, compile: bool, device: torch.device | None) -> Iterator[Change]:
     """Apply to one network the steps that apply, and yield those that are new."""
     on, dtype = place(network, device)
     if dtype is None:
         return
     inner, have = bare(network), done(network)
-    earlier = [step for step in (COMPILED, *STEPS) if step.name in have and step not in steps]
-    wanted = [*earlier, *(step for step in steps if step.applies(network, on, dtype))]
-    if set(have) - {step.name for step in wanted}:
+    steps = [*([COMPILED] if compile or COMPILED.name in have else []), *STEPS]
+    outdated = [step for step in steps if step.name in have and not step.applies(network, on, dtype)]
+    if outdated or (COMPILED in steps and COMPILED.name not in have):
         _undo(inner)
-    for step in wanted:
-        if step.name not in done(inner):
+    for step in steps:
+        if step.name not in done(inner) and step.applies(network, on, dtype):
             step.apply(inner)
             vars(inner)[DONE] = (*done(inner), step.name)
             if step.name not in have:
@@ -274,8 +273,3 @@ def reorder(network: nn.Module, order: torch.memory_format) -> None:
     """Put the weights of convolutions, and what adapters have there, into an order; values stay."""
     for layer in convolutions(network):
         layer._apply(lambda tensor: tensor.contiguous(memory_format=order) if tensor.dim() == 4 else tensor)
-
-
-def compiled(network: nn.Module) -> bool:
-    """Tell whether a network or a part of it is compiled."""
-    return bare(network) is not network or any(m._compiled_call_impl is not None for m in network.modules())
