@@ -98,7 +98,7 @@ def agree(plan: Plan, folder: Path) -> str:
                 "it was not timed. The tables hold the rows before it."
             )
         told.append(f"{library} {found:.1e}")
-    return f"{plan.row} {plan.setting.level}: {', '.join(told)}" if told else ""
+    return f"{plan.row} {plan.setting.level} {plan.setting.dtype}: {', '.join(told)}" if told else ""
 
 
 def measure(plan: Plan, rounds: int, folder: Path) -> report.Figures:
@@ -130,8 +130,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the options, measure, and write what there is after every row."""
     reader = parser()
     options = reader.parse_args(arguments)
-    if "L2" in options.level and "L1" not in options.level:
-        reader.error("L2 is measured against the pictures of L1: name both, --level L1 L2.")
     if options.steps < 1 or options.rounds < 1:
         reader.error("--steps and --rounds are 1 or more.")
     load = report.load_average()

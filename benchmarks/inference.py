@@ -7,8 +7,7 @@ texts, as the steps of a run do, so what is computed once per prompt is not coun
 from __future__ import annotations
 
 import importlib
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,9 @@ from .measures import clocked, on_gpu, seconds
 from .seeded import CLASSES, FULL, MODELS, network_folder, pipeline_folder
 
 OURS, PEER, OPENVINO = "langevin", "diffusers", "openvino"
-PROMPT, CHECKED, WARM = "a red house under a yellow sun", 2, 2
-"""The prompt, and the steps of pictures that are compared before, and drawn to warm up."""
+PROMPTS = ("a red house under a yellow sun", "two blue cats", "a green tree left of a white boat", "a yellow moon")
+CHECKED = WARM = 2
+"""The steps of pictures that are compared before, and drawn to warm up."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,9 @@ def peers_best(model: Any, setting: Setting) -> None:
 
 
 def merged(pipe: Any) -> None:
-    """Merge half of the tokens before attention (Bolya & Hoffman 2023, 2303.17604)."""
-    importlib.import_module("tomesd").apply_patch(pipe, ratio=0.5)
+    """Merge half of the tokens where the UNet has most, in its first attention (Bolya & Hoffman 2023, 2303.17604)."""
+    level = next(k for k, kind in enumerate(pipe.unet.config.down_block_types) if "CrossAttn" in kind)
+    importlib.import_module("tomesd").apply_patch(pipe, ratio=0.5, max_downsample=2**level)
 
 
 def cached(pipe: Any) -> None:
@@ -230,43 +231,57 @@ def finished(value: Any) -> Any:
 
 
 def pictures(row: str, library: str, folder: Path, setting: Setting) -> dict[str, float]:
-    """Draw a picture from a prompt with the scheduler of the checkpoint. Units: s, dB against the picture of L1."""
+    """Draw a picture from a prompt with the scheduler of the checkpoint. Units: s, and dB, see `distance`."""
     import torch
 
-    where, kind = pipeline_folder(folder, size=setting.size, dtype=setting.dtype), getattr(torch, setting.dtype)
-    pipe = importlib.import_module(library).StableDiffusionPipeline.from_pretrained(where, torch_dtype=kind)
+    pipe = pipeline(library, pipeline_folder(folder, size=setting.size, dtype=setting.dtype), setting)
     if row == "offload":
         pipe.enable_model_cpu_offload()
     else:
         pipe.to("cuda" if on_gpu() else "cpu")
-    LEVELS[setting.level][library](pipe, setting)
+    if setting.check:
+        torch.save(draw(pipe, PROMPTS[:1], CHECKED), folder / f"{row}-{library}.pt")
+        return {}
     if setting.option:
         LOSSY[setting.option][library](pipe)
-
-    def draw(steps: int) -> Any:
-        generator = torch.Generator().manual_seed(0)
-        made = pipe(PROMPT, num_inference_steps=steps, generator=generator, output_type="np").images
-        return finished(torch.from_numpy(made))
-
-    if setting.check:
-        torch.save(draw(CHECKED), folder / f"{row}-{library}.pt")
-        return {}
-    draw(WARM)
-    kept: list[Any] = []
     name = " ".join(filter(None, (row, setting.dtype, setting.option)))
-    found = {f"{name}, s": seconds(lambda: kept.append(draw(setting.steps)))}
-    plain = folder / f"{row}-{setting.dtype}-{library}.pt"
-    if setting.level == "L1":
-        torch.save(kept[0], plain)
-    if setting.level == "L2":
-        found[f"{name}, dB"] = decibels(kept[0], torch.load(plain))
-    return found
+    draw(pipe, PROMPTS[:1], WARM)
+    found = {f"{name}, s": seconds(lambda: draw(pipe, PROMPTS[:1], setting.steps))}
+    return found | ({f"{name}, dB": distance(library, setting)} if setting.option else {})
 
 
-def decibels(image: Any, reference: Any) -> float:
-    """Return the peak signal-to-noise ratio of pictures with values from 0 to 1; 200 for equal ones."""
-    error = float((image.double() - reference.double()).square().mean())
-    return -10 * math.log10(max(error, 1e-20))
+def pipeline(library: str, folder: Path, setting: Setting) -> Any:
+    """Return a pipeline at the level of the row."""
+    import torch
+
+    cls = importlib.import_module(library).StableDiffusionPipeline
+    pipe = cls.from_pretrained(folder, torch_dtype=getattr(torch, setting.dtype))
+    LEVELS[setting.level][library](pipe, setting)
+    return pipe
+
+
+def draw(pipe: Any, prompts: Sequence[str], steps: int) -> Any:
+    """Return pictures, as many as prompts."""
+    import torch
+
+    torch.manual_seed(0)  # which tokens others are merged into is drawn from the global stream
+    generators = [torch.Generator().manual_seed(k) for k in range(len(prompts))]
+    made = pipe(list(prompts), num_inference_steps=steps, generator=generators, output_type="np").images
+    return finished(torch.from_numpy(made))
+
+
+def distance(library: str, setting: Setting) -> float:
+    """Return how far an option takes the pictures of the shipped model, whose weights are trained, from those of L1.
+
+    Unit: dB, the peak signal-to-noise ratio, a mean over pictures.
+    """
+    from langevin.picturebook import model_folder
+
+    pipe = pipeline(library, model_folder(), setting).to("cuda" if on_gpu() else "cpu")
+    before = draw(pipe, PROMPTS, setting.steps)
+    LOSSY[setting.option][library](pipe)
+    errors = (draw(pipe, PROMPTS, setting.steps) - before).double().square().mean(dim=(1, 2, 3))
+    return float((-10 * errors.clamp_min(1e-20).log10()).mean())
 
 
 ROWS: dict[str, Callable[[str, Path, Setting], dict[str, float]]] = {

@@ -47,8 +47,8 @@ def test_bars_are_times_and_memory_apart() -> None:
     levels = {"L1": {"step float32, s": {OURS: [1.0], PEER: [2.0], OPENVINO: []}}}
     levels["L1"] |= {"step float32, peak GB": {OURS: [4.0], PEER: [2.0]}, "one, dB": {OURS: [1.0], PEER: [2.0]}}
     time, memory = report.PANELS.values()
-    assert report.bars(levels, time) == [("step float32  L1", PEER, [2.0], "2 : 1 s")]
-    assert report.bars(levels, memory) == [("step float32  L1", PEER, [0.5], "2 : 4 GB")]
+    assert report.bars(levels, time) == [("L1  step float32", PEER, [2.0], "2 s against 1 s")]
+    assert report.bars(levels, memory) == [("L1  step float32", PEER, [0.5], "2 GB against 4 GB")]
 
 
 def test_the_plot_holds_what_can_be_read(tmp_path) -> None:
@@ -58,7 +58,7 @@ def test_the_plot_holds_what_can_be_read(tmp_path) -> None:
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width > 600 and len(picture.convert("RGB").getcolors(1 << 20)) > 20
     assert not report.plot({"L0": {f"row {k}, s": one for k in range(report.MOST + 1)}}, tmp_path / "b.png")
-    assert not report.plot({"L0": {"row, us": one}}, tmp_path / "b.png")
+    assert not report.plot({"L0": {"row, modules": one}}, tmp_path / "b.png")
 
 
 def test_the_readmes_show_the_tables_of_the_results() -> None:
