@@ -221,6 +221,19 @@ def test_a_scale_survives_a_cast() -> None:
     assert float(delta.scale) == pytest.approx(0.7 / 2 * 0.3, rel=1e-7)
 
 
+@pytest.mark.parametrize("name", ["linear", "plain"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_trained_delta_multiplies_by_one_no_less_than_by_another_scale(name: str, kind: torch.dtype) -> None:
+    layer, x = made(name)
+    layer, x = layer.to(kind), x.to(kind)
+    parts = Parts("lora", tensors("lora", tuple(layer.weight.shape)), alpha=None)
+    fixed, trained = (build(parts, layer, path="layer", trainable=trainable) for trainable in (False, True))
+    for weight in (1.0, 0.5, 1.0):
+        for delta in (fixed, trained):
+            delta.weigh(weight)
+        assert fixed(x, layer, None, None).equal(trained(x, layer, None, None)), weight
+
+
 def test_gradients_reach_every_tensor_of_a_trainable_delta() -> None:
     for form in FORMS:
         layer, x = made("conv2d")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import signal
@@ -15,7 +16,7 @@ import torch
 
 from langevin.core.errors import ConfigError, InputError, NonFiniteError, WeightsError
 from langevin.training import checkpoints
-from langevin.training.trainer import Run
+from langevin.training.trainer import LONG, Run
 from tests.training.line import Line, Points, bits, trainer
 
 
@@ -114,6 +115,16 @@ def test_kills_at_any_moment_change_nothing(tmp_path) -> None:
 
 
 # Checkpoints ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [LONG - 1, LONG])
+def test_long_runs_leave_the_heap_alone_and_give_it_back(steps: int, tmp_path) -> None:
+    seen: set[bool] = set()
+    before = gc.get_freeze_count()
+    with pytest.raises(Stopped):
+        watch = [lambda _: seen.add(gc.get_freeze_count() > before), stop_at(2)]
+        trainer(tmp_path, watch=watch, steps=steps, checkpoint_every=None).fit()
+    assert seen == {steps == LONG} and gc.get_freeze_count() <= before
 
 
 def test_old_checkpoints_go_after_the_new_one_was_read(tmp_path, monkeypatch) -> None:
