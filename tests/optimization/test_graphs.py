@@ -22,7 +22,8 @@ from langevin.diffusion.sampling import FiniteWatch
 from langevin.nn.attention import Attention
 from langevin.nn.processors import AttnProcessor, named_attentions
 from langevin.optimization import graphs, kept
-from langevin.optimization.graphs import CudaRecording, Rehearsal, Replay, mapped
+from langevin.optimization.graphs import CudaRecording, Rehearsal, Replay, Replayed, mapped
+from langevin.optimization.plan import optimize
 from langevin.pipelines import sampling
 from tests.adapters.loras import diffusers, halves
 
@@ -348,6 +349,18 @@ def test_networks_that_something_else_runs_are_refused(unet) -> None:
     unet.forward = lambda *given: given
     with pytest.raises(ConfigError, match="was replaced"):
         graphs.attach(unet)
+
+
+def test_it_is_a_step_for_unets_on_cuda_devices_alone(unet) -> None:
+    step, cuda = Replayed(), torch.device("cuda")
+    assert step.applies(unet, cuda, torch.float16) and not step.applies(unet, torch.device("cpu"), torch.float32)
+    step.apply(unet)
+    assert isinstance(unet.forward, Replay) and step.applies(unet, cuda, torch.float16)
+    step.undo(unet)
+    assert "forward" not in vars(unet)
+    assert not step.applies(torch.compile(unet, backend="eager"), cuda, torch.float16)
+    assert not step.applies(nn.Linear(2, 2), cuda, torch.float16)
+    assert step.name not in [change.what for change in optimize(unet)]
 
 
 def test_kept_keys_and_values_follow_the_buffers(unet) -> None:

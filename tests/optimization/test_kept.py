@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from langevin import DiffusionPipeline, UNet2DConditionModel, picturebook
-from langevin.optimization import kept
+from langevin.optimization import kept, layers
+from langevin.optimization.plan import deoptimize, optimize
 from tests.adapters.loras import diffusers, halves
 
 TINY: dict[str, Any] = {
@@ -48,9 +49,35 @@ def unet() -> UNet2DConditionModel:
     return network
 
 
+def test_optimize_does_it_on_the_cpu_and_takes_it_back(text) -> None:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**TINY).eval()
+    wanted = call(unet, text)
+    assert kept.KeptText.name in [change.what for change in optimize(unet)]
+    found = [call(unet, text) for _ in range(2)]
+    assert known(unet) == [1] * LAYERS and (found[1] - wanted).abs().max() < 1e-5
+    deoptimize(unet)
+    assert all(layer.kept is None for layer in kept.attentions(unet)) and torch.equal(call(unet, text), wanted)
+    assert not kept.KeptText().applies(unet, torch.device("cuda"), torch.float32)
+    assert not kept.KeptText().applies(nn.Linear(2, 2), torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_another_class_of_projection_is_another_result(unet, text, dtype) -> None:
+    """Linear layers that multiply in float32 for one call must not leave their keys to the next."""
+    unet.to(dtype)
+    before = call(unet, text.to(dtype))
+    text = text.to(dtype)
+    for change in (layers.widen, lambda network: layers.restore(network.modules(), layers.WIDE.values())):
+        call(unet, text)
+        change(unet)
+        assert torch.equal(call(unet, text), plain(unet, text))
+    assert torch.equal(call(unet, text), before)
+
+
 @torch.no_grad()
 def call(unet: nn.Module, text: Tensor, **more: Any) -> Tensor:
-    return unet(noise(2, 4, 8, 8), 5, text, **more).sample
+    return unet(noise(2, 4, 8, 8).to(text.dtype), 5, text, **more).sample
 
 
 def plain(unet: UNet2DConditionModel, text: Tensor, **more: Any) -> Tensor:
