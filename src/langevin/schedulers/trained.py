@@ -74,7 +74,7 @@ class TrainedScheduler(SchedulerMixin):
         """The process that `alphas_cumprod` describes."""
         known = self.__dict__.get("_process")
         if known is None or known[0] is not self.alphas_cumprod:
-            known = self.alphas_cumprod, TableProcess(self.alphas_cumprod.double().cpu().numpy())
+            known = self.alphas_cumprod, TableProcess(self.alphas_cumprod.cpu().double().numpy())
             self._process = known
         return known[1]
 
