@@ -215,7 +215,7 @@ def network(row: str, library: str, folder: Path, setting: Setting) -> dict[str,
         if setting.check:
             torch.save(call(inputs).float().cpu(), folder / f"{row}-{library}.pt")
             return {}
-        return found | {f"{name}, s": clocked(lambda: finished(call(inputs)), 30, budget=10.0)}
+        return found | {f"{name}, s": clocked(lambda: finished(call(inputs)), 30, budget=10.0, least=1)}
 
 
 def finished(value: Any) -> Any:
@@ -234,11 +234,8 @@ def pictures(row: str, library: str, folder: Path, setting: Setting) -> dict[str
     """Draw a picture from a prompt with the scheduler of the checkpoint. Units: s, and dB, see `distance`."""
     import torch
 
-    pipe = pipeline(library, pipeline_folder(folder, size=setting.size, dtype=setting.dtype), setting)
-    if row == "offload":
-        pipe.enable_model_cpu_offload()
-    else:
-        pipe.to("cuda" if on_gpu() else "cpu")
+    where = pipeline_folder(folder, size=setting.size, dtype=setting.dtype)
+    pipe = pipeline(library, where, setting, offload=row == "offload")
     if setting.check:
         torch.save(draw(pipe, PROMPTS[:1], CHECKED), folder / f"{row}-{library}.pt")
         return {}
@@ -250,12 +247,16 @@ def pictures(row: str, library: str, folder: Path, setting: Setting) -> dict[str
     return found | ({f"{name}, dB": distance(library, setting)} if setting.option else {})
 
 
-def pipeline(library: str, folder: Path, setting: Setting) -> Any:
-    """Return a pipeline at the level of the row."""
+def pipeline(library: str, folder: Path, setting: Setting, *, offload: bool = False) -> Any:
+    """Return a pipeline where it computes, at the level of the row."""
     import torch
 
     cls = importlib.import_module(library).StableDiffusionPipeline
     pipe = cls.from_pretrained(folder, torch_dtype=getattr(torch, setting.dtype))
+    if offload:
+        pipe.enable_model_cpu_offload()
+    else:
+        pipe.to("cuda" if on_gpu() else "cpu")
     LEVELS[setting.level][library](pipe, setting)
     return pipe
 
@@ -277,7 +278,7 @@ def distance(library: str, setting: Setting) -> float:
     """
     from langevin.picturebook import model_folder
 
-    pipe = pipeline(library, model_folder(), setting).to("cuda" if on_gpu() else "cpu")
+    pipe = pipeline(library, model_folder(), setting)
     before = draw(pipe, PROMPTS, setting.steps)
     LOSSY[setting.option][library](pipe)
     errors = (draw(pipe, PROMPTS, setting.steps) - before).double().square().mean(dim=(1, 2, 3))

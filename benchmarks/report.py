@@ -17,8 +17,14 @@ Figures = dict[str, dict[str, list[float]]]
 """Metric -> library -> one figure per process; a metric ends with its unit."""
 TITLES = {
     "L0": "L0: the defaults of each library",
-    "L1": "L1: the best documented lossless settings of each",
-    "L2": "L2: lossy options on top of L1",
+    "L1": "L1: the best documented lossless settings of each library",
+    "L2": "L2: lossy options",
+}
+SETTINGS = {
+    "L0": "What `from_pretrained` gives, in the type of the row.",
+    "L1": "langevin: `optimize()`. diffusers: channels_last and `fuse_qkv_projections()`. openvino: static shapes, "
+    "latency first. With `--compile` langevin and diffusers compile too.",
+    "L2": "Each option on top of L1.",
 }
 NOTES = (
     "Median (range) over fresh processes in the order A B B A; a ratio is the other's figure over ours, with the range "
@@ -62,7 +68,8 @@ def table(figures: Figures) -> str:
 
 def tables(levels: Mapping[str, Figures]) -> str:
     """Return a table for each level that has figures."""
-    return "\n\n".join(f"### {TITLES[level]}\n\n{table(figures)}" for level, figures in levels.items() if figures)
+    parts = [(level, table(figures)) for level, figures in levels.items() if figures]
+    return "\n\n".join(f"### {TITLES[level]}\n\n{SETTINGS[level]}\n\n{text}" for level, text in parts)
 
 
 def machine(load: float | None) -> str:

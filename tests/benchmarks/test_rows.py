@@ -119,7 +119,7 @@ def test_networks_from_end_to_end(here, tmp_path) -> None:
     bench.main(["--only", *CASES, "--level", "L1", "--size", TINY, "--rounds", "1", "--output", str(file)])
     text = file.read_text(encoding="utf-8")
     assert "### L0" not in text and [row for row in CASES if f"| {row} float32, s |" not in text] == []
-    assert all(f"{row} L1: {OURS} " in text for row in CASES)
+    assert all(f"{row} L1 float32: {OURS} " in text for row in CASES)
     assert file.with_suffix(".png").read_bytes()[:4] == b"\x89PNG" and "![Times and memory](a.png)" in text
 
 
