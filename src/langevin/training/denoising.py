@@ -19,13 +19,22 @@ class Denoiser:
     """The cost of a network's output for noised samples.
 
     Args:
-        noising: the levels that it is trained at, all alike likely.
+        noising: the levels that it is trained at.
         objective: what it says, and what a mistake costs.
+        odds: how likely every level is, (levels,), from little noise to much, whatever their sum; None has all alike.
     """
 
-    def __init__(self, noising: Noising, objective: Objective) -> None:
+    def __init__(self, noising: Noising, objective: Objective, odds: Tensor | None = None) -> None:
         self.noising, self.objective = noising, objective
         self.weights = objective.weights(noising)
+        self.risen = None if odds is None else (odds.double() / odds.double().sum()).cumsum(0)
+
+    def numbers(self, chance: Tensor, *, even: bool) -> Tensor:
+        """Return the numbers of levels for chances in [0, 1), by their odds or, with `even`, all alike likely."""
+        count = len(self.noising)
+        if self.risen is None or even:
+            return (chance * count).long()
+        return torch.searchsorted(self.risen, chance, right=True).clamp(max=count - 1)
 
     def __call__(
         self,
@@ -55,7 +64,7 @@ class Denoiser:
             return torch.cat([draw.normal(f"{what} {k}" if k else what, shape) for k in range(groups)])
 
         chance = torch.cat([draw.uniform(f"level {k}" if k else "level") for k in range(groups)])
-        levels = self.noising.at((chance * len(self.noising)).long(), x0.device)
+        levels = self.noising.at(self.numbers(chance, even=draw.even), x0.device)
         offset = rows("offset", (x0.shape[1],)) if self.objective.offset else None
         noise = self.objective.noise(rows("noise", tuple(x0.shape[1:])), offset)
         more = rows("perturbation", tuple(x0.shape[1:])) if self.objective.perturbation else None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class Spread(Draw):
     """
 
     chances: Mapping[int, float] = field(default_factory=dict)
+    even: ClassVar[bool] = True
 
     def uniform(self, what: str) -> Tensor:
         """Return one number in [0, 1) per position, float64, on the CPU."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -65,11 +66,13 @@ class Draw:
         streams: of the run.
         positions: of the examples in the run.
         device: where the numbers are wanted.
+        even: whether noise levels are all alike likely, even where a task prefers some.
     """
 
     streams: Streams
     positions: Sequence[int]
     device: torch.device | str = "cpu"
+    even: ClassVar[bool] = False
 
     def normal(self, what: str, shape: Sequence[int]) -> Tensor:
         """Return normal draws (positions, *shape)."""

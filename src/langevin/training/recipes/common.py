@@ -80,7 +80,12 @@ class ModelSettings(Settings):
 
     def denoiser(self, scheduler: Any) -> Denoiser:
         """Return the cost of a prediction at the scheduler's training levels."""
-        return Denoiser(Noising.of(scheduler.process), self.objective(scheduler))
+        noising = Noising.of(scheduler.process)
+        return Denoiser(noising, self.objective(scheduler), self.odds(len(noising)))
+
+    def odds(self, levels: int) -> torch.Tensor | None:
+        """Return how likely every noise level is, see `Denoiser`."""
+        return None
 
     def replaced(self) -> dict[str, Any]:
         """Return components that are loaded in place of the pipeline's own."""

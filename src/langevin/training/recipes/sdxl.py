@@ -9,11 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
+from ...core.errors import ConfigError, InputError, check_choice, check_number
 from .. import latent_xl
 from ..settings import at_least, share, told
 from ..trainables import Trainable
 from . import dreambooth, text_to_image
 from .common import ModelSettings, rate_of
+
+BIASES = ("earlier", "later", "range", "none")
 
 
 @dataclass
@@ -58,7 +64,53 @@ class XLSettings(ModelSettings):
 
 
 @dataclass
-class CaptionSettings(XLSettings, text_to_image.TextToImageSettings):
+class BiasSettings(XLSettings):
+    """Settings of recipes that may see some noise levels more often than others."""
+
+    timestep_bias_strategy: str = told("none", "levels to prefer: earlier (little noise), later, range or none")
+    timestep_bias_multiplier: float = told(1.0, "how many times as likely these levels are")
+    timestep_bias_begin: int = told(0, "first level of range")
+    timestep_bias_end: int = told(1000, "end of range, which is not part of it")
+    timestep_bias_portion: float = told(0.25, "share of all levels that earlier or later stands for")
+
+    def check(self) -> None:
+        """Raise InputError or ConfigError for all that can be known before anything is loaded."""
+        super().check()
+        check_choice("timestep_bias_strategy", self.timestep_bias_strategy, BIASES)
+        share(self, "timestep_bias_portion")
+        check_number("timestep_bias_multiplier", self.timestep_bias_multiplier, low=1e-6)
+        if self.timestep_bias_strategy == "none" and self.timestep_bias_multiplier != 1:
+            raise ConfigError("timestep_bias_multiplier has no effect without timestep_bias_strategy.")
+        if not 0 <= self.timestep_bias_begin < self.timestep_bias_end:
+            raise InputError(
+                f"timestep_bias_begin is {self.timestep_bias_begin} and timestep_bias_end is "
+                f"{self.timestep_bias_end}; it must be 0 <= begin < end."
+            )
+
+    def odds(self, levels: int) -> Tensor | None:
+        """Return how likely every noise level is.
+
+        Raises:
+            InputError: for a range that ends behind the last level.
+        """
+        count = int(self.timestep_bias_portion * levels)
+        places = {
+            "earlier": slice(0, count),
+            "later": slice(levels - count, levels),
+            "range": slice(self.timestep_bias_begin, self.timestep_bias_end),
+        }
+        place = places.get(self.timestep_bias_strategy)
+        if place is None:
+            return None
+        if place.stop > levels:
+            raise InputError(f"timestep_bias_end is {place.stop}, but the scheduler has {levels} levels.")
+        odds = torch.ones(levels, dtype=torch.float64)
+        odds[place] *= self.timestep_bias_multiplier
+        return odds
+
+
+@dataclass
+class CaptionSettings(BiasSettings, text_to_image.TextToImageSettings):
     """Settings of both recipes for pictures with captions."""
 
     resolution: int = told(1024, "height and width in pixels")
