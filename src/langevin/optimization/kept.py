@@ -8,11 +8,11 @@ What is kept is used only while it is what would be computed: context and weight
 version counters, and the projections are plain linear layers without hooks, which those with a LoRA are not. Writes
 that torch does not count, through `.data` or NumPy, are not seen.
 
-Gain, by `python -m benchmarks.kept` on one core of an AVX-512 CPU in float32: keys and values take 0.5 of the 29 ms of
-a call of the picturebook's network with 24 tokens, 1.0 of 30 with 77; with those kept it took 1 and 2 % less, with
-masked keys up to a multiple of 8 as well 3 %. In a network of Stable Diffusion 1.5's size they take 0.05 of 13.3 s,
-which is less than calls differ among themselves. Loss: they stay in memory during a run, 15 MB there for two rows of 77
-tokens. Not measured on a GPU.
+Gain, by `python -m benchmarks.kept` on one core of an AVX-512 CPU in float32: keys and values take 1.0 of the 32 ms of
+a call of the picturebook's network with 77 tokens, which took 2 to 4 % less with those kept, and 3 to 4 % with masked
+keys up to a multiple of 8 as well. With 24 tokens they take 0.5 ms, and in a network of Stable Diffusion 1.5's size
+0.05 of 13.3 s, both less than calls differ among themselves. Loss: they stay in memory during a run, 15 MB for two rows
+of 77 tokens at that size. Not measured on a GPU.
 """
 
 from __future__ import annotations
