@@ -1,0 +1,151 @@
+"""What the documentation of speed and devices shows: tracing, channels_last, xformers, no float64, HPUs."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import langevin
+from langevin.picturebook import model_folder
+from tests.pipelines import tiny
+from tests.pipelines.test_sd_edit import build
+
+CALL = {"prompt": "a red house", "num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "np", "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return langevin.StableDiffusionPipeline.from_pretrained(model_folder())
+
+
+@pytest.fixture
+def book(loaded):
+    """The shipped model, free to be changed but for its weights."""
+    pipe = langevin.StableDiffusionPipeline(**loaded.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+# torch.jit.trace -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class UNet2DConditionOutput:
+    sample: torch.Tensor
+
+
+class TracedUNet(torch.nn.Module):
+    """As the documentation has it, over a traced network and what the pipeline reads of the one before."""
+
+    def __init__(self, traced, unet) -> None:
+        super().__init__()
+        self.traced, self.in_channels, self.device = traced, unet.config.in_channels, unet.device
+
+    def forward(self, latent_model_input, t, encoder_hidden_states):
+        return UNet2DConditionOutput(sample=self.traced(latent_model_input, t, encoder_hidden_states)[0])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_traced_unet_draws_the_same_picture(book, tmp_path) -> None:
+    wanted = book(**CALL).images
+    unet = book.unet.eval()
+    unet.to(memory_format=torch.channels_last)
+    unet.forward = functools.partial(unet.forward, return_dict=False)
+
+    def inputs():
+        size, width = unet.config.sample_size, unet.config.cross_attention_dim
+        return torch.randn(2, 4, size, size), torch.rand(1) * 999, torch.randn(2, 77, width)
+
+    with torch.inference_mode():
+        traced = torch.jit.trace(unet, inputs())
+        other = inputs()
+        assert torch.allclose(traced(*other)[0], unet(*other)[0], atol=1e-5)
+        traced.save(tmp_path / "unet_traced.pt")
+        book.unet = TracedUNet(torch.jit.load(tmp_path / "unet_traced.pt"), unet)
+        made = book([CALL["prompt"]], **{name: value for name, value in CALL.items() if name != "prompt"}).images
+    del unet.forward
+    unet.to(memory_format=torch.contiguous_format)
+    assert np.abs(made - wanted).max() <= 1e-4
+
+
+# channels_last -------------------------------------------------------------------------------------------------------
+
+
+def test_the_strides_that_the_documentation_prints() -> None:
+    with torch.device("meta"):
+        unet = langevin.UNet2DConditionModel(cross_attention_dim=768)
+    assert unet.conv_out.state_dict()["weight"].stride() == (2880, 9, 3, 1)
+    unet.to(memory_format=torch.channels_last)
+    assert unet.conv_out.state_dict()["weight"].stride() == (2880, 1, 960, 320)
+
+
+# xformers ------------------------------------------------------------------------------------------------------------
+
+
+def test_xformers_computes_attention_while_it_is_enabled(book, monkeypatch) -> None:
+    """A stand-in with the package's call and layout, (batch, tokens, heads, width)."""
+    asked = []
+
+    def attention(query, key, value, attn_bias=None, p=0.0, scale=None, op=None):
+        asked.append(query.shape)
+        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_bias, scale=scale).transpose(1, 2)
+
+    package, ops = types.ModuleType("xformers"), types.ModuleType("xformers.ops")
+    package.__spec__, ops.__spec__ = ModuleSpec("xformers", None), ModuleSpec("xformers.ops", None)
+    package.__path__, package.ops, ops.memory_efficient_attention = [], ops, attention
+    monkeypatch.setitem(sys.modules, "xformers", package)
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    wanted = book(**CALL).images
+    assert not asked
+    book.enable_xformers_memory_efficient_attention()
+    assert np.abs(book(**CALL).images - wanted).max() <= 1e-4
+    in_unet = [shape for shape in asked if shape[2] == 4]
+    assert len(in_unet) >= 2 * len(book.unet.attn_processors)
+    asked.clear()
+    book.disable_xformers_memory_efficient_attention()
+    assert np.array_equal(book(**CALL).images, wanted) and not asked
+
+
+# Devices -------------------------------------------------------------------------------------------------------------
+
+
+class NoDouble(TorchDispatchMode):
+    """Forbids float64 tensors, which devices such as MPS do not have, but for the schedule's table on the host."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for one in result if isinstance(result, (tuple, list)) else [result]:
+            double = isinstance(one, torch.Tensor) and one.dtype == torch.float64
+            assert not double or (one.shape == (1000,) and one.device.type == "cpu"), func
+        return result
+
+
+@pytest.mark.parametrize("scheduler", ["EulerAncestralDiscreteScheduler", "PNDMScheduler", "LMSDiscreteScheduler"])
+def test_no_run_needs_float64(book, scheduler) -> None:
+    book.scheduler = getattr(langevin, scheduler).from_config(book.scheduler.config)
+    picture = build("StableDiffusionImg2ImgPipeline", book, requires_safety_checker=False)
+    with NoDouble():
+        assert np.isfinite(book(**CALL).images).all()
+        assert np.isfinite(picture(**CALL, image=tiny.picture(1, (64, 64)), strength=0.7).images).all()
+
+
+def test_that_float64_would_be_found() -> None:
+    with NoDouble(), pytest.raises(AssertionError):
+        torch.zeros(2, dtype=torch.float64)
+
+
+def test_hpus_are_for_torch_to_find(book, monkeypatch) -> None:
+    moved = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *args, **kwargs: moved.append((type(self), kwargs)) or self)
+    assert book.to("hpu") is book
+    assert len(moved) == len(book._networks) > 2
+    assert {str(kwargs["device"]) for _, kwargs in moved} == {"hpu"}
