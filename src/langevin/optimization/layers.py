@@ -2,6 +2,10 @@
 
 A layer is changed by its class alone, and back; nothing is added to the network. Under gradients, autocast, or on
 another device the changed layers compute as torch's do.
+
+Gain of float32 products on one core of an AVX-512 CPU without bfloat16 instructions: a network of Stable Diffusion 1.5's
+size at 512 pixels takes 15.7 s per step with guidance in place of 47.3 s in bfloat16, and is 0.011 from float32 either
+way; `benchmarks.products` measures it. Loss: what the layer that computes reads and writes is in float32 meanwhile.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -104,7 +108,7 @@ class PackedConv2d(WideConv2d):
             return super().forward(x)
         dtype = torch.float32 if x.dtype in processor.CONVERTED else x.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
-        given = (bias, self.padding, self.stride, self.dilation, self.groups, "none", [], "")
+        given: tuple[Any, ...] = (bias, self.padding, self.stride, self.dilation, self.groups, "none", [], "")
         return torch.ops.mkldnn._convolution_pointwise(x.to(dtype), self._packed(x, dtype), *given).to(x.dtype)
 
     def _packed(self, x: Tensor, dtype: torch.dtype) -> Tensor:
