@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import pickle
 from collections.abc import Callable, Iterator
@@ -109,9 +110,11 @@ def residuals(step: int) -> dict[str, Any]:
 
 def test_replays_equal_plain_calls_and_outputs_stay(unet) -> None:
     wanted = [call(unet, step) for step in range(5)]
+    signature = inspect.signature(unet.forward)
     replay = graphs.attach(unet, Rehearsal)
     found = [call(unet, step) for step in range(5)]
     assert all(map(torch.equal, found, wanted)) and replay.played == 4
+    assert inspect.signature(unet.forward) == signature
     graphs.detach(unet)
     assert "forward" not in vars(unet) and torch.equal(call(unet), wanted[0])
 

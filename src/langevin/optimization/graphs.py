@@ -132,8 +132,8 @@ class Replay:
 
     def __init__(self, network: nn.Module, record: type[Recording] = CudaRecording) -> None:
         self.network, self.record = network, record
-        self.plain = functools.partial(type(network).forward, network)
-        functools.update_wrapper(self, type(network).forward)
+        self.plain = MethodType(type(network).forward, network)
+        functools.update_wrapper(self, self.plain)
         self.played = self.changes = 0
         self.told: set[str] = set()
         self.parts: tuple[list[Any], list[Any]] = ([], [])
@@ -194,15 +194,16 @@ class Replay:
             self.parts, self.changes = now, self.changes + 1
             self.forms.clear()
         seen = form in self.forms
-        found = self.forms.setdefault(form, None)
+        found: Known | Unfit | None = self.forms.setdefault(form, None)
         self.forms.move_to_end(form)
         while len(self.forms) > LIMIT:
             self.forms.popitem(last=False)
         if seen and found is None:
             try:
-                found = self.forms[form] = self.recorded(args, kwargs)
+                found = self.recorded(args, kwargs)
             except Unfit as why:
-                found = self.forms[form] = why
+                found = why
+            self.forms[form] = found
         if isinstance(found, Unfit):
             raise found
         return found
