@@ -91,7 +91,7 @@ class Packed:
     """Keeps the weights of convolutions in oneDNN's own order; see `layers.PackedConv2d`."""
 
     name = "packed convolutions"
-    gain = "weights are not reordered at every call; a second copy of convolution weights while in use"
+    gain = "weights are neither converted nor reordered at every step; a second copy of convolution weights in a call"
 
     def applies(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
         """Tell whether the network is convolutional and computes on a CPU with oneDNN, without a compiler."""
