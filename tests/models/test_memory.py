@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import langevin
-from langevin.core.errors import ConfigError, InputError
+from langevin.core.errors import ConfigError, InputError, WeightsError
 from langevin.models.autoencoders.autoencoder_kl import AutoencoderKL
 from langevin.models.unets.unet_2d_condition import UNet2DConditionModel
 from langevin.nn.casting import Cast
@@ -77,9 +77,7 @@ def test_a_pipeline_draws_with_stored_weights_and_saves_them(unet, tmp_path) -> 
 
 
 def test_casting_refuses_what_would_be_lost(unet) -> None:
-    with pytest.raises(
-        ConfigError, match=r"storage_dtype is torch\.int8; give a floating-point type of 8 bits"
-    ):
+    with pytest.raises(ConfigError, match=r"storage_dtype is torch\.int8; give a floating-point type of 8 bits"):
         unet.enable_layerwise_casting(torch.int8)
     with pytest.raises(ConfigError, match=r"compute_dtype is torch\.float8_e5m2; .*torch\.bfloat16"):
         unet.enable_layerwise_casting(compute_dtype=torch.float8_e5m2)
@@ -104,6 +102,27 @@ def test_adapters_work_unfused(unet) -> None:
     unet.delete_adapters("style")
     assert torch.equal(computed(unet), plain)
     assert unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q._parameters["weight"].dtype == SMALL
+
+
+def test_quantised_weights_count_what_they_hold_and_are_not_written(unet, tmp_path) -> None:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    before, weight = unet.get_memory_footprint(), unet.conv_in.weight.data
+    unet.conv_in.weight = torch.nn.Parameter(TwoTensor(weight, weight.clone()))
+    assert unet.get_memory_footprint() == before + weight.nbytes
+    with pytest.raises(WeightsError, match=r"'conv_in.weight' is quantised \(.*\), which weight files do not hold"):
+        unet.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_quantised_by_torchao_draw(unet) -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    plain, before = computed(unet), unet.get_memory_footprint()
+    torchao.quantize_(unet, torchao.Int8WeightOnlyConfig())
+    assert unet.dtype == torch.float32
+    assert unet.get_memory_footprint() < 0.85 * before
+    changed = (computed(unet) - plain).abs().mean()
+    assert 0 < changed < 0.02 * plain.abs().mean()
 
 
 @pytest.mark.parametrize("size, dim", [(None, 0), (1, 0), (7, 1), (64, 1)])

@@ -355,6 +355,13 @@ def write_pickled(path: str | os.PathLike, value: Any) -> None:
         torch.save(value, file)
 
 
+def held_bytes(tensor: Tensor) -> int:
+    """Return the bytes of a tensor's values; of a quantised one, which is made of others, theirs."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return tensor.numel() * tensor.element_size()
+    return sum(held_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+
+
 def bytes_of(flat: Tensor) -> memoryview:
     """Return the memory of a contiguous one-dimensional tensor on the CPU, without a copy."""
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from ..core.config import ConfigMixin, keywords, options_of
 from ..core.errors import ConfigError, InputError, check_count, check_known
 from ..core.hub import hub_options
 from ..core.push import PushToHubMixin, check_push
+from ..core.weights_io import held_bytes
 from ..nn import processors
 from .adapting import AdapterMixin
 from .hollow import Hollow
@@ -268,7 +269,7 @@ class ModelMixin(nn.Module, SmallerMixin, AdapterMixin, FromOriginalModelMixin, 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Return the bytes of all parameters, and of the buffers unless told otherwise."""
         tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(map(held_bytes, tensors))
 
     # -- gradient checkpointing ---------------------------------------------------------------------------------------
 

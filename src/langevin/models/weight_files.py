@@ -152,6 +152,10 @@ def save_model(
         raise InputError(f"{folder} is a file; save_pretrained needs a folder")
     if variant is not None and not re.fullmatch(r"\w[\w.-]*", variant):
         raise InputError(f"variant is {variant!r}; as part of a file name it may hold letters, digits, -, _ and .")
+    for name, tensor in state.items():
+        if hasattr(tensor, "__tensor_flatten__"):
+            what = f"the weight {name!r} is quantised ({type(tensor).__name__})"
+            raise WeightsError(f"{what}, which weight files do not hold; save the model before it is quantised")
     kind = SAFETENSORS if safe_serialization else PICKLE
     shards = split_into_shards(state, parse_size(max_shard_size))
     if len(shards) == 1:

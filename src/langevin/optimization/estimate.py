@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ..core.errors import check_known
+from ..core.weights_io import held_bytes
 from ..nn.compiled import bare
 
 ENTRIES = ("forward", "encode", "decode")
@@ -308,7 +309,7 @@ def weights_during(name: str, networks: Mapping[str, nn.Module], offload: Any) -
     """Return the bytes of weights that are on the device while a component computes."""
     if offload is None:
         tensors = {x for net in networks.values() for x in chain(net.parameters(), net.buffers())}
-        return sum(x.nbytes for x in tensors)
+        return sum(map(held_bytes, tensors))
     own = [unit for unit in offload.units if unit.name.partition(".")[0] == name]
     after = own[1:] + own[:1]
     there = [{*a.family, *(b.family if offload.ahead else ())} for a, b in zip(own, after, strict=True)]
