@@ -149,3 +149,22 @@ def test_hpus_are_for_torch_to_find(book, monkeypatch) -> None:
     assert book.to("hpu") is book
     assert len(moved) == len(book._networks) > 2
     assert {str(kwargs["device"]) for _, kwargs in moved} == {"hpu"}
+
+
+# Compiling -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_halves_of_the_autoencoder_are_a_graph_each_and_one_more_for_other_sizes() -> None:
+    """From 48 pixels on: for smaller maps torch's own convolution has a bound at which it compiles once more."""
+    vae = langevin.AutoencoderKL(**tiny.VAE).eval()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    encode = torch.compile(lambda x: vae.encode(x).latent_dist.mode(), backend="eager", fullgraph=True)
+    decode = torch.compile(lambda z: vae.decode(z).sample, backend="eager", fullgraph=True)
+    for side, count in ((48, 2), (64, 4), (56, 4)):
+        x = torch.rand(1, 3, side, side) * 2 - 1
+        z = encode(x)
+        assert torch.allclose(z, vae.encode(x).latent_dist.mode(), atol=1e-5)
+        assert torch.allclose(decode(z), vae.decode(z).sample, atol=1e-5)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == count
