@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from typing import Any
 
 from ..core.errors import ConfigError
@@ -40,3 +42,11 @@ def machine() -> Any:
             "by itself; with ACCELERATE_USE_CPU=true they train together on processors."
         )
     return state
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system where the C library has a call for it, which else keeps it in pieces."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -29,7 +29,7 @@ from ..optimization.learning_rates import factor
 from . import checkpoints
 from .average import Average, Decay
 from .lines import Lines
-from .machine import machine
+from .machine import give_back, machine
 from .streams import BucketOrder, Draw, Order, Stream, Streams
 
 logger = get_logger(__name__)
@@ -349,6 +349,7 @@ class Trainer:
             self.average.put(self.average.values)
             self.average = None
         self.optimizer.state.clear()
+        give_back()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
