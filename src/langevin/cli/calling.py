@@ -69,7 +69,7 @@ def draw(pipe: DiffusionPipeline, call: dict[str, Any], *, seed: int, count: int
     return result.images
 
 
-def counted(pipe: DiffusionPipeline, count: int) -> dict[str, int]:
+def counted(pipe: DiffusionPipeline, count: int) -> dict[str, Any]:
     """Return the argument of a pipeline's call that says how many pictures are drawn, if it has one."""
     taken = inspect.signature(type(pipe).__call__).parameters
     return {name: count for name in ("num_images_per_prompt", "batch_size") if name in taken}

@@ -29,8 +29,12 @@ from .weight_files import find_weights, save_model
 class SmallerMixin:
     """The documented ways of a network to take less memory, beside those of its attention."""
 
-    dtype: torch.dtype
     modules: Callable[[], Iterator[nn.Module]]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type that the network computes in."""
+        raise NotImplementedError
 
     def enable_layerwise_casting(
         self,

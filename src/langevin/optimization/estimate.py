@@ -96,7 +96,7 @@ class Estimate:
         return sum(known) if known else None
 
     def __str__(self) -> str:
-        rows = [("stage", "calls", "weights", "activations", "peak", "GFLOP", "time")]
+        rows: list[tuple[str, ...]] = [("stage", "calls", "weights", "activations", "peak", "GFLOP", "time")]
         rows += [
             (
                 stage.name,
