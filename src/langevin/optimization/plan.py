@@ -131,10 +131,11 @@ class Compiled:
         return decoder if isinstance(decoder, nn.Module) else network
 
 
-STEPS: list[Step] = [ChannelsLast(), Widened(), Packed(), KeptText(), Replayed()]
+STEPS: list[Step] = [ChannelsLast(), Widened(), Packed(), KeptText()]
 """The steps that `optimize` chooses from, in the order in which they are applied."""
 
-COMPILED = Compiled()
+COMPILED, REPLAYED = Compiled(), Replayed()
+"""Steps that are asked for: the first comes before the others, the second after them."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,11 @@ class Report(tuple[Change, ...]):
 
 
 def optimize(
-    networks: nn.Module | Mapping[str, nn.Module], *, compile: bool = False, device: torch.device | None = None
+    networks: nn.Module | Mapping[str, nn.Module],
+    *,
+    compile: bool = False,
+    graphs: bool = False,
+    device: torch.device | None = None,
 ) -> Report:
     """Make networks faster in place, by every step that is lossless and pays on their device and in their type.
 
@@ -165,13 +170,15 @@ def optimize(
     Args:
         networks: a network, or several by name.
         compile: have convolutional networks compiled as well; see `Compiled`.
+        graphs: have the calls of UNets on CUDA devices recorded and replayed as well; see `graphs.Replayed`.
         device: where the networks compute, if not where they are.
 
     Raises:
         ConfigError: a network is computing in a call of a pipeline.
     """
     named = by_name(networks)
-    return Report(change for name, network in named.items() for change in _planned(name, network, compile, device))
+    asked = [step for step, wanted in ((COMPILED, compile), (REPLAYED, graphs)) if wanted]
+    return Report(change for name, network in named.items() for change in _planned(name, network, asked, device))
 
 
 def deoptimize(networks: nn.Module | Mapping[str, nn.Module]) -> None:
@@ -193,13 +200,13 @@ def by_name(networks: nn.Module | Mapping[str, nn.Module]) -> Mapping[str, nn.Mo
     return named
 
 
-def _planned(name: str, network: nn.Module, compile: bool, device: torch.device | None) -> Iterator[Change]:
+def _planned(name: str, network: nn.Module, asked: list[Step], device: torch.device | None) -> Iterator[Change]:
     """Apply to one network the steps that apply, and yield those that are new."""
     on, dtype = place(network, device)
     if dtype is None:
         return
     inner, have = bare(network), done(network)
-    steps = [*([COMPILED] if compile or COMPILED.name in have else []), *STEPS]
+    steps = [step for step in (COMPILED, *STEPS, REPLAYED) if step in (*STEPS, *asked) or step.name in have]
     outdated = [step for step in steps if step.name in have and not step.applies(network, on, dtype)]
     if outdated or (COMPILED in steps and COMPILED.name not in have):
         _undo(inner)
@@ -212,7 +219,7 @@ def _planned(name: str, network: nn.Module, compile: bool, device: torch.device 
 
 
 def _undo(network: nn.Module) -> None:
-    steps = {step.name: step for step in (COMPILED, *STEPS)}
+    steps = {step.name: step for step in (COMPILED, *STEPS, REPLAYED)}
     for name in reversed(done(network)):
         steps[name].undo(network)
     vars(network).pop(DONE, None)
