@@ -177,7 +177,7 @@ def optimize(
         ConfigError: a network is computing in a call of a pipeline.
     """
     named = by_name(networks)
-    asked = [step for step, wanted in ((COMPILED, compile), (REPLAYED, graphs)) if wanted]
+    asked: list[Step] = [step for step, wanted in ((COMPILED, compile), (REPLAYED, graphs)) if wanted]
     return Report(change for name, network in named.items() for change in _planned(name, network, asked, device))
 
 
