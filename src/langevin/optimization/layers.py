@@ -4,8 +4,9 @@ A layer is changed by its class alone, and back; nothing is added to the network
 another device the changed layers compute as torch's do.
 
 Gain of float32 products on one core of an AVX-512 CPU without bfloat16 instructions: a network of the size of Stable
-Diffusion 1.5 at 512 pixels takes 15.7 s per step with guidance in place of 47.3 s in bfloat16, and is 0.011 from float32 either
-way; `benchmarks.products` measures it. Loss: what the layer that computes reads and writes is in float32 meanwhile.
+Diffusion 1.5 at 512 pixels takes 15.7 s per step with guidance in place of 47.3 s in bfloat16, and is 0.011 from
+float32 either way; `benchmarks.products` measures it. Loss: what the layer that computes reads and writes is in
+float32 meanwhile.
 """
 
 from __future__ import annotations

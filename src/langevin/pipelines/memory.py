@@ -133,9 +133,9 @@ class MemoryMixin:
         """Compute the deep part of the UNet at one call in `interval` alone; changes the picture (Ma et al. 2023).
 
         The other calls compute the outermost layers, with the deep features as they were (DeepCache, 2312.00858): 22 %
-        of the operations of Stable Diffusion 1.5, 4 % of SDXL, 33 % of the picturebook. The picturebook is then drawn in
-        1 / 1.74 of the time, 38.7 dB from plain (`python -m benchmarks.lossy`, one thread of a CPU); not measured on an
-        accelerator. A ControlNet is asked at every call. What it brings and costs: docs/lossy.md.
+        of the operations of Stable Diffusion 1.5, 4 % of SDXL, 33 % of the picturebook. The picturebook is then drawn
+        in 1 / 1.74 of the time, 38.7 dB from plain (`python -m benchmarks.lossy`, one thread of a CPU); not measured on
+        an accelerator. A ControlNet is asked at every call. What it brings and costs: docs/lossy.md.
 
         Args:
             interval: calls of the network from one whole pass to the next; 1 changes nothing.
