@@ -106,8 +106,9 @@ def fixed(run: Callable[[str, Path], dict[str, float]]) -> Callable[[str, Path, 
 
 CALL = {"float32": 1e-5, "bfloat16": 1e-2}
 """What is allowed of one call of a network."""
-CODED = {"float32": 1e-5, "bfloat16": 3e-2}
-"""What is allowed of an autoencoder, which rounds more often from end to end."""
+CODED = {"float32": 5e-5, "bfloat16": 3e-2}
+"""What is allowed of an autoencoder, which rounds more often from end to end. In channels_last, torch's group norm in
+float32 alone brings 5e-6 at 192 pixels, by float64, in place of 1e-6."""
 DRAWN = {"float32": 1e-4, "bfloat16": 2e-2}
 """What is allowed of a picture of two steps."""
 LOSSLESS = ("L0", "L1")

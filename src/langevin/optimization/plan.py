@@ -55,8 +55,12 @@ class ChannelsLast:
     gain = "convolutions and attention need no reordering of feature maps; copies convolution weights once"
 
     def applies(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-        """Tell whether the network is convolutional, on the CPU or in half precision on a GPU, and not ordered yet."""
-        fits = device.type == "cpu" or (device.type == "cuda" and dtype in processor.HALF)
+        """Tell whether the network is convolutional, in half precision on a GPU or unpacked on the CPU, and unordered.
+
+        The results of packed convolutions have this order, whatever that of their weights.
+        """
+        unpacked = device.type == "cpu" and not Packed().applies(network, device, dtype)
+        fits = unpacked or (device.type == "cuda" and dtype in processor.HALF)
         return fits and spatial(network) and (self.name in done(network) or not ordered(network))
 
     def apply(self, network: nn.Module) -> None:
