@@ -156,14 +156,13 @@ def bars(levels: Mapping[str, Figures], units: Sequence[str]) -> list[tuple[str,
     found = []
     for level, figures in levels.items():
         for metric, both in figures.items():
-            unit = metric.rsplit(" ", 1)[-1]
+            name, _, unit = metric.rpartition(", ")
             for library, values in both.items():
                 if library == OURS or not values or not both[OURS] or not metric.endswith(tuple(units)):
                     continue
                 pairs = [b / a for a, b in zip(both[OURS], values, strict=True)]
-                label = f"{level}  {metric.removesuffix(unit).rstrip(', ').removesuffix(', peak')}"
-                medians = [f"{statistics.median(v):.3g} {unit}" for v in (values, both[OURS])]
-                found.append((label, library, pairs, " against ".join(medians)))
+                medians = [f"{statistics.median(v):.3g} {unit.removeprefix('peak ')}" for v in (values, both[OURS])]
+                found.append((f"{level}  {name}", library, pairs, " against ".join(medians)))
     return found
 
 
@@ -179,7 +178,7 @@ def plot(levels: Mapping[str, Figures], file: Path) -> bool:
     figure = Figure(figsize=(7.5 * len(panels), 1.6 + 0.34 * rows), layout="constrained")
     for axis, (title, found) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         draw(axis, title, found)
-    figure.suptitle(f"What others need over what {OURS} needs; beyond the line {OURS} needs less", color=INK)
+    figure.suptitle(f"Others' figure over that of {OURS}: right of the line {OURS} needs less", color=INK)
     figure.savefig(file, dpi=110)
     return True
 
