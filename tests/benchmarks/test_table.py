@@ -7,6 +7,7 @@ import torch
 
 import benchmarks.__main__ as bench
 from benchmarks.host import Arithmetic, host_times, names
+from benchmarks.inference import OURS
 from benchmarks.measures import clocked, peak
 
 
@@ -19,7 +20,7 @@ def test_clocked_is_a_median_and_leaves_out_the_first_call() -> None:
 
 
 def test_a_probe_prints_its_figures(tmp_path) -> None:
-    found = bench.probe("import", bench.OURS, tmp_path, bench.Setting())
+    found = bench.probe("import", OURS, tmp_path, bench.Setting())
     assert set(found) == {"import, s", "import, modules", "import, peak GB"}
     assert 0.1 < found["import, peak GB"] < 2 and peak() > 0
 
