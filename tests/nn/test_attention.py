@@ -17,20 +17,7 @@ from langevin.nn import processors as P
 from langevin.nn.attention import Attention
 from langevin.nn.backends import attend
 from langevin.nn.transformer import BasicTransformerBlock, FeedForward
-
-TINY: dict[str, Any] = {
-    "block_out_channels": (32, 64),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "cross_attention_dim": 16,
-    "attention_head_dim": 4,
-}
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+from tests.models.tiny import TINY, noise
 
 
 def call(model: nn.Module, **more: Any) -> Tensor:

@@ -27,20 +27,7 @@ from langevin.optimization.graphs import CudaRecording, Rehearsal, Replay, Repla
 from langevin.optimization.plan import optimize
 from langevin.pipelines import sampling
 from tests.adapters.loras import diffusers, halves
-
-TINY: dict[str, Any] = {
-    "block_out_channels": (32, 64),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "cross_attention_dim": 16,
-    "attention_head_dim": 4,
-}
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+from tests.models.tiny import TINY, noise
 
 
 @pytest.fixture

@@ -18,21 +18,9 @@ from langevin import DiffusionPipeline, UNet2DConditionModel, picturebook
 from langevin.optimization import kept, layers
 from langevin.optimization.plan import deoptimize, optimize
 from tests.adapters.loras import diffusers, halves
+from tests.models.tiny import TINY, noise
 
-TINY: dict[str, Any] = {
-    "block_out_channels": (32, 64),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "cross_attention_dim": 16,
-    "attention_head_dim": 4,
-}
 LAYERS = 4
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
