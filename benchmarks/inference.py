@@ -57,7 +57,8 @@ def ours_best(model: Any, setting: Setting) -> None:
     if hasattr(model, "optimize"):
         model.optimize(compile=setting.compile)
     else:
-        importlib.import_module("langevin.optimization.plan").optimize(model, compile=setting.compile)
+        plan = importlib.import_module("langevin.optimization.plan")
+        plan.optimize(model, compile=setting.compile and plan.spatial(model))
 
 
 def peers_best(model: Any, setting: Setting) -> None:

@@ -13,6 +13,7 @@ from langevin.core.errors import ConfigError, InputError, WeightsError
 from langevin.models.autoencoders.autoencoder_kl import AutoencoderKL
 from langevin.models.unets.unet_2d_condition import UNet2DConditionModel
 from langevin.nn.casting import Cast
+from langevin.optimization.plan import deoptimize, optimize
 from tests.adapters import loras
 from tests.pipelines import tiny
 
@@ -86,6 +87,12 @@ def test_casting_refuses_what_would_be_lost(unet) -> None:
     unet.eval().enable_layerwise_casting()
     with pytest.raises(ConfigError, match="disable_layerwise_casting"):
         unet.enable_layerwise_casting()
+    unet.disable_layerwise_casting()
+    optimize(unet)
+    with pytest.raises(ConfigError, match="deoptimize"):
+        unet.enable_layerwise_casting()
+    deoptimize(unet)
+    unet.enable_layerwise_casting()
     assert not unet.conv_in._parameters["weight"].requires_grad
 
 

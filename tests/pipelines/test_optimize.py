@@ -119,6 +119,16 @@ def test_it_follows_the_type_of_the_weights(pipe):
     assert np.linalg.norm(narrow - draw(pipe)) < 2e-2 * np.linalg.norm(narrow)
 
 
+def test_what_is_asked_for_is_done_or_refused(pipe):
+    with pytest.raises(ConfigError, match=r"CUDA graphs.*to\('cuda'\)"):
+        pipe.optimize(graphs=True)
+    with pytest.raises(ConfigError, match=r"Linear.*compiled.*convolutional"):
+        plan.optimize(nn.Linear(4, 4), compile=True)
+    with pytest.raises(ConfigError, match="not both"):
+        pipe.optimize(compile=True, graphs=True)
+    assert not changed(pipe)
+
+
 def test_another_device_is_another_plan():
     net = nn.Conv2d(4, 4, 3)
     plan.optimize(net)

@@ -121,7 +121,7 @@ class DualCFG:
 class Within:
     """A guidance in an interval of noise levels; outside it the positive prediction alone is asked, and taken.
 
-    Source: Kynkäänniemi et al. 2024 (2404.07724), eq. 6.
+    Source: Kynkäänniemi et al. 2024 (2404.07724).
 
     Attributes:
         guidance: what guides inside.

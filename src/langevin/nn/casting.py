@@ -82,7 +82,7 @@ def enable(
     classes: Sequence[type[nn.Module]] | None = None,
     non_blocking: bool = False,
 ) -> None:
-    """Store the weights of a network's layers in one type and compute in another; see `ModelMixin`."""
+    """Store the weights of a network's layers in one type and compute in another; see `SmallerMixin`."""
     types = (("storage", storage, 8, torch.float8_e4m3fn), ("compute", compute, 16, torch.bfloat16))
     for name, dtype, least, such in types:
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize * 8 < least:
@@ -95,6 +95,8 @@ def enable(
     layers = list(castable(network, (*(patterns or ()), *SKIPPED), tuple(classes or ())))
     if not layers:
         raise ConfigError(f"{what} has no layer to cast; skip fewer.")
+    if any(type(layer).__module__.partition(".")[0] == __name__.partition(".")[0] for layer in layers):
+        raise ConfigError(f"`optimize` changed layers of {what}; call `deoptimize` first, and `optimize` after this.")
     if network.training and any(p.requires_grad for layer in layers for p in layer.parameters(recurse=False)):
         raise ConfigError(f"{what} is being trained; call `eval()`, or `requires_grad_(False)` where adapters learn.")
     for layer in layers:

@@ -142,6 +142,13 @@ COMPILED, REPLAYED = Compiled(), Replayed()
 """Steps that are asked for: the first comes before the others, the second after them."""
 
 
+NEEDS = {
+    COMPILED.name: "convolutional networks that are not compiled yet",
+    REPLAYED.name: "UNets on a CUDA device that are not compiled; `to('cuda')` moves them there",
+}
+"""What is asked for -> the networks that can take it."""
+
+
 @dataclass(frozen=True)
 class Change:
     """What was done to a network: its name, the name of the step, and why it was chosen."""
@@ -178,10 +185,16 @@ def optimize(
         device: where the networks compute, if not where they are.
 
     Raises:
-        ConfigError: a network is computing in a call of a pipeline.
+        ConfigError: a network is computing in a call of a pipeline, or none can take what is asked for.
     """
     named = by_name(networks)
+    if compile and graphs:
+        raise ConfigError("A network is compiled or replayed, not both; leave `compile` or `graphs` out.")
     asked: list[Step] = [step for step, wanted in ((COMPILED, compile), (REPLAYED, graphs)) if wanted]
+    for step in asked:
+        if not any(takes(step, network, device) for network in named.values()):
+            what = f"No network here ({', '.join(named)}) can take the step {step.name!r}"
+            raise ConfigError(f"{what}; it is for {NEEDS[step.name]}.")
     return Report(change for name, network in named.items() for change in _planned(name, network, asked, device))
 
 
@@ -202,6 +215,12 @@ def by_name(networks: nn.Module | Mapping[str, nn.Module]) -> Mapping[str, nn.Mo
     if busy:
         raise ConfigError(f"{busy[0]} is computing in a call of a pipeline; change it before or after the call.")
     return named
+
+
+def takes(step: Step, network: nn.Module, device: torch.device | None) -> bool:
+    """Tell whether a network can take a step, or has taken it."""
+    on, dtype = place(network, device)
+    return step.name in done(network) or (dtype is not None and step.applies(network, on, dtype))
 
 
 def _planned(name: str, network: nn.Module, asked: list[Step], device: torch.device | None) -> Iterator[Change]:

@@ -83,7 +83,8 @@ class MemoryMixin:
             graphs: on CUDA devices, have calls of the UNet recorded and replayed; not yet run on one.
 
         Raises:
-            ConfigError: during a call, or when networks that wait on the CPU in blocks should be compiled.
+            ConfigError: during a call, when networks that wait on the CPU in blocks should be compiled, or when no
+                network can take what is asked for.
         """
         from ..optimization import plan
 
