@@ -6,6 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def activated(norm: nn.Module, activation: nn.Module, x: Tensor) -> Tensor:
+    """Return `activation(norm(x))`, in the way of the norm if it has one for both."""
+    both = getattr(type(norm), "activated", None)
+    return activation(norm(x)) if both is None else both(norm, x, activation)
+
+
 def scale_shift(normalised: Tensor, scale_and_shift: Tensor) -> Tensor:
     """Return `normalised * (1 + scale) + shift` (FiLM, Perez et al. 2018; adaptive group norm, Dhariwal & Nichol 2021).
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..core.errors import InputError, check_choice
 from .activation import activation
-from .norm import AdaGroupNorm, scale_shift
+from .norm import AdaGroupNorm, activated, scale_shift
 
 FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
 
@@ -138,27 +138,30 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if conv_shortcut else None
 
     def forward(self, x: Tensor, time_embedding: Tensor | None = None) -> Tensor:
-        hidden = self.nonlinearity(self.norm1(x))
+        hidden = activated(self.norm1, self.nonlinearity, x)
         resample = self.upsampler or self.downsampler
         if resample is not None:
             x, hidden = resample(x), resample(hidden)
-        hidden = self.nonlinearity(self.condition(self.conv1(hidden), time_embedding))
+        hidden = self.condition(self.conv1(hidden), time_embedding)
         straight = x if self.conv_shortcut is None else self.conv_shortcut(x)
         total = straight + self.conv2(self.dropout(hidden))
         return total if self.output_scale_factor == 1 else total / self.output_scale_factor
 
     def condition(self, hidden: Tensor, time_embedding: Tensor | None) -> Tensor:
-        """Return the second norm of `hidden` (B, C, H, W), with the time embedding added before or applied after it."""
+        """Return the activation of the second norm of `hidden` (B, C, H, W).
+
+        The time embedding is added before the norm, or scales and shifts between norm and activation.
+        """
         if self.time_emb_proj is None:
-            return self.norm2(hidden)
+            return activated(self.norm2, self.nonlinearity, hidden)
         if time_embedding is None:
             raise InputError("this residual block was built with time_channels and needs a time embedding")
         if not self.skip_time_act:
             time_embedding = self.nonlinearity(time_embedding)
         projected = self.time_emb_proj(time_embedding)[:, :, None, None]
         if self.time_embedding_norm == "scale_shift":
-            return scale_shift(self.norm2(hidden), projected)
-        return self.norm2(hidden + projected)
+            return self.nonlinearity(scale_shift(self.norm2(hidden), projected))
+        return activated(self.norm2, self.nonlinearity, hidden + projected)
 
 
 class AdaResnetBlock(nn.Module):

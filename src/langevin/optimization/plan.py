@@ -16,6 +16,7 @@ from torch import nn
 from ..core.errors import ConfigError
 from ..nn.compiled import bare, compiled
 from . import layers, processor
+from .fused import Fused, check_kernels
 from .graphs import Replayed
 from .kept import KeptText
 
@@ -138,12 +139,13 @@ class Compiled:
 STEPS: list[Step] = [ChannelsLast(), Widened(), Packed(), KeptText()]
 """The steps that `optimize` chooses from, in the order in which they are applied."""
 
-COMPILED, REPLAYED = Compiled(), Replayed()
-"""Steps that are asked for: the first comes before the others, the second after them."""
+COMPILED, FUSED, REPLAYED = Compiled(), Fused(), Replayed()
+"""Steps that are asked for: the first comes before the others, the second and third after them."""
 
 
 NEEDS = {
     COMPILED.name: "convolutional networks that are not compiled yet",
+    FUSED.name: "UNets and autoencoders on a CUDA device that are not compiled; `to('cuda')` moves them there",
     REPLAYED.name: "UNets on a CUDA device that are not compiled; `to('cuda')` moves them there",
 }
 """What is asked for -> the networks that can take it."""
@@ -171,6 +173,7 @@ def optimize(
     *,
     compile: bool = False,
     graphs: bool = False,
+    kernels: bool = False,
     device: torch.device | None = None,
 ) -> Report:
     """Make networks faster in place, by every step that is lossless and pays on their device and in their type.
@@ -182,19 +185,26 @@ def optimize(
         networks: a network, or several by name.
         compile: have convolutional networks compiled as well; see `Compiled`.
         graphs: have the calls of UNets on CUDA devices recorded and replayed as well; see `graphs.Replayed`.
+        kernels: have Triton kernels compute some layers on CUDA devices as well; see `fused.Fused`.
         device: where the networks compute, if not where they are.
 
     Raises:
-        ConfigError: a network is computing in a call of a pipeline, or none can take what is asked for.
+        ConfigError: a network is computing in a call of a pipeline, none can take what is asked for, or kernels do
+            not work on the device.
+        MissingDependencyError: kernels are asked for without Triton.
     """
     named = by_name(networks)
-    if compile and graphs:
-        raise ConfigError("A network is compiled or replayed, not both; leave `compile` or `graphs` out.")
-    asked: list[Step] = [step for step, wanted in ((COMPILED, compile), (REPLAYED, graphs)) if wanted]
+    for option, wanted, else_is in (("graphs", graphs, "replayed"), ("kernels", kernels, "given kernels")):
+        if compile and wanted:
+            raise ConfigError(f"A network is compiled or {else_is}, not both; leave `compile` or `{option}` out.")
+    choices = ((COMPILED, compile), (FUSED, kernels), (REPLAYED, graphs))
+    asked: list[Step] = [step for step, wanted in choices if wanted]
     for step in asked:
         if not any(takes(step, network, device) for network in named.values()):
             what = f"No network here ({', '.join(named)}) can take the step {step.name!r}"
             raise ConfigError(f"{what}; it is for {NEEDS[step.name]}.")
+    if kernels:
+        check_kernels()
     return Report(change for name, network in named.items() for change in _planned(name, network, asked, device))
 
 
@@ -229,7 +239,7 @@ def _planned(name: str, network: nn.Module, asked: list[Step], device: torch.dev
     if dtype is None:
         return
     inner, have = bare(network), done(network)
-    steps = [step for step in (COMPILED, *STEPS, REPLAYED) if step in (*STEPS, *asked) or step.name in have]
+    steps = [step for step in (COMPILED, *STEPS, FUSED, REPLAYED) if step in (*STEPS, *asked) or step.name in have]
     outdated = [step for step in steps if step.name in have and not step.applies(network, on, dtype)]
     if outdated or (COMPILED in steps and COMPILED.name not in have):
         _undo(inner)
@@ -242,7 +252,7 @@ def _planned(name: str, network: nn.Module, asked: list[Step], device: torch.dev
 
 
 def _undo(network: nn.Module) -> None:
-    steps = {step.name: step for step in (COMPILED, *STEPS, REPLAYED)}
+    steps = {step.name: step for step in (COMPILED, *STEPS, FUSED, REPLAYED)}
     for name in reversed(done(network)):
         steps[name].undo(network)
     vars(network).pop(DONE, None)

@@ -72,7 +72,7 @@ class MemoryMixin:
 
         return rehearse(self, call, timed=timed)
 
-    def optimize(self, *, compile: bool = False, graphs: bool = False) -> Report:
+    def optimize(self, *, compile: bool = False, graphs: bool = False, kernels: bool = False) -> Report:
         """Make the networks faster by what is lossless on their device and in their type, and tell what was done.
 
         A second call does only what has become possible since, such as after `to`. See `optimization.plan.optimize`,
@@ -81,10 +81,12 @@ class MemoryMixin:
         Args:
             compile: have torch compile the network that denoises and the decoder; the first call then takes minutes.
             graphs: on CUDA devices, have calls of the UNet recorded and replayed; not yet run on one.
+            kernels: on CUDA devices, have Triton compute norms and gated GELUs; not yet run on one.
 
         Raises:
             ConfigError: during a call, when networks that wait on the CPU in blocks should be compiled, or when no
                 network can take what is asked for.
+            MissingDependencyError: kernels are asked for without Triton.
         """
         from ..optimization import plan
 
@@ -93,7 +95,8 @@ class MemoryMixin:
             if compile and self._offload.blocks:
                 raise ConfigError("Blocks that wait on the CPU cannot be compiled; use `enable_model_cpu_offload`.")
             self._offload.detach()
-        return plan.optimize(self._networks, compile=compile, graphs=graphs, device=self._computes_on)
+        asked = {"compile": compile, "graphs": graphs, "kernels": kernels}
+        return plan.optimize(self._networks, **asked, device=self._computes_on)
 
     def deoptimize(self) -> None:
         """Undo what `optimize` did; the weights are what they were, bit for bit."""

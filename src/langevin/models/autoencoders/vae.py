@@ -15,6 +15,7 @@ from ...core.rng import Generators, normal
 from ...nn.activation import activation
 from ...nn.attention import Attention
 from ...nn.checkpointing import run_block
+from ...nn.norm import activated
 from ...nn.resnet import Downsample, ResnetBlock, Upsample
 
 EPS = 1e-6
@@ -169,7 +170,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for block in [*self.down_blocks, self.mid_block]:
             x = run_block(self, block, x)
-        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return self.conv_out(activated(self.conv_norm_out, self.conv_act, x))
 
 
 class Decoder(nn.Module):
@@ -206,7 +207,7 @@ class Decoder(nn.Module):
         x = self.conv_in(z)
         for block in [self.mid_block, *self.up_blocks]:
             x = run_block(self, block, x)
-        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return self.conv_out(activated(self.conv_norm_out, self.conv_act, x))
 
 
 def pixel_attention(channels: int, groups: int) -> Attention:

@@ -11,6 +11,7 @@ from ...core.config import register_to_config
 from ...core.errors import ConfigError, did_you_mean
 from ...core.outputs import BaseOutput
 from ...nn.embedding import GaussianFourierProjection, TimestepEmbedding, Timesteps, batch_timesteps
+from ...nn.norm import activated
 from ..base import ModelMixin, check_maps
 from .blocks import Common, DownBlock, Given, Level, MidBlock, UpBlock
 from .conditioning import LabelsMixin
@@ -179,7 +180,7 @@ class UNet2DModel(LabelsMixin, ModelMixin):
         if self.mid_block is not None:
             x = self.mid_block(x, given)
         x, picture = self._go_up(x, kept, given)
-        x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        x = self.conv_out(activated(self.conv_norm_out, self.conv_act, x))
         if picture is not None:
             x = x + picture
         if config.time_embedding_type == "fourier":

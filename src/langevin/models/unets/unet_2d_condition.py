@@ -11,6 +11,7 @@ from ...core.config import register_to_config
 from ...core.errors import ConfigError, InputError, check_count
 from ...core.outputs import BaseOutput
 from ...nn.activation import activation
+from ...nn.norm import activated
 from ...nn.transformer import BasicTransformerBlock
 from ..adapting import takes_adapter_scale
 from ..base import ModelMixin
@@ -283,7 +284,7 @@ class UNet2DConditionModel(EncoderMixin, ModelMixin):
                 x = x + mid_block_additional_residual
         x = self._go_up(x, kept, given, deep_features)
         if self.conv_norm_out is not None:
-            x = self.conv_act(self.conv_norm_out(x))
+            x = activated(self.conv_norm_out, self.conv_act, x)
         x = self.conv_out(x)
         return UNet2DConditionOutput(sample=x) if return_dict else (x,)
 
