@@ -17,6 +17,7 @@ from ..core.errors import InputError
 from ..diffusion.guidance import Branches
 from ..diffusion.table import Step
 from ..models.controlnets.controlnet import ControlNetModel, ControlPicture
+from ..nn.compiled import is_graph, vary
 from .common import Kept, dtype_of
 from .conditioning import Conditioning, is_member
 from .denoiser import ModelCall
@@ -35,9 +36,13 @@ def spread(maps: Tensor, branches: int) -> Tensor:
 
 
 def shown(net: Any, picture: Tensor, branches: int) -> Tensor | ControlPicture:
-    """Return a control picture for every branch; a network of this library keeps what it makes of it."""
+    """Return a control picture for every branch; a network of this library keeps what it makes of it.
+
+    A compiled one does not: it would need a graph for the first step and another for those that follow.
+    """
     rows = spread(picture, branches)
-    return ControlPicture(rows) if getattr(type(net), "forward", None) is ControlNetModel.forward else rows
+    keeps = getattr(type(net), "forward", None) is ControlNetModel.forward and not is_graph(net)
+    return ControlPicture(rows) if keeps else rows
 
 
 @dataclass
@@ -130,12 +135,15 @@ class ControlNet:
         sample = call.sample if every else torch.cat([call.sample[part] for part in rows])
         cond = call.cond if every else Conditioning.cat([call.cond.rows(part) for part in rows])
         dtype = dtype_of(control.net, sample.dtype)
+        sample, shown = sample.to(dtype), control.shown(control.net, control.picture, len(chosen))
+        if is_graph(control.net):
+            vary(control.net, sample, shown)
         down, middle = control.net(
-            sample.to(dtype),
+            sample,
             call.timestep,
             **replace(cond.to(dtype=dtype), pictures=()).keywords(),
-            controlnet_cond=control.shown(control.net, control.picture, len(chosen)),
-            conditioning_scale=weight,
+            controlnet_cond=shown,
+            conditioning_scale=factor(control.net, weight, sample),
             guess_mode=control.guess,
             return_dict=False,
         )
@@ -162,6 +170,12 @@ class Adapter:
         """Add the maps to those of the call."""
         if step.index < int(step.count * self.share):
             add(call, INSIDE, [part.to(call.sample.dtype) for part in self.spread(len(branches))])
+
+
+def factor(net: Any, weight: float, sample: Tensor) -> float | Tensor:
+    """Return a weight as a network is told it: as a tensor (), where a compiler would make another number a graph."""
+    dtype = torch.promote_types(sample.dtype, torch.float32)
+    return torch.full((), weight, dtype=dtype, device=sample.device) if is_graph(net) else weight
 
 
 def add(call: ModelCall, name: str, maps: Sequence[Tensor]) -> None:

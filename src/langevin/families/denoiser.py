@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.errors import ConfigError, InputError
 from ..diffusion.guidance import Branch, Branches, Guidance, guided
 from ..diffusion.table import Step
+from ..nn.compiled import vary
 from .common import Kept, dtype_of, sample_of, timestep_on
 from .conditioning import Conditioning, Conditions
 
@@ -129,6 +130,7 @@ class Denoiser:
         call = ModelCall(samples.to(dtype), told, cond, {**self.options, **shared})
         for attach in self.attach:
             attach(call, step, branches)
+        vary(self.unet, call.sample, *maps_in(call.options.values()))
         with branches[0].patch() if branches[0].patch else nullcontext():
             output = self.unet(call.sample, call.timestep, **call.cond.keywords(), **call.options)
         return self.read(sample_of(output).to(x.dtype), x, step).chunk(len(branches))
@@ -206,6 +208,14 @@ class Denoiser:
         old = self.conditions.get(name, self.conditions["positive"]).at(call)
         changes: dict[str, Any] = {part: rows}
         self.conditions[name] = replace(old, **changes)
+
+
+def maps_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the feature maps (B, channels, height, width) among keywords of a network: tensors, and tuples of them."""
+    for value in values:
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, Tensor) and one.dim() == 4:
+                yield one
 
 
 def joined(dtype: torch.dtype, *parts: Conditioning) -> Conditioning:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.errors import InputError, NonFiniteError
 from ..core.rng import Generators, normal
+from ..nn.compiled import vary
 from .common import dtype_of, option, sample_of
 
 
@@ -84,7 +85,9 @@ class LatentSpace:
             NonFiniteError: when the autoencoder returns NaN or infinity.
         """
         vae = self._autoencoder()
-        encoded = vae.encode(pixels.to(dtype_of(vae, pixels.dtype)))
+        shown = pixels.to(dtype_of(vae, pixels.dtype))
+        vary(vae.encode, shown)
+        encoded = vae.encode(shown)
         spread = getattr(encoded, "latent_dist", None)
         if spread is None:
             latents = getattr(encoded, "latents", None)
@@ -106,7 +109,9 @@ class LatentSpace:
         """
         latents = self.unscale(latents)
         vae = self._autoencoder()
-        pictures = sample_of(vae.decode(latents.to(dtype_of(vae, latents.dtype))))
+        latents = latents.to(dtype_of(vae, latents.dtype))
+        vary(vae.decode, latents)
+        pictures = sample_of(vae.decode(latents))
         self._check(pictures)
         return pictures if self.visible is None else pictures[..., : self.visible[0], : self.visible[1]]
 

@@ -173,4 +173,6 @@ def takes_adapter_scale(forward: Callable[..., Any]) -> Callable[..., Any]:
         with late("adapters.lora").scaled({"model": self}, given["scale"]):
             return forward(self, *args, **kwargs)
 
+    # A compiler keeps, counts and limits what it compiled by code: two networks that shared it would fill one limit.
+    scaled.__code__ = scaled.__code__.replace(co_name=forward.__name__)
     return scaled

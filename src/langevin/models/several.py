@@ -32,6 +32,11 @@ class SeveralFolders:
         """The networks."""
         raise NotImplementedError
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile every network in place, since pipelines call each by itself; the options are torch's."""
+        for part in self.parts:
+            part.compile(*args, **kwargs)
+
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,

@@ -15,6 +15,7 @@ from ..core.logging import get_logger
 from ..families.common import option
 from ..families.latents import LatentSpace, scale_factor
 from ..models.several import one_each
+from ..nn.compiled import like
 from .control_images import control_tensor
 from .image_processor import VaeImageProcessor, is_latents
 from .inpainting import crop_of
@@ -32,8 +33,9 @@ def several(networks: Any, together: type) -> Any:
 
 
 def networks_of(network: Any) -> list[Any]:
-    """Return the parts of several networks that act as one, or the only network."""
-    return list(getattr(network, "parts", [network]))
+    """Return the parts of several networks that act as one, compiled if that is compiled, or the only network."""
+    parts = getattr(network, "parts", None)
+    return [network] if parts is None else [like(network, part) for part in parts]
 
 
 def per_network(name: str, value: Any, networks: Sequence[Any]) -> list[float]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...core.config import register_to_config
 from ...core.rng import Generators
+from ...nn.compiled import vary
 from ..base import ModelMixin
 from .latent import SpatialAutoencoder
 from .strips import decode_in_strips, encode_in_strips
@@ -100,7 +101,9 @@ class AutoencoderKL(SpatialAutoencoder, ModelMixin):
 
     def decode_whole(self, z: Tensor) -> Tensor:
         """Return the pictures of `z`, without slices or tiles."""
-        return self.decoder(self.unquantised(z))
+        z = self.unquantised(z)
+        vary(self.decoder, z)
+        return self.decoder(z)
 
     def encode_strips(self, x: Tensor, rows: int) -> Tensor:
         return self.quantised(encode_in_strips(self.encoder, x, rows, self.tile_storage))

@@ -17,6 +17,7 @@ from ...core.outputs import BaseOutput
 from ...core.rng import Generators
 from ...nn.activation import activation
 from ...nn.checkpointing import run_block
+from ...nn.compiled import vary
 from ..base import ModelMixin
 from .latent import SpatialAutoencoder
 from .vae import DecoderOutput
@@ -192,4 +193,5 @@ class AutoencoderTiny(SpatialAutoencoder, ModelMixin):
 
     def decode_whole(self, z: Tensor) -> Tensor:
         """Return the pictures of `z`, without slices or tiles."""
+        vary(self.decoder, z)
         return self.decoder(z)

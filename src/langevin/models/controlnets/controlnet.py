@@ -223,7 +223,7 @@ class ControlNetModel(EncoderMixin, ModelMixin):
         timestep: Tensor | float,
         encoder_hidden_states: Tensor | None,
         controlnet_cond: Tensor | ControlPicture,
-        conditioning_scale: float = 1.0,
+        conditioning_scale: float | Tensor = 1.0,
         class_labels: Tensor | None = None,
         timestep_cond: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -239,7 +239,8 @@ class ControlNetModel(EncoderMixin, ModelMixin):
                 cross_attention_kwargs: as for `UNet2DConditionModel`.
             controlnet_cond: control picture (B or 1, conditioning_channels, 8H, 8W), RGB in [0, 1]; a `ControlPicture`
                 is read once.
-            conditioning_scale: factor for all residuals.
+            conditioning_scale: factor for all residuals; a compiled network takes another number as a tensor () without
+                compiling anew.
             guess_mode: weaken the residuals of early layers, from 0.1 for the first to 1 for the middle in equal
                 ratios, so that the picture alone can guide. Has no effect with `global_pool_conditions`.
 
@@ -265,7 +266,7 @@ class ControlNetModel(EncoderMixin, ModelMixin):
         maps.append(self.controlnet_mid_block(x))
         pool = self.config.global_pool_conditions
         scales = guess_scales(len(maps)) if guess_mode and not pool else [1.0] * len(maps)
-        maps = [value * (scale * conditioning_scale) for value, scale in zip(maps, scales, strict=True)]
+        maps = [times(value, scale * conditioning_scale) for value, scale in zip(maps, scales, strict=True)]
         if pool:
             maps = [value.mean(dim=(2, 3), keepdim=True) for value in maps]
         down, mid = tuple(maps[:-1]), maps[-1]
@@ -273,7 +274,7 @@ class ControlNetModel(EncoderMixin, ModelMixin):
 
     def _check_condition(self, sample: Tensor, condition: Tensor) -> None:
         check_maps("controlnet_cond", condition, "conditioning_channels", self.config.conditioning_channels)
-        if condition.shape[0] not in (1, sample.shape[0]):
+        if condition.shape[0] != 1 and condition.shape[0] != sample.shape[0]:
             raise InputError(f"controlnet_cond has {condition.shape[0]} pictures for a batch of {sample.shape[0]}")
 
     def _features(self, picture: ControlPicture, sample: Tensor) -> Tensor:
@@ -292,6 +293,11 @@ class ControlNetModel(EncoderMixin, ModelMixin):
                 "height and width"
             )
         return features
+
+
+def times(value: Tensor, factor: float | Tensor) -> Tensor:
+    """Return a map times a factor, in the map's type; a factor in a wider type is not rounded to it."""
+    return (value.to(factor.dtype) * factor).to(value.dtype) if isinstance(factor, Tensor) else value * factor
 
 
 def guess_scales(count: int) -> list[float]:

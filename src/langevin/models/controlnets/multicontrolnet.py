@@ -36,7 +36,7 @@ class MultiControlNetModel(SeveralFolders, ModelMixin):
         timestep: Tensor | float,
         encoder_hidden_states: Tensor | None,
         controlnet_cond: Sequence[Tensor],
-        conditioning_scale: Sequence[float] | float = 1.0,
+        conditioning_scale: Sequence[float | Tensor] | float = 1.0,
         class_labels: Tensor | None = None,
         timestep_cond: Tensor | None = None,
         attention_mask: Tensor | None = None,
