@@ -45,7 +45,7 @@ class Truncation:
 
     def cut(self, singular: Tensor, size: int) -> int:
         """Return how many singular values are kept: at least one, and none that is rounding."""
-        squares = singular.double().square()
+        squares = singular.cpu().double().square()
         count = int((singular > singular[0] * size * torch.finfo(singular.dtype).eps).sum())
         if self.energy is not None:
             held = squares.cumsum(0) / squares.sum().clamp(min=torch.finfo(torch.float64).tiny)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -45,9 +46,9 @@ class StableDiffusionSafetyChecker(PreTrainedModel):
         """Return one flag per picture of `clip_input`, the feature extractor's pixel values."""
         embedding = functional.normalize(self.visual_projection(self.vision_model(clip_input)[1]))
         care = excess(embedding, self.special_care_embeds, self.special_care_embeds_weights)
-        margin = CARE_MARGIN * (care > 0).any(dim=1, keepdim=True).double()
+        margin = CARE_MARGIN * (care > 0).any(axis=1, keepdims=True)
         scores = excess(embedding, self.concept_embeds, self.concept_embeds_weights, margin)
-        return (scores > 0).any(dim=1).tolist()
+        return (scores > 0).any(axis=1).tolist()
 
     @torch.no_grad()
     def forward(self, clip_input: Tensor, images: Any) -> tuple[Any, list[bool]]:
@@ -62,14 +63,17 @@ class StableDiffusionSafetyChecker(PreTrainedModel):
         return images, flags
 
 
-def excess(embedding: Tensor, concepts: Tensor, thresholds: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+def excess(embedding: Tensor, concepts: Tensor, thresholds: Tensor, margin: np.ndarray | float = 0.0) -> np.ndarray:
     """Return similarity minus threshold, rounded to three decimals, (pictures, concepts).
+
+    Computed on the host in float64, which not every device has.
 
     Args:
         embedding: of unit length, (pictures, width).
     """
     similarity = embedding @ functional.normalize(concepts).T
-    return ((similarity.double() - thresholds.double() + margin) * 1000).round() / 1000
+    near, far = (values.float().cpu().numpy().astype(np.float64) for values in (similarity, thresholds))
+    return np.round((near - far + margin) * 1000) / 1000
 
 
 def blacken(images: Tensor | Sequence[Any], flags: Sequence[bool]) -> None:
