@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import ConfigError, did_you_mean
+from .tiles import fits, tiled
 
 Kernel = Callable[[Tensor, Tensor, Tensor, "Tensor | None", float], Tensor]
 
@@ -34,6 +35,12 @@ def eager_fp32(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: floa
     return torch.matmul(weights.to(v.dtype), v)
 
 
+def in_tiles(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Like `sdpa`; on CPUs in tiles of queries where there are many scores, see `tiles`."""
+    kernel = tiled if fits(q, k, v, mask) else sdpa
+    return kernel(q, k, v, mask, scale)
+
+
 def xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Memory-efficient attention of the optional xformers package."""
     from ..core.imports import require
@@ -48,7 +55,13 @@ def xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
     return out.transpose(1, 2)
 
 
-BACKENDS: dict[str, Kernel] = {"sdpa": sdpa, "eager": eager, "eager_fp32": eager_fp32, "xformers": xformers}
+BACKENDS: dict[str, Kernel] = {
+    "sdpa": sdpa,
+    "eager": eager,
+    "eager_fp32": eager_fp32,
+    "tiled": in_tiles,
+    "xformers": xformers,
+}
 ALIASES = {"native": "sdpa", "math": "eager"}
 
 _default = "sdpa"

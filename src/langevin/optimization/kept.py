@@ -28,13 +28,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..nn.attention import Attention, Seen
 from ..nn.compiled import bare
 from .layers import WideLinear
+from .products import FusedLinear, TiledAttention
 
 LIMIT = 4
 """How many contexts a layer knows at once."""
 PAD = 8
 """Multiple of keys with which torch's attention on CPUs works best."""
 
-LINEAR = (nn.Linear, WideLinear)
+LINEAR = (nn.Linear, WideLinear, FusedLinear)
 """Classes of projections whose result depends on context and weights alone."""
 
 
@@ -148,7 +149,7 @@ def padded(k: Tensor, v: Tensor, multiple: int) -> Seen:
 
 def attentions(network: nn.Module) -> list[Attention]:
     """Return the attentions of a network whose keys and values come of the context alone."""
-    found = (module for module in bare(network).modules() if type(module) is Attention)
+    found = (module for module in bare(network).modules() if type(module) in (Attention, TiledAttention))
     return [a for a in found if a.is_cross_attention and a.add_k_proj is None and a.norm_cross is None]
 
 

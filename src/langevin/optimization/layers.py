@@ -12,7 +12,7 @@ float32 meanwhile.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -75,6 +75,16 @@ class WideConv2d(nn.Conv2d):
         return self._conv_forward(x.float(), self.weight.float(), wide(self.bias)).to(x.dtype)
 
 
+class OrderedConv2d(nn.Conv2d):
+    """A convolution that reads and writes feature maps in the order height, width, channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H', W')."""
+        if not hidden() and not plain(self, x) and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return super().forward(x)
+
+
 class Packing(NamedTuple):
     """A convolution's weight in the order in which oneDNN reads it.
 
@@ -130,8 +140,13 @@ class PackedConv2d(WideConv2d):
 
 
 WIDE: dict[type, type] = {nn.Linear: WideLinear, nn.Conv2d: WideConv2d}
+ORDERED: dict[type, type] = {nn.Conv2d: OrderedConv2d}
 PACKED: dict[type, type] = {nn.Conv2d: PackedConv2d, WideConv2d: PackedConv2d}
-ORIGINAL: dict[type, type] = {WideLinear: nn.Linear, WideConv2d: nn.Conv2d, PackedConv2d: nn.Conv2d}
+ORIGINAL: dict[type, type] = {
+    **{ours: original for classes in (WIDE, ORDERED) for original, ours in classes.items()},
+    PackedConv2d: nn.Conv2d,
+}
+"""Class of ours -> torch's or the network's own; `products` adds to it."""
 
 
 def ordinary(layer: nn.Module) -> bool:
@@ -143,6 +158,11 @@ def widen(network: nn.Module) -> list[nn.Module]:
     """Let the layers of a network whose type the processor converts multiply in float32, and return those changed."""
     found = [module for module in network.modules() if type(module) in WIDE and ordinary(module)]
     return change([layer for layer in found if cast(Tensor, layer.weight).dtype in processor.CONVERTED], WIDE)
+
+
+def order(network: nn.Module) -> list[nn.Module]:
+    """Let the convolutions of a network keep the order height, width, channels, and return those changed."""
+    return change([module for module in network.modules() if type(module) in ORDERED and ordinary(module)], ORDERED)
 
 
 def pack(network: nn.Module) -> list[nn.Module]:
@@ -158,9 +178,9 @@ def change(layers: list[nn.Module], classes: dict[type, type]) -> list[nn.Module
     return layers
 
 
-def restore(layers: Iterable[nn.Module], classes: Iterable[type] = tuple(ORIGINAL)) -> None:
-    """Give layers of these classes of ours torch's own back."""
-    wanted = set(classes)
+def restore(layers: Iterable[nn.Module], classes: Iterable[type] | None = None) -> None:
+    """Give layers of these classes of ours, or of all of them, their own back."""
+    wanted = set(ORIGINAL if classes is None else classes)
     for layer in layers:
         if type(layer) in wanted:
             unpack(layer)
@@ -176,16 +196,20 @@ _users: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
+Change = Callable[[nn.Module], list[nn.Module]]
+"""Changes layers of a network and returns those that were changed, such as `widen`."""
+
+
 @contextmanager
-def widened(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Context in which networks multiply in float32 where the processor converts their type; see `widen`.
+def lent(changes: Iterable[tuple[nn.Module, Change]]) -> Iterator[None]:
+    """Context in which layers of networks are changed.
 
     Threads that use a network at the same time share it; the last one to leave changes it back.
     """
-    networks = tuple(networks)
+    changes = tuple(changes)
     with _lock:
-        _users.update(dict.fromkeys((layer for network in networks for layer in widen(network)), 0))
-        inside = dict.fromkeys(module for network in networks for module in network.modules())
+        _users.update(dict.fromkeys((layer for network, change in changes for layer in change(network)), 0))
+        inside = dict.fromkeys(module for network, _ in changes for module in network.modules())
         mine = [module for module in inside if module in _users]
         for layer in mine:
             _users[layer] += 1
@@ -196,11 +220,11 @@ def widened(networks: Iterable[nn.Module]) -> Iterator[None]:
             for layer in mine:
                 _users[layer] -= 1
             idle = [layer for layer in mine if not _users[layer]]
-            restore(idle, WIDE.values())
+            restore(idle, [ours for ours in ORIGINAL if ours is not PackedConv2d])
             for layer in idle:
                 del _users[layer]
 
 
 def in_use(network: nn.Module) -> bool:
-    """Tell whether a thread is inside `widened` with a network."""
+    """Tell whether a thread is inside `lent` with a network."""
     return any(module in _users for module in network.modules())

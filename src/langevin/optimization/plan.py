@@ -15,7 +15,7 @@ from torch import nn
 
 from ..core.errors import ConfigError
 from ..nn.compiled import bare, compiled
-from . import layers, processor
+from . import layers, processor, products
 from .fused import Fused, check_kernels
 from .graphs import Replayed
 from .kept import KeptText
@@ -92,6 +92,25 @@ class Widened:
         layers.restore(network.modules(), layers.WIDE.values())
 
 
+class Multiplied:
+    """Has oneDNN multiply where torch would hand products to a slower library; see `products`."""
+
+    name = "oneDNN products"
+    gain = "torch's own choice leaves instructions of this processor unused; bias and gate join their product"
+
+    def applies(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+        """Tell whether the network computes on such a CPU, without a compiler."""
+        return device.type == "cpu" and dtype in processor.HANDED and not compiled(network)
+
+    def apply(self, network: nn.Module) -> None:
+        """Change linear layers, feed-forward networks and attention."""
+        products.quicken(network)
+
+    def undo(self, network: nn.Module) -> None:
+        """Change them back."""
+        layers.restore(network.modules(), products.QUICK.values())
+
+
 class Packed:
     """Keeps the weights of convolutions in oneDNN's own order; see `layers.PackedConv2d`."""
 
@@ -136,7 +155,7 @@ class Compiled:
         return decoder if isinstance(decoder, nn.Module) else network
 
 
-STEPS: list[Step] = [ChannelsLast(), Widened(), Packed(), KeptText()]
+STEPS: list[Step] = [ChannelsLast(), Widened(), Multiplied(), Packed(), KeptText()]
 """The steps that `optimize` chooses from, in the order in which they are applied."""
 
 COMPILED, FUSED, REPLAYED = Compiled(), Fused(), Replayed()
@@ -265,23 +284,37 @@ def done(network: nn.Module) -> tuple[str, ...]:
 
 @contextmanager
 def serving(networks: Iterable[nn.Module], *, widen: bool, device: torch.device | None = None) -> Iterator[None]:
-    """Context of a call: what the CPU converts is multiplied in float32, and packed weights end with the call.
+    """Context of a call: what a CPU's type asks for is done meanwhile, and packed weights end with the call.
+
+    That is float32 products where the CPU converts, oneDNN's products where they are faster, and feature maps in the
+    order height, width, channels in half precision.
 
     What is packed anew in every call costs no memory between calls, and cannot be older than the call.
 
     Args:
-        widen: leave it out with False.
+        widen: leave the changes out with False.
         device: see `optimize`.
     """
     facts = [(network, *place(network, device)) for network in networks]
-    converted = [net for net, on, dtype in facts if widen and dtype and Widened().applies(net, on, dtype)]
+    changes = [(net, change) for net, on, dtype in facts if widen and dtype for change in lendable(net, on, dtype)]
     packed = [net for net, *_ in facts if Packed.name in done(net)]
-    with layers.widened(converted) if converted else nullcontext():
+    with layers.lent(changes) if changes else nullcontext():
         try:
             yield
         finally:
             for module in (module for network in packed for module in network.modules()):
                 layers.unpack(module)
+
+
+def lendable(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[layers.Change]:
+    """Yield what is done to a network for a call without being asked for, since it costs no memory between calls."""
+    if Widened().applies(network, device, dtype):
+        yield layers.widen
+    elif Multiplied().applies(network, device, dtype):
+        yield products.quicken
+    half = dtype in processor.HALF and dtype not in processor.CONVERTED
+    if half and Packed().applies(network, device, dtype) and Packed.name not in done(network):
+        yield layers.order
 
 
 def place(network: nn.Module, device: torch.device | None) -> tuple[torch.device, torch.dtype | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import torch
 
@@ -32,6 +33,30 @@ def converted() -> frozenset[torch.dtype]:
 
 CONVERTED = converted()
 """What `converted` says of this processor. Layers read it at every call."""
+
+
+def handed() -> frozenset[torch.dtype]:
+    """Return the types in which oneDNN multiplies faster than what torch hands products to on this processor.
+
+    Torch has MKL multiply for linear layers in float32 and for attention. On x86 processors with AVX-512 whose maker is
+    not MKL's, MKL does not use these instructions.
+    """
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
+    if not wide or "Intel" in maker() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return frozenset()
+    return frozenset({torch.float32, torch.bfloat16}) - converted()
+
+
+def maker() -> str:
+    """Return what tells the maker of the processor, such as "AuthenticAMD"."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text(encoding="utf-8", errors="replace").splitlines() if listed.is_file() else []
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id"))
+    return next(found, platform.processor())
+
+
+HANDED = handed()
+"""What `handed` says of this processor."""
 
 
 def prepacks() -> bool:

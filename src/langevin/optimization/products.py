@@ -1,0 +1,83 @@
+"""Linear layers, feed-forward networks and attention whose products oneDNN computes, changed by class as in `layers`.
+
+A product adds its bias and applies what follows before its result is written: the bias of a linear layer, which torch
+copies into the result first in half precision, and the gate of a feed-forward network. They are for processors where
+torch hands products to a slower library; see `processor.handed`.
+
+Gain and loss: docs/speed.md, by `python -m benchmarks --only step-sd15`. The report of `optimize` tells when it is
+used.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..nn.attention import Attention
+from ..nn.backends import get_attention_backend
+from ..nn.transformer import Expansion, gated_gelu
+from . import processor
+from .layers import ORIGINAL, change, hidden, ordinary, plain
+
+LINEAR = ("none", [], "")
+GELU = ("gelu", [], "none")
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Map (..., in_features) to (..., out_features) by oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *LINEAR)
+
+
+def multiplies(layer: nn.Module, x: Tensor) -> bool:
+    """Tell whether oneDNN is to compute the product of a linear layer."""
+    return x.dtype in processor.HANDED and x.numel() > 0 and not hidden() and not plain(layer, x)
+
+
+class FusedLinear(nn.Linear):
+    """A linear layer whose product and bias are one call of oneDNN."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        return product(x, self.weight, self.bias) if multiplies(self, x) else super().forward(x)
+
+
+class FusedExpansion(Expansion):
+    """The first half of a feed-forward network, which multiplies by its gate while it computes the values."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map (B, L, dim) to (B, L, inner)."""
+        x, layer = hidden_states, self.proj
+        bare = type(layer) is FusedLinear and "forward" not in vars(layer)
+        if self.activate is not gated_gelu or not bare or hooked(layer) or not multiplies(layer, x):
+            return super().forward(x)
+        half = layer.out_features // 2
+        bias, opening = (None, None) if layer.bias is None else (layer.bias[:half], layer.bias[half:])
+        gate = torch.ops.mkldnn._linear_pointwise(x, layer.weight[half:], opening, *GELU)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, gate, layer.weight[:half], bias, "mul")
+
+
+class TiledAttention(Attention):
+    """Attention in tiles of queries, where no other backend is asked for."""
+
+    def _backend(self, asked: str | None) -> str | None:
+        chosen = super()._backend(asked)
+        return "tiled" if chosen is None and get_attention_backend() == "sdpa" else chosen
+
+
+def hooked(layer: nn.Module) -> bool:
+    """Tell whether something looks at the inputs or results of a layer."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+
+
+QUICK: dict[type, type] = {nn.Linear: FusedLinear, Expansion: FusedExpansion, Attention: TiledAttention}
+ORIGINAL |= {ours: original for original, ours in QUICK.items()}
+
+
+def quicken(network: nn.Module) -> list[nn.Module]:
+    """Let oneDNN compute the products of a network, and return the layers that were changed."""
+    return change([m for m in network.modules() if type(m) in QUICK and own(m)], QUICK)
+
+
+def own(layer: nn.Module) -> bool:
+    """Tell whether a layer computes by the forward of its class, with an ordinary weight if it has one."""
+    return ordinary(layer) if isinstance(layer, nn.Linear) else "forward" not in vars(layer)
