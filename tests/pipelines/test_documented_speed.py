@@ -14,6 +14,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import langevin
+from langevin.core.errors import InputError, MissingDependencyError
+from langevin.core.imports import is_available
+from langevin.nn.processors import named_attentions
 from langevin.picturebook import model_folder
 from tests.pipelines import tiny
 from tests.pipelines.conftest import quiet
@@ -116,11 +119,74 @@ def test_xformers_computes_attention_while_it_is_enabled(book, monkeypatch) -> N
     assert np.array_equal(book(**CALL).images, wanted) and not asked
 
 
+@pytest.mark.skipif(is_available("xformers"), reason="xformers is installed")
+def test_xformers_that_is_not_installed_is_said(book) -> None:
+    with pytest.raises(MissingDependencyError, match="pip install xformers"):
+        book.enable_xformers_memory_efficient_attention()
+    book.disable_xformers_memory_efficient_attention()
+
+
+def test_a_kernel_of_xformers_that_is_asked_for_is_said_not_to_be_used(book, monkeypatch, caplog_ours) -> None:
+    monkeypatch.setattr(book.unet, "set_attention_backend", lambda name: None)
+    book.unet.enable_xformers_memory_efficient_attention(attention_op="flash")
+    assert [record.message for record in caplog_ours.records] == [
+        "attention_op='flash' is not used: xformers picks the kernel for each input"
+    ]
+
+
+# Slices --------------------------------------------------------------------------------------------------------------
+
+
+def slices_of(network: torch.nn.Module) -> set[int | None]:
+    return {layer.slice_size for _, layer in named_attentions(network)}
+
+
+def test_attention_in_slices_draws_the_same_picture(book) -> None:
+    """The UNet has four heads, the autoencoder one."""
+    wanted = book(**CALL).images
+    for size, unet, vae in (("auto", 2, 1), ("max", 1, 1), (1, 1, 1), (2, 2, None), (4, 4, None), (None, None, None)):
+        book.enable_attention_slicing(size)
+        assert slices_of(book.unet) == {unet} and slices_of(book.vae) == {vae}
+        assert np.abs(book(**CALL).images - wanted).max() <= 1e-4
+    book.enable_attention_slicing()
+    assert slices_of(book.unet) == {2}
+    book.disable_attention_slicing()
+    assert np.array_equal(book(**CALL).images, wanted)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "between 1 and 4"),
+        (-1, "between 1 and 4"),
+        (5, "is 5, must be between 1 and 4"),
+        ("half", "'half'; valid: 'auto', 'max', a number or None"),
+        (True, "valid"),
+        (1.5, "valid"),
+    ],
+)
+def test_slices_that_are_none_change_nothing(book, size, words) -> None:
+    book.enable_attention_slicing("max")
+    with pytest.raises(InputError, match=words):
+        book.enable_attention_slicing(size)
+    assert slices_of(book.unet) == slices_of(book.vae) == {1}
+    book.disable_attention_slicing()
+
+
+def test_slices_larger_than_the_heads_of_some_layers_change_nothing(book) -> None:
+    deep = langevin.UNet2DConditionModel(**{**tiny.UNET, "attention_head_dim": (4, 8)})
+    assert {layer.heads for _, layer in named_attentions(deep)} == {4, 8}
+    book.unet = deep
+    with pytest.raises(InputError, match="is 6, must be between 1 and 4"):
+        book.enable_attention_slicing(6)
+    assert slices_of(deep) == slices_of(book.vae) == {None}
+
+
 # Devices -------------------------------------------------------------------------------------------------------------
 
 
 class NoDouble(TorchDispatchMode):
-    """Forbids float64 tensors, which devices such as MPS do not have, but for the table and numbers of a schedule on the host."""
+    """Forbids float64 tensors, which devices such as MPS lack, but for table and numbers of a schedule on the host."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))

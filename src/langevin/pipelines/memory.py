@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, InputError
+from ..nn.processors import named_attentions
 from .runs import check_idle, loops_itself
 
 if TYPE_CHECKING:
@@ -39,7 +40,12 @@ class MemoryMixin:
             self._offload.free()
 
     def _delegate(self, method: str, *args: Any, only: str | None = None) -> None:
-        """Call `method` on every network that has it, or on the component `only`.
+        """Call `method` on every network that has it, or on the component `only`; see `_offering`."""
+        for module in self._offering(method, only):
+            getattr(module, method)(*args)
+
+    def _offering(self, method: str, only: str | None = None) -> list[nn.Module]:
+        """Return the networks that have a method, or the component `only`.
 
         Raises:
             ConfigError: when none has it.
@@ -48,8 +54,7 @@ class MemoryMixin:
         able = [module for module in modules if callable(getattr(module, method, None))]
         if not able:
             raise ConfigError(f"No component of this {type(self).__name__} offers `{method}`.")
-        for module in able:
-            getattr(module, method)(*args)
+        return able
 
     def estimate(self, *, timed: bool = True, **call: Any) -> Estimate:
         """Tell what a call would need, without its networks computing anything: memory and work of every stage.
@@ -118,8 +123,17 @@ class MemoryMixin:
         return None if self._offload is None else self._offload.device
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
-        """Compute attention in slices, which takes less memory and more time: "auto", "max" or heads per slice."""
-        self._delegate("set_attention_slice", slice_size)
+        """Compute attention in slices, which takes less memory and more time.
+
+        Args:
+            slice_size: how many (image, head) pairs are computed at once: "auto" is half of an attention's heads, "max"
+                one, None all. Networks with fewer heads than a number, such as autoencoders, compute theirs at once.
+
+        Raises:
+            InputError: before anything is changed, for a number below 1 or above an attention's heads.
+        """
+        for network, size in slices(self._offering("set_attention_slice"), slice_size):
+            network.set_attention_slice(size)
 
     def disable_attention_slicing(self) -> None:
         """Compute attention in one step again."""
@@ -242,3 +256,23 @@ class MemoryMixin:
         if self._offload is not None:
             self._offload.detach()
             self._offload = None
+
+
+def slices(networks: Sequence[Any], size: Any) -> list[tuple[Any, Any]]:
+    """Return each network with the size of slices that it takes, which is None where it has fewer heads than that.
+
+    Raises:
+        InputError: for a size that is none, or above the heads of an attention in a network that has so many elsewhere.
+    """
+    if size in ("auto", "max", None):
+        return [(network, size) for network in networks]
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise InputError(f"slice_size is {size!r}; valid: 'auto', 'max', a number or None")
+    heads = [[layer.sliceable_head_dim for _, layer in named_attentions(network)] for network in networks]
+    most = max(map(max, filter(None, heads)), default=1)
+    asked = size if 1 <= size <= most else most
+    limit = min((min(own) for own in heads if own and max(own) >= asked), default=1)
+    if not 1 <= size <= limit:
+        raise InputError(f"slice_size is {size}, must be between 1 and {limit} (the heads)")
+    sizes = [size if max(own, default=0) >= size else None for own in heads]
+    return list(zip(networks, sizes, strict=True))
