@@ -86,7 +86,7 @@ def test_feed_forward_networks(dtype, bias, kind):
     x = noise(2, 7, 24).to(dtype)
     plain, exact = net(x), net.double()(x.double())
     net.to(dtype)
-    assert {type(layer) for layer in products.quicken(net)} == {products.FusedLinear, products.FusedExpansion}
+    assert {type(layer) for layer in products.quicken(net)} == {products.DirectLinear, products.DirectExpansion}
     for given in (x, x[:, ::2], x.transpose(0, 1)):
         assert far(net(given), net.float()(given.float())) < TOLERANCE[dtype]
         net.to(dtype)
@@ -131,7 +131,7 @@ def test_a_network_and_back(dtype):
         before = {type(m) for m in network.modules()}
         report = plan.optimize(network)
         assert "oneDNN products" in {change.what for change in report}
-        assert {products.FusedLinear, products.FusedExpansion, products.TiledAttention} <= {
+        assert {products.DirectLinear, products.DirectExpansion, products.TiledAttention} <= {
             type(m) for m in network.modules()
         }
         assert far(network(*given).sample, plain) < (5e-6 if dtype == F32 else 2e-2)
@@ -162,7 +162,7 @@ def test_calls_of_pipelines_use_them_unasked(dtype):
     pipe.unet.compile(backend="eager")
     pipe(**call, callback_on_step_end=look)
     assert not any(type(m) in layers.ORIGINAL for m in pipe.unet.modules())
-    assert seen[-1] == seen[0] - {products.FusedExpansion}
+    assert seen[-1] == seen[0] - {products.DirectExpansion}
 
 
 def test_with_a_lora():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..core.imports import require
 from ..nn.compiled import compiled
+from ..nn.norm import hooked
 from ..nn.transformer import Expansion, gated_gelu
 from .layers import hidden
 
@@ -40,11 +41,6 @@ def fusable(x: Tensor, *weights: Tensor | None) -> bool:
         return False
     where = (nn.Parameter, x.dtype, x.device)
     return all(w is not None and (type(w), w.dtype, w.device) == where for w in weights)
-
-
-def hooked(layer: nn.Module) -> bool:
-    """Tell whether calling a layer does more than its class says."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
 
 
 class FusedGroupNorm(nn.GroupNorm):

@@ -28,14 +28,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..nn.attention import Attention, Seen
 from ..nn.compiled import bare
 from .layers import WideLinear
-from .products import FusedLinear, TiledAttention
+from .products import DirectLinear, TiledAttention
 
 LIMIT = 4
 """How many contexts a layer knows at once."""
 PAD = 8
 """Multiple of keys with which torch's attention on CPUs works best."""
 
-LINEAR = (nn.Linear, WideLinear, FusedLinear)
+LINEAR = (nn.Linear, WideLinear, DirectLinear)
 """Classes of projections whose result depends on context and weights alone."""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..nn.attention import Attention
 from ..nn.backends import get_attention_backend
+from ..nn.norm import hooked
 from ..nn.transformer import Expansion, gated_gelu
 from . import processor
 from .layers import ORIGINAL, change, hidden, ordinary, plain
@@ -33,7 +34,7 @@ def multiplies(layer: nn.Module, x: Tensor) -> bool:
     return x.dtype in processor.HANDED and x.numel() > 0 and not hidden() and not plain(layer, x)
 
 
-class FusedLinear(nn.Linear):
+class DirectLinear(nn.Linear):
     """A linear layer whose product and bias are one call of oneDNN."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,14 +42,14 @@ class FusedLinear(nn.Linear):
         return product(x, self.weight, self.bias) if multiplies(self, x) else super().forward(x)
 
 
-class FusedExpansion(Expansion):
+class DirectExpansion(Expansion):
     """The first half of a feed-forward network, which multiplies by its gate while it computes the values."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, L, dim) to (B, L, inner)."""
         x, layer = hidden_states, self.proj
-        bare = type(layer) is FusedLinear and "forward" not in vars(layer)
-        if self.activate is not gated_gelu or not bare or hooked(layer) or not multiplies(layer, x):
+        bare = type(layer) is DirectLinear and not hooked(layer)
+        if self.activate is not gated_gelu or not bare or not multiplies(layer, x):
             return super().forward(x)
         half = layer.out_features // 2
         bias, opening = (None, None) if layer.bias is None else (layer.bias[:half], layer.bias[half:])
@@ -64,12 +65,7 @@ class TiledAttention(Attention):
         return "tiled" if chosen is None and get_attention_backend() == "sdpa" else chosen
 
 
-def hooked(layer: nn.Module) -> bool:
-    """Tell whether something looks at the inputs or results of a layer."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
-
-
-QUICK: dict[type, type] = {nn.Linear: FusedLinear, Expansion: FusedExpansion, Attention: TiledAttention}
+QUICK: dict[type, type] = {nn.Linear: DirectLinear, Expansion: DirectExpansion, Attention: TiledAttention}
 ORIGINAL |= {ours: original for original, ours in QUICK.items()}
 
 
