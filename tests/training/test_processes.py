@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from langevin.core.errors import ConfigError
-from langevin.training.trainer import seed_of
 from tests.training.line import trainer
 from tests.training.recipes.places import model, pictures
 from tests.training.warm import Warm, warm
@@ -28,10 +27,10 @@ def ready() -> Iterator[Warm]:
         yield process
 
 
-def split(ready: Warm, folder: Path, processes: int, accumulated: int, batch: int, **options):
+def split(ready: Warm, folder: Path, processes: int, accumulated: int, batch: int, kind="plain", env=None, **options):
     """Train with a split and return the log, what was seen by position, and what every process ended with."""
     options |= {"accumulated": accumulated, "batch": batch}
-    ready.run(folder, TRAIN, str(folder), options, processes=processes)
+    ready.run(folder, TRAIN, str(folder), options, kind, processes=processes, **(env or {}))
     seen: dict[str, list[float]] = {}
     for rank in range(processes):
         own = json.loads((folder / f"seen-{rank}.json").read_text())
@@ -90,15 +89,6 @@ def test_a_process_that_fails_ends_the_run(kind, options, broken, words, ready, 
     assert group.wait() == [1, 1] and time.monotonic() - begun < 60
     assert all(word in group.said(1) for word in words)
     assert not list(tmp_path.glob("weights-*"))
-
-
-@pytest.mark.parametrize("flag", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"])
-def test_divided_weights_are_refused(flag, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv(f"ACCELERATE_USE_{flag}", "true")
-    with pytest.raises(ConfigError, match="divides weights among processes"):
-        trainer(tmp_path)
-    with pytest.raises(ConfigError, match="divides weights among processes"):
-        seed_of(None, None)
 
 
 def test_processes_that_would_each_train_alone_are_refused(tmp_path, monkeypatch) -> None:

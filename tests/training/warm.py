@@ -22,7 +22,14 @@ from typing import Any
 
 from tests.guard.sockets import ALLOWED
 
-NEEDED = ("accelerate", "transformers", "langevin.training.recipes.text_to_image", "langevin.pipelines.base")
+NEEDED = (
+    "accelerate",
+    "transformers",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "langevin.training.recipes.text_to_image",
+    "langevin.pipelines.base",
+)
 PATIENCE = 600.0
 
 

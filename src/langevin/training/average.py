@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import InputError
+from .shares import share_of
 
 
 @dataclass(frozen=True)
@@ -94,4 +95,4 @@ class Average:
         """Take over what a checkpoint kept."""
         self.updates = int(state["updates"])
         for k, value in enumerate(self.values):
-            value.copy_(state[f"values.{k}"])
+            value.copy_(share_of(state[f"values.{k}"], value))

@@ -58,22 +58,24 @@ class HeldOut:
 
     def begin(self, run: Trainer) -> None:
         """Forget looks that are made again, and look at the network before it is trained."""
-        if not run.main:
-            return
-        lines = Lines(run.run.folder / FILE)
-        lines.cut(0 if run.found is None else run.found.step + 1)
+        if run.main:
+            lines = Lines(run.run.folder / FILE)
+            lines.cut(0 if run.found is None else run.found.step + 1)
         if run.found is None:
             self.look(run)
 
     def __call__(self, run: Trainer) -> None:
         """Look, if it is time."""
-        if run.main and (run.step % self.every == 0 or run.step == run.run.steps):
+        if run.step % self.every == 0 or run.step == run.run.steps:
             self.look(run)
 
     def look(self, run: Trainer) -> None:
         """Write what the examples cost now, and tell the trackers."""
-        with run.looking(), torch.no_grad():
-            costs, places = self.costs(run)
+        with run.looking() as main, torch.no_grad():
+            found = self.costs(run) if main else None
+        if found is None:
+            return
+        costs, places = found
         bins = [costs[places == k].mean().item() for k in range(BINS)]
         point = {"step": run.step, "loss": math.fsum(bins) / BINS, "bins": bins}
         Lines(run.run.folder / FILE).write([point])

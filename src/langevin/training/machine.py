@@ -1,40 +1,34 @@
-"""The processes that train together, as accelerate tells of them before a run is made."""
+"""The processes that train together, as accelerate tells of them before a run is made, and what it does for a run."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError
 from ..core.imports import require
+from .divided import asked, plainly
 
-DIVIDED = {
-    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
-    "FSDP": "ACCELERATE_USE_FSDP",
-    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
-    "a parallelism_config": "ACCELERATE_USE_PARALLELISM_CONFIG",
-}
-"""What divides weights among processes -> the variable by which accelerate tells the processes that it starts."""
+if TYPE_CHECKING:
+    from .trainer import Run
+
+OWN = "langevin"
+"""What the state of accelerate is marked with where a run set it up."""
 
 
 def machine() -> Any:
     """Return accelerate's state of the processes, which a run made later shares.
 
     Raises:
-        ConfigError: when accelerate is configured to divide weights among processes, or takes no note of the others.
+        ConfigError: when accelerate is configured for what recipes do not do, or takes no note of the other processes.
         MissingDependencyError: without accelerate.
     """
     accelerate = require("accelerate", why="Training", extra="training")
-    for name, flag in DIVIDED.items():
-        if accelerate.utils.parse_flag_from_env(flag):
-            raise ConfigError(
-                f"accelerate is configured for {name}, which divides weights among processes; recipes train, average "
-                "and write whole ones. Leave it out (`accelerate config`), or use `accelerate launch --multi_gpu`; "
-                "gradient_checkpointing, mixed_precision, a LoRA and optimizer=adafactor save memory."
-            )
-    state = accelerate.PartialState(cpu=accelerate.utils.parse_flag_from_env("ACCELERATE_USE_CPU"))
+    cpu = accelerate.utils.parse_flag_from_env("ACCELERATE_USE_CPU")
+    with plainly(asked()):
+        state = accelerate.PartialState(cpu=cpu)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1 and state.num_processes == 1:
         raise ConfigError(
@@ -42,6 +36,61 @@ def machine() -> Any:
             "by itself; with ACCELERATE_USE_CPU=true they train together on processors."
         )
     return state
+
+
+def accelerator(run: Run) -> Any:
+    """Return accelerate's view of the machine: devices, processes, precision.
+
+    Raises:
+        ConfigError, MissingDependencyError: see `machine`.
+    """
+    machine()
+    from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin
+
+    own = make_room(run.mixed_precision)
+    plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
+    packages = {"tensorboard": "training", "wandb": None}
+    for name in run.trackers:
+        require(name, why=f"The tracker {name}", extra=packages.get(name))
+    with plainly():
+        made = Accelerator(
+            mixed_precision=run.mixed_precision,
+            gradient_accumulation_plugin=plugin,
+            log_with=list(run.trackers) or None,
+            project_dir=run.tracker_folder or run.folder / "logs",
+        )
+    setattr(made.state, OWN, own)
+    return made
+
+
+def make_room(precision: str | None) -> bool:
+    """Let a run have its own precision, although accelerate keeps one for the whole process: that of an earlier run.
+
+    Returns whether accelerate is, or will be, set up by runs alone.
+
+    Args:
+        precision: that the run asks for; None is what accelerate was configured for.
+
+    Raises:
+        ConfigError: when it was not a run that set accelerate up, and for another precision.
+    """
+    from accelerate.state import AcceleratorState, is_initialized
+    from accelerate.utils import parse_choice_from_env
+
+    if not is_initialized():
+        return True
+    state = AcceleratorState()
+    own = getattr(state, OWN, False)
+    wanted = precision or parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no")
+    if state.mixed_precision != wanted and own:
+        AcceleratorState._reset_state()
+    elif precision not in (None, state.mixed_precision):
+        raise ConfigError(
+            f"This process has an Accelerator for mixed_precision={state.mixed_precision!r}, and the run asks for "
+            f"{precision!r}: pass mixed_precision={state.mixed_precision!r}, or train in a process of its own."
+        )
+    return own
 
 
 def give_back() -> None:

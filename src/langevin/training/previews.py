@@ -32,10 +32,12 @@ class Preview:
 
     def __call__(self, run: Trainer) -> None:
         """Look, if it is time."""
-        if not run.main or not (run.step % self.every == 0 or run.step == run.run.steps):
+        if not (run.step % self.every == 0 or run.step == run.run.steps):
             return
-        with run.looking():
-            rows = self.drawn(run.streams)
+        with run.looking() as main:
+            rows = self.drawn(run.streams) if main else []
+        if not main:
+            return
         sheet = grid([picture for row in rows for picture in row], len(rows), len(rows[0]))
         with atomic_file(self.path(run.run.folder, run.step)) as partial:
             sheet.save(partial, "PNG")

@@ -69,11 +69,12 @@ class Proof:
 
     def begin(self, run: Trainer) -> None:
         """Remember what the untrained network says."""
-        if run.main:
-            try:
-                self.start = self.predicted(run, self.pipe)
-            except LangevinError as error:
-                logger.warning("What is saved will not be compared with what is trained: %s", error)
+        with run.looking() as main:
+            if main:
+                try:
+                    self.start = self.predicted(run, self.pipe)
+                except LangevinError as error:
+                    logger.warning("What is saved will not be compared with what is trained: %s", error)
 
     def check(self, run: Trainer, folder: Path) -> Result | None:
         """Load what lies in a folder, compare it, write `proof.json`, and return what was found.
@@ -86,9 +87,12 @@ class Proof:
         if self.start is None:
             return None
         place, precision = str(folder / self.file), run.precision
-        here, again = (self.predicted(run, self.pipe) for _ in range(2))
+        with run.looking():
+            here, again = (self.predicted(run, self.pipe) for _ in range(2))
         try:
-            there = self.predicted(run, alike(self.load(folder), self.pipe))
+            loaded = alike(self.load(folder), self.pipe)
+            with run.looking():
+                there = self.predicted(run, loaded)
         except torch.OutOfMemoryError:
             logger.warning("There is no memory to load %s beside what was trained, so it is not compared.", place)
             result = Result(place, precision, verdict="left out", why="there was no memory for it")
@@ -108,12 +112,15 @@ class Proof:
         return result
 
     def predicted(self, run: Trainer, pipe: Any) -> Tensor:
-        """Return what the UNet of a pipeline says in the first step of the call, in float32 on the CPU."""
+        """Return what the UNet of a pipeline says in the first step of the call, in float32 on the CPU.
+
+        It is asked in the context `Trainer.looking`.
+        """
         seen: list[Tensor] = []
         hook = pipe.unet.register_forward_hook(lambda net, args, output: seen.append(output[0].detach().float().cpu()))
         pipe.set_progress_bar_config(disable=True)
         try:
-            with run.looking(), torch.no_grad(), run.accelerator.autocast():
+            with torch.no_grad(), run.accelerator.autocast():
                 pipe(**self.call, num_inference_steps=2, seed=0)
         finally:
             hook.remove()

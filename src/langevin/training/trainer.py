@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,11 @@ from ..core.rng import fresh
 from ..optimization.learning_rates import factor
 from . import checkpoints
 from .average import Average, Decay
+from .copies import Copies
+from .divided import asked, plainly
 from .lines import Lines
-from .machine import give_back, machine
+from .machine import accelerator, give_back, machine
+from .shares import share_of
 from .streams import BucketOrder, Draw, Order, Stream, Streams
 
 logger = get_logger(__name__)
@@ -37,8 +40,6 @@ LOG = "log.jsonl"
 POLICIES = ("stop", "skip")
 LONG = 100
 """Steps from which it pays to settle the heap."""
-OWN = "langevin"
-"""What the state of accelerate is marked with where a run set it up."""
 
 
 class Losses(NamedTuple):
@@ -165,6 +166,7 @@ class Trainer:
         before: called once, with the untrained networks in their places and before a checkpoint is read.
         after: called after every checkpoint.
         order: which examples are seen when.
+        weights: where the weights of the networks lie.
         step: optimizer steps that were done.
     """
 
@@ -183,10 +185,11 @@ class Trainer:
         self.streams = Streams(seed_of(run.seed, self.found))
         sizes = (len(data), run.batch, run.accumulated, self.accelerator.num_processes)
         self.order = BucketOrder(self.streams, *sizes, run.buckets) if run.buckets else Order(self.streams, *sizes)
+        self.weights = weights_of(self.accelerator, run)
         self.parameters = trained(task)
-        self.optimizer = run.optimizer(task.groups())
+        self.optimizer = self.weights.checked(run.optimizer(task.groups()))
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.average = Average(self.parameters, run.average) if run.average else None
+        self.average: Average | None = None
         self.log = Log(run.folder / LOG)
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -224,18 +227,23 @@ class Trainer:
                     self.checkpoint()
         if self.main:
             checkpoints.keep(self.run.folder, self.run.checkpoint_limit)  # a kill may have come before it
+        self.weights = self.weights.joined(self.average)
+        self.task.networks.update(self.bare)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
     def _prepare(self) -> None:
-        """Hand networks and optimizer to accelerate, and the rest of the task to the device."""
+        """Bring networks, optimizer and average to where they are trained, and the rest of the task to the device."""
         kinds = {"fp16": torch.float16, "bf16": torch.bfloat16}
         dtype = kinds.get(self.accelerator.mixed_precision, torch.float32)
         self.bare = dict(self.task.networks)
         self.task.place(self.accelerator.device, dtype)
-        for name, network in self.bare.items():
-            self.task.networks[name] = self.accelerator.prepare(network.train())
+        self.task.networks.update(self.weights.prepare(self.bare))
+        self.parameters = self.weights.own(self.parameters)
+        for group in self.optimizer.param_groups:
+            group["params"] = self.weights.own(group["params"])
         self.optimizer = self.accelerator.prepare(self.optimizer)
+        self.average = Average(self.parameters, self.run.average) if self.run.average else None
 
     def _batches(self) -> Iterator[Any]:
         """Return this process's batches from the present step on."""
@@ -267,7 +275,8 @@ class Trainer:
         for number in range(self.run.accumulated):
             positions, batch = next(batches)
             last = number == self.run.accumulated - 1
-            with nullcontext() if last else self._apart(), self.accelerator.autocast():
+            apart = nullcontext() if last else self.weights.apart(self.task.networks)
+            with apart, self.accelerator.autocast():
                 draw = Draw(self.streams, positions, self.accelerator.device)
                 rows = self.task.losses(to_device(batch, self.accelerator.device), draw).rows
                 loss = rows.sum() / len(positions) / self.run.accumulated
@@ -277,7 +286,7 @@ class Trainer:
             self._diagnose()
         length = None
         if self.run.max_grad_norm is not None:
-            length = self.accelerator.clip_grad_norm_(self.parameters, self.run.max_grad_norm)
+            length = self.weights.clip(self.parameters, self.run.max_grad_norm)
         if self._wanted(total):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -285,14 +294,6 @@ class Trainer:
             self.average.update()
         self.log.add(self.step, total, length, self.rates[0] * self.run.rate(self.step))
         self.step += 1
-
-    @contextmanager
-    def _apart(self) -> Iterator[None]:
-        """Context in which processes keep their gradients to themselves, before the last batch of a step."""
-        with ExitStack() as stack:
-            for network in self.task.networks.values():
-                stack.enter_context(self.accelerator.no_sync(network))
-            yield
 
     def _set_rates(self) -> None:
         share = self.run.rate(self.step)
@@ -318,7 +319,8 @@ class Trainer:
 
     def _diagnose(self) -> None:
         """Warn of trained parameters that no gradient reaches; several processes would wait for it."""
-        names = {id(p): f"{part}.{name}" for part, net in self.bare.items() for name, p in net.named_parameters()}
+        named = {f"{part}.{name}": p for part, net in self.bare.items() for name, p in net.named_parameters()}
+        names = {id(p): name for name, p in zip(named, self.weights.own([*named.values()]), strict=True)}
         idle = [names.get(id(p), "?") for p in self.parameters if p.grad is None]
         if len(idle) == len(self.parameters):
             raise ConfigError("No trained parameter has a gradient: the loss does not depend on any of them.")
@@ -352,25 +354,29 @@ class Trainer:
         give_back()
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Context in which the networks hold the average of their weights, if there is one."""
-        with self.average.applied() if self.average is not None else nullcontext():
-            yield
+    def averaged(self) -> Iterator[bool]:
+        """Context in which the networks hold the average of their weights, if there is one, whole and on the device.
+
+        While the run lasts, all processes enter it together. It tells whether this is the process that has them.
+        """
+        average = self.average.applied() if self.average is not None else nullcontext()
+        with average, self.weights.whole(self.accelerator.device):
+            yield self.main
 
     @contextmanager
-    def looking(self) -> Iterator[None]:
+    def looking(self) -> Iterator[bool]:
         """Context in which the networks are as they would be used: averaged, in evaluation, and without wrappers.
 
-        Draws from torch's own generators in it change nothing after it.
+        Draws from torch's own generators in it change nothing after it. For the rest see `averaged`.
         """
         training = {name: network.training for name, network in self.bare.items()}
         prepared, device = dict(self.task.networks), self.accelerator.device
         self.task.networks.update(self.bare)
         try:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), self.averaged():
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), self.averaged() as main:
                 for network in self.bare.values():
                     network.eval()
-                yield
+                yield main
         finally:
             self.task.networks.update(prepared)
             for name, network in self.bare.items():
@@ -390,25 +396,28 @@ class Trainer:
     def checkpoint(self) -> None:
         """Write a checkpoint of the present step, and delete old ones once it was read back."""
         self._tell()
-        if self.main:
-            facts = {"seed": self.streams.seed, "steps": self.run.steps, "examples": len(self.data)}
-            facts["step_size"] = self.order.step_size
-            checkpoints.save(self.run.folder, self.step, self._write, facts)
-            checkpoints.keep(self.run.folder, self.run.checkpoint_limit)
+        average = {} if self.average is None else self.average.state()
+        kept = self.weights.collected([self.optimizer.state_dict(), average])
+        with self.weights.whole():
+            if self.main:
+                facts = {"seed": self.streams.seed, "steps": self.run.steps, "examples": len(self.data)}
+                facts["step_size"] = self.order.step_size
+                checkpoints.save(self.run.folder, self.step, partial(self._write, *kept), facts)
+                checkpoints.keep(self.run.folder, self.run.checkpoint_limit)
         for look in self.after:
             look(self)
         self.accelerator.wait_for_everyone()
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, optimizer: Mapping[str, Any], average: dict[str, Tensor], folder: Path) -> None:
         """Write all that a run consists of."""
         self.task.save(folder)
         scaler = self.accelerator.scaler
-        state = {"optimizer": self.optimizer.state_dict(), "scaler": None if scaler is None else scaler.state_dict()}
+        state = {"optimizer": optimizer, "scaler": None if scaler is None else scaler.state_dict()}
         torch.save(state, folder / "optimizer.bin")
-        if self.average is not None:
+        if average:
             from safetensors.torch import save_file
 
-            save_file(self.average.state(), folder / "average.safetensors")
+            save_file(average, folder / "average.safetensors")
 
     def _resume(self, found: checkpoints.Checkpoint) -> None:
         """Go on from a checkpoint."""
@@ -417,8 +426,12 @@ class Trainer:
                 f"{found.folder} was trained on {found.facts['examples']} examples and there are {len(self.data)} now; "
                 "a run is resumed with the data it began with."
             )
-        self.task.load(found.folder)
+        with plainly(), self.weights.whole(changed=True):
+            self.task.load(found.folder)
         state = torch.load(found.folder / "optimizer.bin", map_location="cpu", weights_only=True)
+        for number, kept in state["optimizer"]["state"].items():
+            for name, value in kept.items():
+                kept[name] = share_of(value, self.parameters[number])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -503,58 +516,19 @@ def seed_of(given: int | None, found: checkpoints.Checkpoint | None) -> int:
     return int(seed)
 
 
-def accelerator(run: Run) -> Any:
-    """Return accelerate's view of the machine: devices, processes, precision.
+def weights_of(accelerator: Any, run: Run) -> Copies:
+    """Return where the weights of a run lie, as accelerate is configured.
 
     Raises:
-        ConfigError, MissingDependencyError: see `machine.machine`.
+        ConfigError: where the run does something else than the configuration says.
     """
-    machine()
-    from accelerate import Accelerator
-    from accelerate.utils import GradientAccumulationPlugin
+    division = asked()
+    if division is None:
+        return Copies(accelerator)
+    from .sharded import Sharded
 
-    own = make_room(run.mixed_precision)
-    plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
-    packages = {"tensorboard": "training", "wandb": None}
-    for name in run.trackers:
-        require(name, why=f"The tracker {name}", extra=packages.get(name))
-    made = Accelerator(
-        mixed_precision=run.mixed_precision,
-        gradient_accumulation_plugin=plugin,
-        log_with=list(run.trackers) or None,
-        project_dir=run.tracker_folder or run.folder / "logs",
-    )
-    setattr(made.state, OWN, own)
-    return made
-
-
-def make_room(precision: str | None) -> bool:
-    """Let a run have its own precision, although accelerate keeps one for the whole process: that of an earlier run.
-
-    Returns whether accelerate is, or will be, set up by runs alone.
-
-    Args:
-        precision: that the run asks for; None is what accelerate was configured for.
-
-    Raises:
-        ConfigError: when it was not a run that set accelerate up, and for another precision.
-    """
-    from accelerate.state import AcceleratorState, is_initialized
-    from accelerate.utils import parse_choice_from_env
-
-    if not is_initialized():
-        return True
-    state = AcceleratorState()
-    own = getattr(state, OWN, False)
-    wanted = precision or parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no")
-    if state.mixed_precision != wanted and own:
-        AcceleratorState._reset_state()
-    elif precision not in (None, state.mixed_precision):
-        raise ConfigError(
-            f"This process has an Accelerator for mixed_precision={state.mixed_precision!r}, and the run asks for "
-            f"{precision!r}: pass mixed_precision={state.mixed_precision!r}, or train in a process of its own."
-        )
-    return own
+    division.check(accumulated=run.accumulated, clipping=run.max_grad_norm)
+    return Sharded(accelerator, division)
 
 
 def trained(task: Task) -> list[nn.Parameter]:

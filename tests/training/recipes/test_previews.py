@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from langevin.core.errors import InputError, MissingDependencyError
+from langevin.training.machine import accelerator
 from langevin.training.recipes import common, dreambooth
 from langevin.training.settings import Settings
-from langevin.training.trainer import accelerator
 from tests.training.recipes.places import model, pictures, trained
 
 LORA = (dreambooth.LoraSettings, dreambooth.train_lora)

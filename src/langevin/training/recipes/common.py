@@ -26,6 +26,7 @@ from ..average import Decay
 from ..data.examples import Captions
 from ..data.framing import Framing
 from ..denoising import Denoiser
+from ..divided import asked, plainly
 from ..heldout import BINS, HeldOut, apart, check_apart
 from ..latent import TextToImage
 from ..machine import machine
@@ -264,6 +265,11 @@ def ready(settings: S) -> S:
         ConfigError, InputError: for settings that cannot be used.
     """
     settings.check()
+    if (division := asked()) is not None:
+        division.check(accumulated=settings.gradient_accumulation_steps, clipping=settings.max_grad_norm or None)
+        if settings.optimizer != "adamw" or settings.use_8bit_adam:
+            name = "use_8bit_adam" if settings.use_8bit_adam else f"optimizer={settings.optimizer}"
+            raise division.untrained(name, "optimizer=adamw without use_8bit_adam")
     folder, resume = Path(settings.output_dir), settings.resume_from_checkpoint
     found = copy(settings)
     found.seed = seed_of(settings.seed, checkpoints.find(folder, resume) if resume else None)
@@ -366,8 +372,9 @@ def pipeline(settings: ModelSettings, shared: Mapping[str, Any] | None = None) -
 
     options = {"revision": settings.revision, "variant": settings.variant, "cache_dir": settings.cache_dir}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    given |= settings.replaced() if shared is None else shared
-    pipe = DiffusionPipeline.from_pretrained(str(settings.pretrained_model_name_or_path), **given)
+    with plainly():
+        given |= settings.replaced() if shared is None else shared
+        pipe = DiffusionPipeline.from_pretrained(str(settings.pretrained_model_name_or_path), **given)
     lacking = [name for name in settings.wants if getattr(pipe, name, None) is None]
     two = getattr(pipe, "text_encoder_2", None) is not None
     if lacking or two is not ("text_encoder_2" in settings.wants):

@@ -164,9 +164,10 @@ def train(settings: UnconditionalSettings) -> Path:
     every = run.order.steps(settings.save_model_epochs)
 
     def write(run: Trainer) -> None:
-        if run.main and run.step % every == 0:
-            with run.averaged():
-                pipe.save_pretrained(settings.output_dir)
+        if run.step % every == 0:
+            with run.averaged() as main:
+                if main:
+                    pipe.save_pretrained(settings.output_dir)
 
     run.watch.append(write)
     proof = Proof(pipe, {"output_type": "pt"})
