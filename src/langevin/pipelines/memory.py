@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from ..core.errors import ConfigError, InputError
-from ..nn.processors import named_attentions
 from .runs import check_idle, loops_itself
 
 if TYPE_CHECKING:
@@ -264,6 +263,8 @@ def slices(networks: Sequence[Any], size: Any) -> list[tuple[Any, Any]]:
     Raises:
         InputError: for a size that is none, or above the heads of an attention in a network that has so many elsewhere.
     """
+    from ..nn.processors import named_attentions
+
     if size in ("auto", "max", None):
         return [(network, size) for network in networks]
     if isinstance(size, bool) or not isinstance(size, int):
