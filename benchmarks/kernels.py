@@ -20,6 +20,7 @@ import langevin
 from langevin.core.errors import ConfigError
 from langevin.nn.transformer import gated_gelu
 from langevin.optimization import plan
+from langevin.optimization.quantisation import quantise
 
 from .kept import FULL
 
@@ -91,16 +92,26 @@ def layers(dtype: torch.dtype, device: torch.device, *, norms: list, gates: list
         yield name, lambda x=x: gated_gelu(x), lambda x=x: kernels.gated_gelu(x)
 
 
-def network(dtype: torch.dtype, device: torch.device, times: int) -> None:
+def network(dtype: torch.dtype, device: torch.device, times: int, *, float8: bool) -> None:
     """Print the time of calls of a UNet."""
+
+    def told(name: str) -> None:
+        took = microseconds(lambda: unet(x, now, text), device=device, times=times)
+        print(f"UNet, {name:60} {took:12.0f}", flush=True)
+
     unet = langevin.UNet2DConditionModel(**FULL).eval().to(device, dtype)
     x, text = (torch.randn(shape, device=device, dtype=dtype) for shape in ((2, 4, 64, 64), (2, 77, 768)))
     now = torch.tensor(500.0, device=device)
     for asked in ((), ("kernels",), ("graphs",), ("kernels", "graphs")):
         plan.deoptimize(unet)
         plan.optimize(unet, **dict.fromkeys(asked, True))
-        name = " and ".join(("optimize", *asked))
-        print(f"UNet, {name:60} {microseconds(lambda: unet(x, now, text), device=device, times=times):12.0f}")
+        told(" and ".join(("optimize", *asked)))
+    if float8:
+        plan.deoptimize(unet)
+        quantise(unet, "float8dq_e4m3_row")
+        told("float8")
+        unet.compile()
+        told("float8, compiled")
 
 
 @torch.no_grad()
@@ -109,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--times", type=int, default=100)
+    parser.add_argument("--float8", action="store_true", help="the UNet in float8 as well, by torchao")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise ConfigError("There is no CUDA device here, and kernels are measured on one.")
@@ -121,7 +133,7 @@ def main() -> None:
             called = microseconds(call, device=device, times=args.times)
             inside = microseconds(recorded(call), device=device, times=args.times) / INSIDE
             print(f"{name:58} {way:10} {called:10.1f} {inside:10.1f}", flush=True)
-    network(dtype, device, args.times)
+    network(dtype, device, args.times, float8=args.float8)
 
 
 if __name__ == "__main__":

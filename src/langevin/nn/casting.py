@@ -73,6 +73,19 @@ def castable(
         yield from castable(child, patterns, classes, f"{path}.{name}" if path else name)
 
 
+def check_weights(network: nn.Module, layers: Sequence[nn.Module]) -> None:
+    """Raise ConfigError unless layers of a network have weights of their own, which may be rounded."""
+    what = type(network).__name__
+    if any(isinstance(module, Cast) for module in network.modules()):
+        raise ConfigError(f"{what} casts its weights already; call `disable_layerwise_casting` first.")
+    if any(name.endswith("base_weight") for name, _ in network.named_buffers()):
+        raise ConfigError(f"Adapters are fused into {what}; call `unfuse_lora` first, and use them unfused.")
+    if any(type(layer).__module__.partition(".")[0] == __name__.partition(".")[0] for layer in layers):
+        raise ConfigError(f"`optimize` changed layers of {what}; call `deoptimize` first, and `optimize` after this.")
+    if network.training and any(p.requires_grad for layer in layers for p in layer.parameters(recurse=False)):
+        raise ConfigError(f"{what} is being trained; call `eval()`, or `requires_grad_(False)` where adapters learn.")
+
+
 def enable(
     network: nn.Module,
     storage: torch.dtype,
@@ -87,18 +100,10 @@ def enable(
     for name, dtype, least, such in types:
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize * 8 < least:
             raise ConfigError(f"{name}_dtype is {dtype}; give a floating-point type of {least} bits or more: {such}.")
-    what = type(network).__name__
-    if any(isinstance(module, Cast) for module in network.modules()):
-        raise ConfigError(f"{what} casts its weights already; call `disable_layerwise_casting` first.")
-    if any(name.endswith("base_weight") for name, _ in network.named_buffers()):
-        raise ConfigError(f"Adapters are fused into {what}; call `unfuse_lora` first, and use them unfused.")
     layers = list(castable(network, (*(patterns or ()), *SKIPPED), tuple(classes or ())))
+    check_weights(network, layers)
     if not layers:
-        raise ConfigError(f"{what} has no layer to cast; skip fewer.")
-    if any(type(layer).__module__.partition(".")[0] == __name__.partition(".")[0] for layer in layers):
-        raise ConfigError(f"`optimize` changed layers of {what}; call `deoptimize` first, and `optimize` after this.")
-    if network.training and any(p.requires_grad for layer in layers for p in layer.parameters(recurse=False)):
-        raise ConfigError(f"{what} is being trained; call `eval()`, or `requires_grad_(False)` where adapters learn.")
+        raise ConfigError(f"{type(network).__name__} has no layer to cast; skip fewer.")
     for layer in layers:
         for parameter in layer.parameters(recurse=False):
             parameter.requires_grad_(False)
