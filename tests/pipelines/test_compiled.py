@@ -5,6 +5,7 @@ Networks are compiled by a backend that runs their graphs as they are, so that w
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import numpy as np
@@ -169,3 +170,17 @@ def test_optimize_compiles_the_controlnet_too_and_adapters_come_and_go(build, mo
     runs = graphs.runs
     pipe.deoptimize()
     assert np.array_equal(pipe(**CALL, image=PICTURE).images, wanted[0]) and graphs.runs == runs
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
+def test_the_documented_line_with_the_compiler_that_writes_code(build) -> None:
+    """A UNet of one block on the way down and one up, on whatever device torch's own backend writes code for here."""
+    shape = {"block_out_channels": (8,), "norm_num_groups": 4, "mid_block_type": None}
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    pipe = build(unet=langevin.UNet2DConditionModel(**{**tiny.UNET, **shape, **blocks}).eval())
+    wanted = pipe(**CALL).images
+    pipe.unet = torch.compile(pipe.unet, mode="reduce-overhead", fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert np.abs(pipe(**CALL).images - wanted).max() <= 1e-4
+        pipe(**{**CALL, "prompt": "dog", "guidance_scale": 3.0, "seed": 1})

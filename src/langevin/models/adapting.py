@@ -165,7 +165,6 @@ def takes_adapter_scale(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Let `cross_attention_kwargs={"scale": s}` of a forward pass multiply the weights of the active adapters."""
     position = list(inspect.signature(forward).parameters).index("cross_attention_kwargs") - 1
 
-    @functools.wraps(forward)
     def scaled(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = args[position] if len(args) > position else kwargs.get("cross_attention_kwargs")
         if not given or given.get("scale") is None:
@@ -175,4 +174,4 @@ def takes_adapter_scale(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     # A compiler keeps, counts and limits what it compiled by code: two networks that shared it would fill one limit.
     scaled.__code__ = scaled.__code__.replace(co_name=forward.__name__)
-    return scaled
+    return functools.wraps(forward)(scaled)
