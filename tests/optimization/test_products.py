@@ -154,11 +154,11 @@ def test_calls_of_pipelines_use_them_unasked(dtype):
     fused = set(products.QUICK.values())
     assert seen[0] == (fused if dtype == F32 else fused | {layers.OrderedConv2d})
     assert not {type(m) for net in pipe._networks.values() for m in net.modules()} & set(layers.ORIGINAL)
-    pipe.widens = False
+    pipe.suits_processor = False
     plain = pipe(**call, callback_on_step_end=look).images
     assert not seen[-1]
     assert (quick != plain).any() and far(*map(torch.from_numpy, (quick, plain))) < TOLERANCE[dtype]
-    pipe.widens = True
+    pipe.suits_processor = True
     pipe.unet.compile(backend="eager")
     pipe(**call, callback_on_step_end=look)
     assert not any(type(m) in layers.ORIGINAL for m in pipe.unet.modules())
@@ -169,9 +169,9 @@ def test_with_a_lora():
     pipe = quiet(langevin.StableDiffusionPipeline.from_pretrained(model_folder()))
     call = {"prompt": "a red house", "num_inference_steps": 2, "output_type": "np", "seed": 0}
     pipe.load_lora_weights(loras.peft({"unet": loras.halves(pipe.unet)}))
-    pipe.widens = False
+    pipe.suits_processor = False
     plain = pipe(**call).images
-    pipe.widens = True
+    pipe.suits_processor = True
     assert 0 < np.abs(pipe(**call).images - plain).max() < 1e-4
 
 

@@ -189,6 +189,7 @@ def test_what_was_changed_on_the_device_is_kept(own):
 
 
 def test_a_compiled_network_moves_whole_and_not_in_blocks(own):
+    own.suits_processor = False  # which leaves compiled networks alone
     wanted = own(**CALL).images
     own.unet = torch.compile(own.unet, backend="eager", fullgraph=True)
     with pytest.raises(ConfigError, match="enable_model_cpu_offload"):

@@ -99,11 +99,11 @@ def test_calls_multiply_in_float32_where_the_processor_converts(pipe, monkeypatc
     watch = {"callback_on_step_end": lambda p, *rest: classes.append(changed(p)) or {}}
     wide = draw(pipe, **watch)
     assert classes[0] == {"WideLinear", "WideConv2d"} and not changed(pipe)
-    pipe.widens = False
+    pipe.suits_processor = False
     plain = draw(pipe, **watch)
     assert classes[-1] == set()
     assert 0 < np.linalg.norm(wide - plain) <= 1e-2 * np.linalg.norm(plain)
-    pipe.widens = True
+    pipe.suits_processor = True
     monkeypatch.setattr(processor, "CONVERTED", frozenset({torch.float16}))
     ordered = draw(pipe, **watch)
     assert np.linalg.norm(ordered - plain) <= 1e-2 * np.linalg.norm(plain) and classes[-1] == {"OrderedConv2d"}

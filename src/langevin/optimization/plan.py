@@ -283,7 +283,7 @@ def done(network: nn.Module) -> tuple[str, ...]:
 
 
 @contextmanager
-def serving(networks: Iterable[nn.Module], *, widen: bool, device: torch.device | None = None) -> Iterator[None]:
+def serving(networks: Iterable[nn.Module], *, suit: bool, device: torch.device | None = None) -> Iterator[None]:
     """Context of a call: what a CPU's type asks for is done meanwhile, and packed weights end with the call.
 
     That is float32 products where the CPU converts, oneDNN's products where they are faster, and feature maps in the
@@ -292,11 +292,11 @@ def serving(networks: Iterable[nn.Module], *, widen: bool, device: torch.device 
     What is packed anew in every call costs no memory between calls, and cannot be older than the call.
 
     Args:
-        widen: leave the changes out with False.
+        suit: leave the changes out with False.
         device: see `optimize`.
     """
     facts = [(network, *place(network, device)) for network in networks]
-    changes = [(net, change) for net, on, dtype in facts if widen and dtype for change in lendable(net, on, dtype)]
+    changes = [(net, change) for net, on, dtype in facts if suit and dtype for change in lendable(net, on, dtype)]
     packed = [net for net, *_ in facts if Packed.name in done(net)]
     with layers.lent(changes) if changes else nullcontext():
         try:
@@ -307,10 +307,14 @@ def serving(networks: Iterable[nn.Module], *, widen: bool, device: torch.device 
 
 
 def lendable(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[layers.Change]:
-    """Yield what is done to a network for a call without being asked for, since it costs no memory between calls."""
+    """Yield what is done to a network for a call without being asked for, since it costs no memory between calls.
+
+    In types that the processor multiplies in, text encoders are left as they are: what they return is the same when
+    they are called outside of a call of the pipeline.
+    """
     if Widened().applies(network, device, dtype):
         yield layers.widen
-    elif Multiplied().applies(network, device, dtype):
+    elif spatial(network) and Multiplied().applies(network, device, dtype):
         yield products.quicken
     half = dtype in processor.HALF and dtype not in processor.CONVERTED
     if half and Packed().applies(network, device, dtype) and Packed.name not in done(network):

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..nn.attention import Attention
 from ..nn.backends import get_attention_backend
-from ..nn.norm import hooked
 from ..nn.transformer import Expansion, gated_gelu
 from . import processor
 from .layers import ORIGINAL, change, hidden, ordinary, plain
@@ -47,14 +46,29 @@ class DirectExpansion(Expansion):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, L, dim) to (B, L, inner)."""
-        x, layer = hidden_states, self.proj
-        bare = type(layer) is DirectLinear and not hooked(layer)
-        if self.activate is not gated_gelu or not bare or not multiplies(layer, x):
-            return super().forward(x)
+        layer = self.proj
+        if self.activate is not gated_gelu or type(layer) is not DirectLinear or heard(layer):
+            return super().forward(hidden_states)
+        x = prepared(layer, hidden_states)
+        if not multiplies(layer, x):
+            return self.activate(layer.forward(x))
         half = layer.out_features // 2
         bias, opening = (None, None) if layer.bias is None else (layer.bias[:half], layer.bias[half:])
         gate = torch.ops.mkldnn._linear_pointwise(x, layer.weight[half:], opening, *GELU)
         return torch.ops.mkldnn._linear_pointwise.binary(x, gate, layer.weight[:half], bias, "mul")
+
+
+def heard(layer: nn.Module) -> bool:
+    """Tell whether something waits for the result of a layer, or computes it otherwise."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks_with_kwargs or "forward" in vars(layer))
+
+
+def prepared(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return the input of a layer after the hooks before its forward, such as those that bring weights."""
+    for hook in layer._forward_pre_hooks.values():
+        given = hook(layer, (x,))
+        x = x if given is None else given[0] if isinstance(given, tuple) else given
+    return x
 
 
 class TiledAttention(Attention):

@@ -24,8 +24,8 @@ class MemoryMixin:
     components: Any
     _part: Callable[[str], Any]
     _offload: Offload | None = None
-    widens: bool = True
-    """Whether calls on the CPU multiply in float32 where the processor converts the type of the weights."""
+    suits_processor: bool = True
+    """Whether calls on the CPU compute layers in the way that suits the processor; see docs/speed.md."""
     _deep_cache: tuple[int, int] | None = None
     _guidance_interval: tuple[float, float] | None = None
 
@@ -115,7 +115,7 @@ class MemoryMixin:
         """Context of a call; see `optimization.plan.serving`."""
         from ..optimization.plan import serving
 
-        return serving(self._networks.values(), widen=self.widens, device=self._computes_on)
+        return serving(self._networks.values(), suit=self.suits_processor, device=self._computes_on)
 
     @property
     def _computes_on(self) -> torch.device | None:
