@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import ConfigError, did_you_mean
-from .tiles import fits, tiled
 
 Kernel = Callable[[Tensor, Tensor, Tensor, "Tensor | None", float], Tensor]
 
@@ -37,6 +36,8 @@ def eager_fp32(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: floa
 
 def in_tiles(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Like `sdpa`; on CPUs in tiles of queries where there are many scores, see `tiles`."""
+    from .tiles import fits, tiled
+
     kernel = tiled if fits(q, k, v, mask) else sdpa
     return kernel(q, k, v, mask, scale)
 
