@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from langevin.core.errors import WeightsError
-from langevin.core.pickles import PickleFile, open_plain, overlapping, read_objects
+from langevin.core.pickles import PickleFile, overlapping, read_objects
 from langevin.core.unpickling import Inert
-from langevin.core.weights_io import TensorFile
+from langevin.core.weights_io import TensorFile, open_plain
 
 BASE = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
 STATE: dict[str, torch.Tensor] = OrderedDict(
@@ -77,10 +77,9 @@ def test_every_tensor_is_what_it_was(tmp_path: Path, new: bool, protocol: int) -
         assert same(read[name], value), name
     with PickleFile(path) as file:
         assert file.root == "" and file.extras == {} and file.metadata == {}
-        for use_map in (True, False):
-            targets = {name: torch.empty(v.shape) for name, v in STATE.items() if not v.is_complex()}
-            file.read(targets, use_map=use_map)
-            assert all(torch.equal(target, STATE[name].detach().float()) for name, target in targets.items())
+        targets = {name: torch.empty(v.shape) for name, v in STATE.items() if not v.is_complex()}
+        file.read(targets)
+        assert all(torch.equal(target, STATE[name].detach().float()) for name, target in targets.items())
 
 
 @pytest.mark.parametrize(("new", "protocol"), FORMATS)

@@ -22,8 +22,8 @@ import torch
 
 from langevin import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from langevin.core.errors import LangevinError, WeightsError
-from langevin.core.pickles import PickleFile, open_plain, read_objects
-from langevin.core.weights_io import SafetensorsFile
+from langevin.core.pickles import PickleFile, read_objects
+from langevin.core.weights_io import SafetensorsFile, open_plain
 from langevin.models.weight_files import WeightFiles
 
 READERS = {"PickleFile": PickleFile, "read_objects": read_objects, "open": open_plain}

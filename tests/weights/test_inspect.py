@@ -32,7 +32,7 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr("langevin.core.weights_io.TensorFile.blocks", refuse)
+    monkeypatch.setattr("langevin.core.weights_io.TensorFile.read", refuse)
     monkeypatch.setattr("langevin.core.weights_io.TensorFile.view", refuse)
     monkeypatch.setattr(torch, "load", refuse)
 

@@ -13,7 +13,7 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,8 @@ from .errors import WeightsError
 from .report import some
 from .unpickling import NONSENSE, Machine, Storage, Stored, whole_numbers
 from .weights_io import (
-    CHUNK,
     MAX_HEADER,
     Entry,
-    Part,
-    SafetensorsFile,
     TensorFile,
     bytes_of,
     count_bytes,
@@ -194,22 +191,14 @@ class PickleFile(TensorFile):
         """Return the tensor as a copy-on-write view of the file, or None where its bytes are shared or out of order."""
         return super().view(name) if self._stored[name].is_dense() and name not in self._shared else None
 
-    def _maps(self, name: str) -> bool:
-        return self._stored[name].is_dense() and super()._maps(name)
-
-    def blocks(
-        self, names: Iterable[str], *, use_map: bool = True, keep: bool = False
-    ) -> Iterator[tuple[Tensor, list[Part]]]:
-        """Yield all values of tensors, as the base class does; those with other strides are put in order first."""
-        names = list(names)
-        plain = [name for name in names if self._stored[name].is_dense()]
-        yield from super().blocks(plain, use_map=use_map, keep=keep)
-        for name in names:
+    def read(self, targets: Mapping[str, Tensor], each: Callable[[Tensor, str], None] | None = None) -> None:
+        """Read and cast tensors, as the base class does; those with other strides are put in order first."""
+        super().read({name: target for name, target in targets.items() if self._stored[name].is_dense()}, each)
+        for name, target in targets.items():
             if not self._stored[name].is_dense():
-                values = self._ordered(self._stored[name]).view(-1)
-                for first in range(0, len(values), CHUNK):
-                    piece = values[first : first + CHUNK]
-                    yield piece, [Part(name, first, len(piece))]
+                target.copy_(self._ordered(self._stored[name]))
+                if each is not None:
+                    each(target.view(-1), name)
 
     def _ordered(self, stored: Stored) -> Tensor:
         """Return a contiguous copy of a tensor."""
@@ -312,19 +301,3 @@ def read_objects(path: str | os.PathLike) -> Any:
     """
     with PickleFile(path) as file:
         return file.objects()
-
-
-def open_plain(path: str | os.PathLike) -> TensorFile:
-    """Open a dictionary of weights: safetensors by the file's name, or else what torch.save wrote.
-
-    Raises WeightsError saying what the file is when it is none, is cut short, holds code, or holds other objects.
-    """
-    if os.fspath(path).endswith(".safetensors"):
-        return SafetensorsFile(path)
-    file = PickleFile(path)
-    try:
-        file.check_plain()
-    except BaseException:
-        file.close()
-        raise
-    return file

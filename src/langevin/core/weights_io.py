@@ -11,6 +11,7 @@ import json
 import math
 import mmap
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import threads
+from . import large_pages, threads
 from .errors import WeightsError
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000
 MAX_NUMBER = 1 << 48
 """What no side of a tensor and no position in a file reaches."""
-CHUNK = 1 << 23
-"""Bytes that are read, cast and checked at a time: few enough for the processor's outer cache, and so many that threads
-of torch seldom wait for each other, which takes long where the processor is shared."""
+CHUNK = 1 << 22
+"""Bytes that are read, cast and checked at a time: few enough for the processor's outer cache, many enough that calls
+of the system and of torch do not count."""
 
 SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a git-LFS pointer and not the weights; run `git lfs pull` in the repository"),
@@ -118,6 +119,7 @@ class TensorFile:
         except OSError as error:
             raise WeightsError(f"{self.path} cannot be read: {error.strerror}") from error
         self._map: mmap.mmap | None = None
+        self._alone = threading.Lock()
         try:
             self.entries, self.metadata = self._read_header()
         except BaseException:
@@ -147,14 +149,51 @@ class TensorFile:
         count = (entry.stop - entry.start) // entry.dtype.itemsize
         return torch.frombuffer(self._mapped(), dtype=entry.dtype, count=count, offset=entry.start).view(entry.shape)
 
-    def _maps(self, name: str) -> bool:
-        """Tell whether the tensor's values lie in order and aligned in the file."""
-        return self.entries[name].start % self.entries[name].dtype.itemsize == 0
-
     def _mapped(self) -> mmap.mmap:
         if self._map is None:
-            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+            opened = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+            if len(opened) < max(entry.stop for entry in self.entries.values()):
+                raise WeightsError(self._shrunk())
+            self._map = opened
         return self._map
+
+    def read(self, targets: Mapping[str, Tensor], each: Callable[[Tensor, str], None] | None = None) -> None:
+        """Read and cast tensors into contiguous targets of their shapes on any device, piece by piece.
+
+        The file is read and not mapped: a page that is mapped costs time of its own, and a program that looks at one
+        which another has cut off is ended by the system.
+
+        Args:
+            each: called with every finished piece of a target, flat, and with its name, from several threads.
+
+        Raises:
+            WeightsError: when the file became shorter since it was opened.
+        """
+        flat = {name: target.view(-1) for name, target in targets.items()}
+        own = threading.local()
+
+        def buffer() -> Tensor:
+            if not hasattr(own, "buffer"):
+                (own.buffer,) = large_pages.empty([large_pages.Wanted((CHUNK,), torch.uint8)])
+            return own.buffer
+
+        def take(run: tuple[torch.dtype, int, list[Part]]) -> None:
+            kind, start, parts = run
+            places = [flat[part.name][part.first : part.first + part.length] for part in parts]
+            if all(place.dtype == kind and place.device.type == "cpu" for place in places):
+                for place in places:
+                    self._read_at(start, bytes_of(place))
+                    start += place.numel() * kind.itemsize
+            else:
+                held = buffer()[: sum(part.length for part in parts) * kind.itemsize]
+                self._read_at(start, bytes_of(held))
+                for place, values in zip(places, held.view(kind).split([len(p) for p in places]), strict=True):
+                    place.copy_(values)
+            if each is not None:
+                for place, part in zip(places, parts, strict=True):
+                    each(place, part.name)
+
+        threads.each(take, self._runs(targets))
 
     def _runs(self, names: Iterable[str]) -> Iterator[tuple[torch.dtype, int, list[Part]]]:
         """Yield type, position and parts of runs of adjacent tensors, each run of one type and at most CHUNK bytes."""
@@ -175,79 +214,21 @@ class TensorFile:
         if parts:
             yield kind, start, parts
 
-    def blocks(
-        self, names: Iterable[str], *, use_map: bool = True, keep: bool = False
-    ) -> Iterator[tuple[Tensor, list[Part]]]:
-        """Yield all values of tensors, flat, in blocks that may hold many tensors, and the parts each consists of.
-
-        A block is valid until the next one. `keep` leaves the pages of the mapped file in this process's memory.
-        """
-        buffer: Tensor | None = None
-        ahead = 0
-        for kind, start, parts in self._runs(names):
-            count = sum(part.length for part in parts)
-            stop = start + count * kind.itemsize
-            if use_map and start % kind.itemsize == 0:
-                if stop > ahead:
-                    ahead = start + 2 * CHUNK
-                    self._advise("MADV_WILLNEED", start, ahead)
-                yield torch.frombuffer(self._mapped(), dtype=kind, count=count, offset=start), parts
-                if not keep:
-                    self._advise("MADV_DONTNEED", start, stop)
-            else:
-                buffer = torch.empty(CHUNK, dtype=torch.uint8) if buffer is None else buffer
-                self._read_at(start, bytes_of(buffer[: stop - start]))
-                yield buffer[: stop - start].view(kind), parts
-
-    def read(
-        self,
-        targets: Mapping[str, Tensor],
-        each: Callable[[Tensor, list[Part]], None] | None = None,
-        *,
-        use_map: bool = True,
-    ) -> None:
-        """Read and cast tensors into contiguous targets of their shapes on any device, block by block.
-
-        `each` is called with every finished piece of a target, flat, and with its part, from several threads.
-        use_map=False reads without mapping the file, in this thread.
-        """
-        flat = {name: target.view(-1) for name, target in targets.items()}
-
-        def put(block: Tensor, parts: list[Part]) -> None:
-            for part, values in zip(parts, block.split([part.length for part in parts]), strict=True):
-                piece = flat[part.name][part.first : part.first + part.length]
-                piece.copy_(values)
-                if each is not None:
-                    each(piece, [part])
-
-        def take(run: tuple[torch.dtype, int, list[Part]]) -> None:
-            kind, start, parts = run
-            count = sum(part.length for part in parts)
-            put(torch.frombuffer(self._mapped(), dtype=kind, count=count, offset=start), parts)
-            self._advise("MADV_DONTNEED", start, start + count * kind.itemsize)
-
-        mapped = [name for name in targets if use_map and self._maps(name)]
-        if mapped:
-            self._mapped()
-            threads.each(take, self._runs(mapped))
-        targets = {name: target for name, target in targets.items() if name not in set(mapped)}
-        for block, parts in self.blocks(targets, use_map=use_map):
-            put(block, parts)
-
     def _read_at(self, offset: int, data: memoryview) -> None:
-        self._file.seek(offset)
+        """Fill `data` with the bytes at a position of the file; threads may do so at once."""
         while data:
-            done = self._file.readinto(data)
+            if hasattr(os, "preadv"):
+                done = os.preadv(self._file.fileno(), [data], offset)
+            else:
+                with self._alone:
+                    self._file.seek(offset)
+                    done = self._file.readinto(data)
             if not done:
-                raise WeightsError(f"{self.path} became shorter while it was read")
-            data = data[done:]
+                raise WeightsError(self._shrunk())
+            data, offset = data[done:], offset + done
 
-    def _advise(self, advice: str, start: int, stop: int) -> None:
-        """Tell the system what is planned with the whole pages in part of the mapped file, where it listens."""
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        last = min(stop, len(self._mapped())) // mmap.PAGESIZE * mmap.PAGESIZE
-        if first < last and hasattr(mmap, advice):
-            self._mapped().madvise(getattr(mmap, advice), first, last - first)
+    def _shrunk(self) -> str:
+        return f"{self.path} became shorter while it was read"
 
 
 class SafetensorsFile(TensorFile):
@@ -296,6 +277,24 @@ class SafetensorsFile(TensorFile):
 
     def _truncated(self, expected: int, size: int) -> str:
         return f"{self.path} is truncated: its header speaks of {expected} bytes and it has {size}; fetch it again"
+
+
+def open_plain(path: str | os.PathLike) -> TensorFile:
+    """Open a dictionary of weights: safetensors by the file's name, or else what torch.save wrote.
+
+    Raises WeightsError saying what the file is when it is none, is cut short, holds code, or holds other objects.
+    """
+    if os.fspath(path).endswith(".safetensors"):
+        return SafetensorsFile(path)
+    from .pickles import PickleFile
+
+    file = PickleFile(path)
+    try:
+        file.check_plain()
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

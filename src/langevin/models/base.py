@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..core import garbage
 from ..core.config import ConfigMixin, keywords, options_of
 from ..core.errors import ConfigError, InputError, check_count, check_known
 from ..core.hub import hub_options
@@ -126,7 +127,7 @@ class ModelMixin(nn.Module, SmallerMixin, AdapterMixin, FromOriginalModelMixin, 
         use_safetensors: bool | None = None,
         strict: bool = True,
         ignore_mismatched_sizes: bool = False,
-        check_finite: bool = True,
+        check_finite: bool | None = None,
         output_loading_info: bool = False,
         device_map: Any = None,
         low_cpu_mem_usage: bool | None = None,
@@ -154,7 +155,8 @@ class ModelMixin(nn.Module, SmallerMixin, AdapterMixin, FromOriginalModelMixin, 
                 warning.
             ignore_mismatched_sizes: weights of another shape are initialised afresh, with a warning; needed for
                 overrides such as `in_channels=9`.
-            check_finite: refuse weights with NaN or infinity.
+            check_finite: refuse weights with NaN or infinity. None looks at the values that loading reads, all but
+                those that stay in the file because they need no cast; True reads these too; False looks at none.
             output_loading_info: return `(model, info)` with missing_keys, unexpected_keys and mismatched_keys.
             device_map: one device for the whole model: a name, a torch.device, "auto", or {"": device}.
             low_cpu_mem_usage: accepted for its documented callers; loading always needs little memory.
@@ -182,22 +184,23 @@ class ModelMixin(nn.Module, SmallerMixin, AdapterMixin, FromOriginalModelMixin, 
             **hub,
         )
         build = partial(cls.from_config, values, **overrides)
-        with Hollow():
-            model = build()
-        known, renames = model.state_dict(), cls.renamed_weights
-        with Checkpoint(files, known=known, renames=renames, use_map=not disable_mmap) as checkpoint:
-            report = fill(
-                model,
-                checkpoint,
-                what=_title(cls, values, files.files[0].parent),
-                rebuild=build,
-                ignored=cls.ignored_weights,
-                dtype=target,
-                device=device,
-                strict=strict,
-                ignore_mismatched_sizes=ignore_mismatched_sizes,
-                check_finite=check_finite,
-            )
+        with garbage.put_off():
+            with Hollow():
+                model = build()
+            known, renames = model.state_dict(), cls.renamed_weights
+            with Checkpoint(files, known=known, renames=renames, use_map=not disable_mmap) as checkpoint:
+                report = fill(
+                    model,
+                    checkpoint,
+                    what=_title(cls, values, files.files[0].parent),
+                    rebuild=build,
+                    ignored=cls.ignored_weights,
+                    dtype=target,
+                    device=device,
+                    strict=strict,
+                    ignore_mismatched_sizes=ignore_mismatched_sizes,
+                    check_finite=check_finite,
+                )
         model.eval()
         return (model, report.as_dict()) if output_loading_info else model
 

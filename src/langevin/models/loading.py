@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..core import large_pages, threads
 from ..core.errors import ConfigError, WeightsError
 from ..core.report import LoadReport, some
-from ..core.weights_io import Part, TensorFile
+from ..core.weights_io import TensorFile, open_plain
 from .weight_files import WeightFiles
 
 LEGACY_ATTENTION: tuple[tuple[str, str], ...] = (
@@ -68,8 +69,6 @@ class Checkpoint:
         self._stack.close()
 
     def _open(self, file: Path, files: WeightFiles, known: Container[str], renames: Sequence[tuple[str, str]]) -> None:
-        from ..core.pickles import open_plain
-
         source = self._stack.enter_context(open_plain(file))
         shapes = {name: entry.shape for name, entry in source.entries.items()}
         for stored in files.owned(file, shapes):
@@ -80,13 +79,13 @@ class Checkpoint:
             self._place[name] = (source, stored)
 
     def load(
-        self, names: Iterable[str], *, dtype: torch.dtype | None, device: torch.device, check_finite: bool
+        self, names: Iterable[str], *, dtype: torch.dtype | None, device: torch.device, check_finite: bool | None
     ) -> dict[str, Tensor]:
         """Return tensors on `device`, floating-point ones cast to `dtype`; those that fit as they are map the file.
 
-        Raises WeightsError when `check_finite` and a result holds NaN or infinity.
+        Raises WeightsError when a result holds NaN or infinity and is looked at; see `fetch`.
         """
-        check = FiniteCheck() if check_finite else None
+        check = None if check_finite is False else FiniteCheck(mapped=check_finite is True)
         places = {name: self._place[name] for name in names}
         loaded = fetch(places, self.shapes, dtype=dtype, device=device, check=check, use_map=self.use_map)
         if check is not None:
@@ -107,25 +106,33 @@ def fetch(
 
     Args:
         places: name -> opened file and name in it.
-        check: looks at all values.
+        check: looks at all values that are read; where its `mapped` is set also at those that stay in the file, which
+            takes as long as reading them.
     """
     loaded: dict[str, Tensor] = {}
-    views: dict[TensorFile, dict[str, str]] = {}
+    made: dict[str, large_pages.Wanted] = {}
+    views: list[str] = []
     casts: dict[TensorFile, dict[str, str]] = {}
     for name, (source, stored) in places.items():
         held = source.entries[stored].dtype
         wanted = dtype if dtype is not None and held.is_floating_point else held
         mapped = use_map and wanted == held and device.type == "cpu"
         view = source.view(stored) if mapped else None
-        loaded[name] = torch.empty(shapes[name], dtype=wanted, device=device) if view is None else view
-        (casts if view is None else views).setdefault(source, {})[stored] = name
+        if view is not None:
+            loaded[name] = view
+            views.append(name)
+            continue
+        casts.setdefault(source, {})[stored] = name
+        if device.type == "cpu":
+            made[name] = large_pages.Wanted(shapes[name], wanted)
+        else:
+            loaded[name] = torch.empty(shapes[name], dtype=wanted, device=device)
+    loaded |= zip(made, large_pages.empty(list(made.values())), strict=True)
     for source, present in casts.items():
         targets = {stored: loaded[name] for stored, name in present.items()}
-        source.read(targets, check and check.named(present), use_map=use_map)
-    for source, present in views.items() if check is not None else ():
-        look = check.named(present)
-        for block, parts in source.blocks(present, keep=True):
-            look(block, parts)
+        source.read(targets, check and check.named(present))
+    if check is not None and check.mapped:
+        threads.each(lambda name: check(loaded[name], name), views)
     return loaded
 
 
@@ -134,21 +141,23 @@ class FiniteCheck:
 
     Called with pieces of tensors in the type they are loaded in, it only looks at their sum, which is the fastest thing
     that carries both, and remembers the names of doubtful tensors; `settle` looks at these one by one.
+
+    Args:
+        mapped: whether weights that stay in the file are looked at too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, mapped: bool) -> None:
+        self.mapped = mapped
         self.doubtful: dict[str, None] = {}
 
-    def __call__(self, values: Tensor, parts: Sequence[Part]) -> None:
-        """Take note of the tensors that `parts` of `values` belong to, unless all values are finite."""
+    def __call__(self, values: Tensor, name: str) -> None:
+        """Take note of the tensor `name` unless `values`, all or part of its own, are finite."""
         if values.is_floating_point() and values.dtype.itemsize > 1 and not math.isfinite(values.sum().item()):
-            self.doubtful |= dict.fromkeys(part.name for part in parts)
+            self.doubtful[name] = None
 
-    def named(self, present: Mapping[str, str]) -> Callable[[Tensor, Sequence[Part]], None]:
+    def named(self, present: Mapping[str, str]) -> Callable[[Tensor, str], None]:
         """Return the check for a file that calls its tensors otherwise: stored name -> present name."""
-        if all(stored == name for stored, name in present.items()):
-            return self
-        return lambda block, parts: self(block, [part._replace(name=present[part.name]) for part in parts])
+        return lambda values, stored: self(values, present[stored])
 
     def settle(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise WeightsError for the first doubtful tensor that holds NaN or infinity."""
@@ -180,7 +189,7 @@ class Opened(Protocol):
     renamed: dict[str, str]
 
     def load(
-        self, names: Iterable[str], *, dtype: torch.dtype | None, device: torch.device, check_finite: bool
+        self, names: Iterable[str], *, dtype: torch.dtype | None, device: torch.device, check_finite: bool | None
     ) -> dict[str, Tensor]:
         """Return tensors on `device`, floating-point ones cast to `dtype`."""
 
@@ -196,7 +205,7 @@ def fill(
     device: torch.device | None,
     strict: bool,
     ignore_mismatched_sizes: bool = False,
-    check_finite: bool = True,
+    check_finite: bool | None = None,
 ) -> LoadReport:
     """Give a model built without values the tensors of an opened checkpoint; more memory than the result is not needed.
 

@@ -29,7 +29,7 @@ class FromOriginalModelMixin:
         extract_ema: bool = False,
         strict: bool = True,
         ignore_mismatched_sizes: bool = False,
-        check_finite: bool = True,
+        check_finite: bool | None = None,
         device: Any = None,
         device_map: Any = None,
         disable_mmap: bool = False,

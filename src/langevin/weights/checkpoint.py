@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.errors import WeightsError
 from ..core.pickles import PickleFile
 from ..core.report import some
-from ..core.weights_io import Entry, Part, SafetensorsFile
+from ..core.weights_io import Entry, SafetensorsFile
 from ..models.loading import FiniteCheck, fetch
 from .header import Header, Shape
 from .keras import SIGNATURE, KerasFile, refuse_program
@@ -50,18 +50,12 @@ class MemoryFile:
         """Return None: a model gets copies."""
         return None
 
-    def read(
-        self,
-        targets: Mapping[str, Tensor],
-        each: Callable[[Tensor, list[Part]], None] | None = None,
-        *,
-        use_map: bool = True,
-    ) -> None:
-        """Copy and cast tensors into targets; `each` is called with every one, flat, and with its part."""
+    def read(self, targets: Mapping[str, Tensor], each: Callable[[Tensor, str], None] | None = None) -> None:
+        """Copy and cast tensors into targets; `each` is called with every one, flat, and with its name."""
         for name, target in targets.items():
             target.copy_(self.tensors[name])
             if each is not None:
-                each(target.view(-1), [Part(name, 0, target.numel())])
+                each(target.view(-1), name)
 
 
 def format_of(path: str | os.PathLike) -> str | None:
@@ -163,14 +157,14 @@ class Converted:
             self.renamed[name] = ", ".join(move.targets)
 
     def load(
-        self, names: Iterable[str], *, dtype: torch.dtype | None, device: torch.device, check_finite: bool
+        self, names: Iterable[str], *, dtype: torch.dtype | None, device: torch.device, check_finite: bool | None
     ) -> dict[str, Tensor]:
         """Return tensors on `device`, floating-point ones cast to `dtype`; what keeps its values is read directly.
 
-        Raises WeightsError when `check_finite` and a result holds NaN or infinity.
+        Raises WeightsError when a result holds NaN or infinity and is looked at; see `models.loading.fetch`.
         """
         wanted = list(names)
-        check = FiniteCheck() if check_finite else None
+        check = None if check_finite is False else FiniteCheck(mapped=check_finite is True)
         plain = {name: self._moves[name] for name in wanted if isinstance(self._moves[name].op, Same)}
         places = {n: (self.source, m.sources[m.targets.index(n)]) for n, m in plain.items()}
         loaded = fetch(places, self.shapes, dtype=dtype, device=device, check=check, use_map=self.use_map)
@@ -181,7 +175,7 @@ class Converted:
                     kind = dtype if value.is_floating_point() else None
                     loaded[name] = value.to(device=device, dtype=kind, copy=True).contiguous()
                     if check is not None:
-                        check(loaded[name], [Part(name, 0, value.numel())])
+                        check(loaded[name], name)
         if check is not None:
             check.settle(loaded)
         return {name: loaded[name] for name in wanted}
@@ -190,7 +184,7 @@ class Converted:
         """Return one tensor as the file holds it."""
         entry = self.source.entries[stored]
         value = torch.empty(entry.shape, dtype=entry.dtype)
-        self.source.read({stored: value}, use_map=self.use_map)
+        self.source.read({stored: value})
         return value
 
 

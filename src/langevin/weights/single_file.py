@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core import garbage
 from ..core.errors import ConfigError, WeightsError
 from ..core.files import read_json
 from ..core.imports import require
@@ -179,6 +180,7 @@ class SingleFile:
 
     # Networks --------------------------------------------------------------------------------------------------------
 
+    @garbage.put_off()
     def build(
         self,
         component: str,
@@ -187,7 +189,7 @@ class SingleFile:
         device: torch.device | None = None,
         model: type[nn.Module] | None = None,
         overrides: Mapping[str, Any] | None = None,
-        check_finite: bool = True,
+        check_finite: bool | None = None,
         ignore_mismatched_sizes: bool = False,
     ) -> nn.Module:
         """Build a network of the file in evaluation mode; no more is in memory than the result and one tensor.
@@ -333,7 +335,7 @@ def load_model(
     hub: Mapping[str, Any],
     overrides: Mapping[str, Any],
     use_map: bool = True,
-    check_finite: bool = True,
+    check_finite: bool | None = None,
     ignore_mismatched_sizes: bool = False,
     **wishes: Any,
 ) -> Any:
