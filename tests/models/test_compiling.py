@@ -16,6 +16,7 @@ import langevin
 from langevin.core.outputs import BaseOutput
 from langevin.models.base import ModelMixin
 from langevin.registry import MODELS
+from tests.adapters import loras
 from tests.compiling import Graphs
 from tests.models import test_autoencoder_kl, test_autoencoder_tiny, test_t2i_adapter, test_unet_2d, tiny
 from tests.models.test_controlnet import TINY as CONTROLNET
@@ -157,3 +158,26 @@ def test_a_scale_as_a_tensor_is_the_number() -> None:
     given = [value.bfloat16() if value.is_floating_point() else value for value in given]
     number, tensor = (flat(net(*given, scale)) for scale in (0.7, torch.tensor(0.7)))
     assert all(map(torch.equal, number, tensor)) and number[0].dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_a_call_that_scales_adapters_is_one_graph_and_another_for_all_other_scales() -> None:
+    torch._dynamo.reset()
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    small = {**tiny.TINY, **blocks, "block_out_channels": (32,), "mid_block_type": None}
+    network, graphs = langevin.UNet2DConditionModel(**small).eval(), Graphs()
+    given = CASES["UNet2DConditionModel"][1](0, 8, 8)
+    network.load_lora_adapter(loras.diffusers({"unet": loras.halves(network)}))
+    before = {name: scale for name, scale in network.named_buffers() if name.endswith(".scale")}
+    compiled, new = torch.compile(network, backend=graphs, fullgraph=True), []
+    for factor in (0.5, 0.3, 1.0):
+        how = {"cross_attention_kwargs": {"scale": factor}}
+        assert torch.allclose(compiled(*given, **how).sample, network(*given, **how).sample, atol=1e-6)
+        new.append(graphs.new())
+    assert new[0] == 1 and new[1] <= 1 and new[2] == 0
+    assert not torch.allclose(compiled(*given).sample, compiled(*given, cross_attention_kwargs={"scale": 0.0}).sample)
+    after = dict(network.named_buffers())
+    assert before and all(after[name] is scale for name, scale in before.items())
+    network.fuse_lora()
+    with pytest.raises(Exception, match="fused with fixed weights"):
+        compiled(*given, cross_attention_kwargs={"scale": 0.7})

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..core.errors import ConfigError
 from ..core.imports import late
 
 Where = str | os.PathLike | Mapping[str, Tensor]
@@ -161,6 +162,24 @@ class AdapterMixin:
         late("adapters.lora").reserve({"model": self}, target_rank, check_compiled=check_compiled)
 
 
+def rescale(network: nn.Module, factor: float | Tensor) -> list[tuple[nn.Module, Tensor]]:
+    """Multiply the scales of active adapters, while a graph is compiled; return each delta and its scale before.
+
+    Other tensors take their place meanwhile, so that an error in the graph leaves the adapters as they were.
+
+    Raises:
+        ConfigError: every active adapter is fused, where the factor can have no effect.
+    """
+    holders = [module for name, module in network.named_modules() if name.endswith(".adapter_deltas")]
+    live: list[Any] = [deltas._modules[key] for deltas in holders for key in deltas.live]  # type: ignore[attr-defined]
+    if not live and any(deltas.base_weight is not None for deltas in holders):
+        raise ConfigError("The adapters are fused with fixed weights: unfuse them, or leave out the scale.")
+    before = [(delta, delta.scale) for delta in live]
+    for delta, scale in before:
+        delta._buffers["scale"] = scale * factor
+    return before
+
+
 def takes_adapter_scale(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Let `cross_attention_kwargs={"scale": s}` of a forward pass multiply the weights of the active adapters."""
     position = list(inspect.signature(forward).parameters).index("cross_attention_kwargs") - 1
@@ -169,6 +188,12 @@ def takes_adapter_scale(forward: Callable[..., Any]) -> Callable[..., Any]:
         given = args[position] if len(args) > position else kwargs.get("cross_attention_kwargs")
         if not given or given.get("scale") is None:
             return forward(self, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            before = rescale(self, given["scale"])
+            output = forward(self, *args, **kwargs)
+            for delta, scale in before:
+                delta._buffers["scale"] = scale
+            return output
         with late("adapters.lora").scaled({"model": self}, given["scale"]):
             return forward(self, *args, **kwargs)
 
