@@ -160,6 +160,7 @@ def test_a_scale_as_a_tensor_is_the_number() -> None:
     assert all(map(torch.equal, number, tensor)) and number[0].dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_call_that_scales_adapters_is_one_graph_and_another_for_all_other_scales() -> None:
     torch._dynamo.reset()

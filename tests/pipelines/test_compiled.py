@@ -66,6 +66,7 @@ class Watched:
         return [graphs.new() for graphs in self.graphs.values()]
 
 
+@pytest.mark.slow
 def test_what_a_call_may_change_without_compiling_and_what_compiles_once(build) -> None:
     run = Watched(build("ControlNet", controlnet=controlnets()[1]), "unet", "controlnet", "decode")
     same, once = [0, 0, 0], [1, 1, 1]
@@ -141,6 +142,7 @@ def test_several_controlnets_compiled_as_one_are_compiled_each(build, way) -> No
     assert graphs.runs == 2 * 2 * CALL["num_inference_steps"] and graphs.count <= 2
 
 
+@pytest.mark.slow
 def test_optimize_compiles_the_controlnet_too_and_adapters_come_and_go(build, monkeypatch) -> None:
     compiled, graphs = torch.compile, Graphs()
     monkeypatch.setattr(torch, "compile", lambda *args, **more: compiled(*args, **more, backend=graphs, fullgraph=True))

@@ -171,7 +171,7 @@ def rescale(network: nn.Module, factor: float | Tensor) -> list[tuple[nn.Module,
         ConfigError: every active adapter is fused, where the factor can have no effect.
     """
     holders = [module for name, module in network.named_modules() if name.endswith(".adapter_deltas")]
-    live: list[Any] = [deltas._modules[key] for deltas in holders for key in deltas.live]  # type: ignore[attr-defined]
+    live: list[Any] = [deltas._modules[key] for deltas in holders for key in deltas.live]
     if not live and any(deltas.base_weight is not None for deltas in holders):
         raise ConfigError("The adapters are fused with fixed weights: unfuse them, or leave out the scale.")
     before = [(delta, delta.scale) for delta in live]
