@@ -20,7 +20,7 @@ from langevin.training import shares
 from langevin.training.divided import Division, asked, plainly
 from langevin.training.machine import machine
 from langevin.training.recipes.text_to_image import LoraSettings, train_lora
-from tests.pipelines import tiny
+from tests.pipelines import tiny, tiny_xl
 from tests.training.line import trainer
 from tests.training.recipes.places import model, pictures
 from tests.training.splits import Chain
@@ -132,6 +132,32 @@ def test_a_killed_run_goes_on_with_shares_or_without(runs, ready, tmp_path) -> N
 
 
 @pytest.mark.slow
+def test_a_loss_that_is_not_finite_is_left_out_by_all(ready, tmp_path) -> None:
+    ends = []
+    for name in ("one", "shares"):
+        processes, accumulated, env = RUNS[name]
+        options = {"accumulated": accumulated, "batch": 1, "on_nonfinite": "skip"}
+        folder = tmp_path / name
+        group = ready.run(folder, TRAIN, str(folder), options, "chained", 6, processes=processes, **env)
+        assert "the step is left out" in group.said()
+        ends += [torch.load(file) for file in sorted(folder.glob("weights-*"))]
+    assert len(ends) == 3 and all(alike(held, ends[0]) for held in ends)
+
+
+@pytest.mark.slow
+def test_shares_are_gathered_in_the_type_of_the_run_and_kept_in_float32(ready, runs, tmp_path) -> None:
+    found = {
+        name: split(ready, tmp_path / name, 2, 2, 1, kind="chained", env=RUNS[name][2], mixed_precision="bf16")
+        for name in ("copies", "shares")
+    }
+    for point, other in zip(found["copies"][0], found["shares"][0], strict=True):
+        assert point["loss"] == pytest.approx(other["loss"], rel=0.05)
+    held = found["shares"][2]
+    assert all(part.dtype == torch.float32 for part in held[0]) and all(map(torch.equal, *held))
+    assert not alike(held[0], runs["shares"][3][0])
+
+
+@pytest.mark.slow
 def test_a_parameter_without_a_gradient_is_named(ready, tmp_path) -> None:
     options = {"accumulated": 1, "idle": True}
     group = ready.start(tmp_path, TRAIN, str(tmp_path), options, "plain", processes=2, **FSDP)
@@ -140,14 +166,17 @@ def test_a_parameter_without_a_gradient_is_named(ready, tmp_path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["dreambooth", "dreambooth_lora"])
+@pytest.mark.parametrize("recipe", ["dreambooth", "dreambooth_lora_sdxl"])
 def test_recipes_write_the_same_files(recipe, ready, tmp_path) -> None:
-    """The UNet and the text encoder, previews, held-out losses, the proof; the run goes on without shares."""
+    """The UNet and the text encoders, previews, held-out losses, the proof; the run goes on without shares."""
+    large = recipe.endswith("_sdxl")
     looks = ["--validation_prompt=a cat", "--num_validation_images=1", "--validation_steps=2", "--heldout_draws=10"]
     looks += ["--heldout_steps=2", f"--heldout_data_dir={pictures(tmp_path / 'held', 1)}"]
-    if recipe == "dreambooth_lora":
-        looks = []
-    base = model(tmp_path / "base")
+    if large:
+        looks, base = [], tmp_path / "base"
+        tiny_xl.base(langevin, tmp_path).save_pretrained(base)
+    else:
+        base = model(tmp_path / "base")
     flags = [
         f"--pretrained_model_name_or_path={base}",
         f"--instance_data_dir={pictures(tmp_path / 'pictures', 3)}",
@@ -169,7 +198,7 @@ def test_recipes_write_the_same_files(recipe, ready, tmp_path) -> None:
     one = ready.run(tmp_path / "one", RUN, recipe, [*flags, *alone]).folder / "out"
     two = ready.run(tmp_path / "two", RUN, recipe, flags, processes=2, **env).folder / "out"
     written = [sorted(p.relative_to(out) for p in out.rglob("*")) for out in (one, two)]
-    assert written[0] == written[1] and (Path("previews/step-2.png") in written[0]) is bool(looks)
+    assert written[0] == written[1] and (Path("previews/step-2.png") in written[0]) is not large
     for file in one.rglob("config.json"):
         assert file.read_bytes() == (two / file.relative_to(one)).read_bytes()
     files = [file.relative_to(one / "checkpoint-1") for file in (one / "checkpoint-1").rglob("*.safetensors")]
@@ -230,6 +259,16 @@ def test_optimizers_that_need_whole_parameters_are_refused(tmp_path, monkeypatch
     for options, name in (({"use_8bit_adam": True}, "use_8bit_adam"), ({"optimizer": "prodigy"}, "optimizer=prodigy")):
         with pytest.raises(ConfigError, match=f"{name} cannot train weights that are divided"):
             train_lora(LoraSettings(**place, **options))
+
+
+def test_an_accelerator_that_divides_by_itself_is_refused(tmp_path, monkeypatch) -> None:
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    trainer(tmp_path)
+    monkeypatch.setitem(PartialState._shared_state, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ConfigError, match="This process has an Accelerator for FSDP"):
+        trainer(tmp_path)
 
 
 def test_the_environment_is_left_as_it_was(monkeypatch) -> None:

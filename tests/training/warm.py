@@ -25,10 +25,11 @@ from tests.guard.sockets import ALLOWED
 NEEDED = (
     "accelerate",
     "transformers",
+    "transformers.models.clip.modeling_clip",
     "torch._dynamo",
     "torch.distributed.fsdp",
     "langevin.training.recipes.text_to_image",
-    "langevin.pipelines.base",
+    "langevin.pipelines.stable_diffusion",
 )
 PATIENCE = 600.0
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 OWN = "langevin"
 """What the state of accelerate is marked with where a run set it up."""
+DIVIDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""Kinds of processes in accelerate's words that divide weights; a run does so by itself."""
 
 
 def machine() -> Any:
@@ -59,6 +61,11 @@ def accelerator(run: Run) -> Any:
             gradient_accumulation_plugin=plugin,
             log_with=list(run.trackers) or None,
             project_dir=run.tracker_folder or run.folder / "logs",
+        )
+    if made.distributed_type in DIVIDING:
+        raise ConfigError(
+            f"This process has an Accelerator for {made.distributed_type.value}, which divides weights in a way of its "
+            "own; train in a process of its own."
         )
     setattr(made.state, OWN, own)
     return made

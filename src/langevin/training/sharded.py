@@ -20,7 +20,7 @@ from ..core.logging import get_logger
 from .average import Average
 from .copies import Copies
 from .divided import Division
-from .shares import check_classes, compute_twice, full, is_share, let_go, mesh, share_of, twin_of, units
+from .shares import call_as, check_classes, compute_twice, full, is_share, let_go, mesh, share_of, twin_of, units
 
 logger = get_logger(__name__)
 OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
@@ -69,7 +69,9 @@ class Sharded(Copies):
             self.agree(network)
             twin = twin_of(network.train())
             for unit in (*units(twin, self.division), twin):
+                kind = type(unit)
                 fully_shard(unit, **options)
+                call_as(type(unit), kind)
             let_go(network)
             for one in (network, twin):
                 self.accelerator.prepare_model(one, device_placement=False, evaluation_mode=True)
