@@ -17,6 +17,7 @@ from langevin.optimization import layers, plan, processor
 from langevin.optimization.offload import Offload
 from langevin.picturebook import model_folder
 from tests.adapters import loras
+from tests.models.tiny import TINY
 from tests.pipelines.conftest import quiet
 
 BF16 = torch.bfloat16
@@ -220,3 +221,12 @@ def test_compiling_is_asked_for_and_undone(pipe, monkeypatch):
     pipe.deoptimize()
     assert pipe.unet._compiled_call_impl is None is pipe.vae.decoder._compiled_call_impl
     assert (draw(pipe) == plain).all()
+
+
+def test_several_controlnets_are_compiled_and_taken_back():
+    unet = langevin.UNet2DConditionModel(sample_size=8, **TINY)
+    net = langevin.MultiControlNetModel([langevin.ControlNetModel.from_unet(unet) for _ in range(2)])
+    assert "compiled" in {change.what for change in plan.optimize(net, compile=True)}
+    assert all(part._compiled_call_impl is not None for part in net.nets)
+    plan.deoptimize(net)
+    assert all(module._compiled_call_impl is None for module in net.modules())

@@ -135,7 +135,7 @@ class Compiled:
     """Lets torch's compiler write the code of a network, or of the decoder of an autoencoder."""
 
     name = "compiled"
-    gain = "fewer passes over memory; the first call at every size compiles, which takes minutes"
+    gain = "fewer passes over memory; the first call, and the first at another size, compile, which takes minutes"
 
     def applies(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
         """Tell whether the network is convolutional, and so runs at every step or on large pictures."""
@@ -147,7 +147,8 @@ class Compiled:
 
     def undo(self, network: nn.Module) -> None:
         """Call it as it is written again."""
-        self._target(network)._compiled_call_impl = None
+        for module in self._target(network).modules():
+            module._compiled_call_impl = None
 
     @staticmethod
     def _target(network: nn.Module) -> nn.Module:
