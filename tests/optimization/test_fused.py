@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from langevin import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+from langevin import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, UNet2DModel, picturebook
 from langevin.core import imports
 from langevin.core.errors import ConfigError, MissingDependencyError
 from langevin.nn.resnet import ResnetBlock
@@ -267,6 +267,8 @@ def test_recorded_calls_hold_kernels(unet, counted) -> None:
 def test_without_a_device_or_triton_or_with_a_compiler_it_is_refused(unet, monkeypatch) -> None:
     with pytest.raises(ConfigError, match=r"fused kernels.*CUDA device.*to\('cuda'\)"):
         plan.optimize(unet, kernels=True)
+    with pytest.raises(ConfigError, match=r"unet.*fused kernels"):
+        DiffusionPipeline.from_pretrained(picturebook.model_folder()).optimize(kernels=True)
     with pytest.raises(ConfigError, match=r"not both.*`kernels`"):
         plan.optimize(unet, kernels=True, compile=True)
     monkeypatch.setattr(fused, "DEVICE", "cpu")
