@@ -116,13 +116,20 @@ def test_the_watch_on_an_accelerator_reads_once_at_the_end() -> None:
     watch = FiniteWatch("eye")
     for k in range(3):
         watch.see(torch.ones(2, device="meta"), k)
-    assert watch.first is not None and watch.first.device.type == "meta"
+    assert [(step, mark.device.type) for step, mark in watch.seen] == [(k, "meta") for k in range(3)]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_the_mark_of_a_step_tells_whether_it_was_finite(bad) -> None:
+    largest = torch.full((3, 5), torch.finfo(torch.float16).max, dtype=torch.float16)
+    assert FiniteWatch.mark(largest) == 0
+    outputs = [largest, largest.clone(), largest.clone()]
+    outputs[1][2, 3] = outputs[2][0, 0] = bad
     watch = FiniteWatch("eye")
-    watch.first = torch.tensor(-1)
-    watch.close()
-    watch.first = torch.tensor(5)
+    watch.seen = [(4 + k, FiniteWatch.mark(output)) for k, output in enumerate(outputs)]
     with pytest.raises(NonFiniteError, match="step 5"):
         watch.close()
+    watch.close()
 
 
 @pytest.mark.parametrize(

@@ -22,28 +22,34 @@ class Stop(Exception):
 class FiniteWatch:
     """Finds the first step whose output is not finite.
 
-    On the CPU it raises at once. On an accelerator it writes the step's number into a tensor and reads it in `close`,
-    so that the loop never waits for the device.
+    On the CPU it raises at once. On an accelerator it keeps a number for every step, which is 0 for a finite output and
+    NaN for another, and reads them in `close`, so that the loop never waits for the device.
     """
 
     def __init__(self, module: str) -> None:
         self.module = module
-        self.first: torch.Tensor | None = None
+        self.seen: list[tuple[int, torch.Tensor]] = []
 
     def see(self, output: torch.Tensor, step: int) -> None:
         """Look at the output of a step."""
-        finite = torch.isfinite(output).all()
-        if output.device.type == "cpu":
-            if not finite:
-                self.fail(step)
-            return
-        here = torch.where(finite, -1, step)
-        self.first = here if self.first is None else torch.where(self.first >= 0, self.first, here)
+        if output.device.type != "cpu":
+            self.seen.append((step, self.mark(output)))
+        elif not torch.isfinite(output).all():
+            self.fail(step)
+
+    @staticmethod
+    def mark(output: torch.Tensor) -> torch.Tensor:
+        """Return 0 for an output that is finite, and NaN for another."""
+        return (output * 0).sum()
 
     def close(self) -> None:
         """Raise when an earlier step was not finite."""
-        if self.first is not None and (step := int(self.first)) >= 0:
-            self.fail(step)
+        if self.seen:
+            steps, marks = zip(*self.seen, strict=True)
+            self.seen.clear()
+            found = torch.stack(marks).isnan().tolist()
+            if True in found:
+                self.fail(steps[found.index(True)])
 
     def fail(self, step: int) -> None:
         """Raise NonFiniteError for `step`."""

@@ -16,6 +16,8 @@ TILE = 1 << 20
 """Scores at once."""
 FEWEST = 1 << 21
 """Multiplications for the scores of a head from which on tiles pay."""
+PLAIN: tuple[str, list, str] = ("none", [], "")
+"""What follows a product: nothing."""
 TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -40,8 +42,7 @@ def tiled(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) ->
         q, k, v: (B, heads, Lq or Lk, d) in one of `TYPES`.
         mask: added to the scores, (1 or B, 1 or heads, 1, Lk).
     """
-    product = torch.ops.mkldnn._linear_pointwise
-    plain = ("none", [], "")
+    product, plain = torch.ops.mkldnn._linear_pointwise, PLAIN
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
     rows = max(TILE // keys, 2)

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from ..nn.attention import Attention
 from ..nn.backends import get_attention_backend
+from ..nn.tiles import PLAIN
 from ..nn.transformer import Expansion, gated_gelu
 from . import processor
 from .layers import ORIGINAL, change, hidden, ordinary, plain
 
-LINEAR = ("none", [], "")
-GELU = ("gelu", [], "none")
+GELU: tuple[str, list, str] = ("gelu", [], "none")
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Map (..., in_features) to (..., out_features) by oneDNN."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *LINEAR)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *PLAIN)
 
 
 def multiplies(layer: nn.Module, x: Tensor) -> bool:
