@@ -35,11 +35,14 @@ RUNS = {
     "one": (1, 4, {}),
     "copies": (2, 2, {}),
     "shares": (2, 2, FSDP),
-    "offloaded": (2, 2, {**SECOND, **SIZES}),
+    "offloaded": (4, 1, {**SECOND, **SIZES}),
     "deepspeed": (2, 2, {**DEEPSPEED, "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}),
     "alone": (1, 4, {**FSDP, "FSDP_AUTO_WRAP_POLICY": "NO_WRAP", "ACCELERATE_USE_CPU": "true"}),
 }
-"""Run -> processes, accumulated batches and the variables that accelerate's launcher sets."""
+"""Run -> processes, accumulated batches and the variables that accelerate's launcher sets.
+
+Of four processes two have no share of the last layer, which has two rows.
+"""
 DOCUMENTED = """
 compute_environment: LOCAL_MACHINE
 deepspeed_config:
@@ -103,7 +106,8 @@ def test_a_process_holds_its_share(runs) -> None:
     count = sum(p.numel() for p in Chain().parameters())
     assert held["one"] == held["alone"] == [{"weights": count, "average": count, "optimizer": 2 * count}]
     assert held["copies"] == held["one"] * 2
-    for name in ("shares", "offloaded", "deepspeed"):
+    assert [sum(part[what] for part in held["offloaded"]) for what in ("average", "optimizer")] == [count, 2 * count]
+    for name in ("shares", "deepspeed"):
         assert held[name] == [{"weights": count // 2, "average": count // 2, "optimizer": count}] * 2
     assert "DeepSpeed ZeRO stage 2: each of 2 processes" in (runs["deepspeed"][0] / "said-0").read_text()
     assert "which is done by FSDP" not in (runs["deepspeed"][0] / "said-1").read_text()

@@ -69,9 +69,9 @@ class Sharded(Copies):
             self.agree(network)
             twin = twin_of(network.train())
             for unit in (*units(twin, self.division), twin):
-                kind = type(unit)
+                undivided = type(unit)
                 fully_shard(unit, **options)
-                call_as(type(unit), kind)
+                call_as(type(unit), undivided)
             let_go(network)
             for one in (network, twin):
                 self.accelerator.prepare_model(one, device_placement=False, evaluation_mode=True)

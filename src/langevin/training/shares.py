@@ -23,17 +23,15 @@ def full(value: Any) -> Tensor:
     return value.full_tensor() if is_share(value) else value
 
 
+@torch.no_grad()
 def share_of(whole: Tensor, like: Any) -> Any:
     """Return this process's share of a tensor, divided as another one is; all of it where that is whole or differs."""
     if not is_share(like) or whole.shape != like.shape:
         return whole
-    from torch.distributed.tensor import DTensor
-
-    mesh, device = like.device_mesh, like.to_local().device
+    made, mesh = torch.empty_like(like, dtype=whole.dtype), like.device_mesh
     rows = -(-len(whole) // mesh.size())
-    own = whole[rows * mesh.get_local_rank() :][:rows].to(device, copy=True)
-    size = {"shape": like.shape, "stride": like.stride()}
-    return DTensor.from_local(own, mesh, like.placements, run_check=False, **size)
+    made.to_local().copy_(whole[rows * mesh.get_local_rank() :][:rows])
+    return made
 
 
 def mesh(device: torch.device) -> Any:
