@@ -33,9 +33,10 @@ class Refusing(mmap.mmap):
         raise OSError(22, "Invalid argument")
 
 
-@pytest.fixture(params=["as it is", "unknown", "refused"])
+@pytest.fixture(params=["quick", "slow", "unknown", "refused"])
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A system that has large pages or not, one whose Python does not know of them, and one that refuses."""
+    """A system that has large pages, one where they are slow, one whose Python does not know them, one that refuses."""
+    monkeypatch.setattr("langevin.core.large_pages.SLOW", -1.0 if request.param == "slow" else 10.0)
     if request.param == "unknown":
         monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     elif request.param == "refused":
@@ -47,17 +48,33 @@ def test_tensors_are_what_is_wanted_and_lie_apart(system: str) -> None:
     made = empty(MIXED)
     for number, (tensor, wanted) in enumerate(zip(made, MIXED, strict=True)):
         assert tensor.shape == wanted.shape and tensor.dtype == wanted.dtype and tensor.is_contiguous()
-        assert tensor.untyped_storage().nbytes() == wanted.count * wanted.dtype.itemsize
+        assert tensor.untyped_storage().nbytes() == wanted.numel * wanted.dtype.itemsize
         assert tensor.data_ptr() % ALIGNED == 0
         tensor.fill_(number % 2 if tensor.dtype == torch.bool else number)
     for number, tensor in enumerate(made):
         assert (tensor == (number % 2 if tensor.dtype == torch.bool else number)).all()
-    assert made[3].untyped_storage().resizable() == (system != "as it is" or not hasattr(mmap, "MADV_HUGEPAGE"))
+    assert made[3].untyped_storage().resizable() == (system != "quick" or not hasattr(mmap, "MADV_HUGEPAGE"))
 
 
 def test_little_comes_from_torch_itself() -> None:
     (small,) = empty([Wanted((100,), torch.float32)])
     assert small.untyped_storage().resizable() and empty([]) == []
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="the system has no large pages")
+def test_slow_pages_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Counted(mmap.mmap):
+        def madvise(self, *args: Any) -> None:
+            asked.append(len(self))
+
+    monkeypatch.setattr(mmap, "mmap", Counted)
+    for slow, count in ((-1.0, 1), (10.0, 3)):
+        monkeypatch.setattr("langevin.core.large_pages.SLOW", slow)
+        asked.clear()
+        empty([Wanted((REGION,), torch.uint8)] * 3)
+        assert len(asked) == count
 
 
 def test_a_saved_tensor_takes_no_neighbours_along() -> None:
@@ -74,7 +91,8 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="the system has no large pages")
-def test_tensors_that_are_replaced_in_order_free_memory_on_the_way() -> None:
+def test_tensors_that_are_replaced_in_order_free_memory_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("langevin.core.large_pages.SLOW", 10.0)
     before = resident()
     made = [tensor.fill_(1) for tensor in empty([Wanted((REGION // 8,), torch.uint8)] * 32)]
     full = resident() - before

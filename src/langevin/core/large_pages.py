@@ -1,13 +1,16 @@
 """Memory for many tensors that are about to be filled, in large pages where the system gives them when asked.
 
 Memory from the system comes empty, and each page is made when it is first written to. In pages of 4 KiB that takes
-longer than casting the weights that are written there; large pages (Linux: transparent huge pages) take a tenth.
+longer than casting the weights that are written there; large pages (Linux: transparent huge pages) take a tenth. On
+a virtual machine they may be memory that its host has yet to give, which takes longer than all else; so they are made
+here, one by one, and when one is slow the rest is left to small pages.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,6 +22,9 @@ PAGE = 1 << 21
 REGION = 32 * PAGE
 """Bytes that are taken from the system at a time. A region is given back when no tensor in it is left, so regions are
 few enough to be fast and so small that a network which is moved or cast later frees its old weights as it goes."""
+SLOW = 1.5e-3
+"""Seconds of the processor in which small pages of the same size are had; a large one takes 0.1 to 0.3 ms, or 5 ms
+where the host has to give it."""
 ALIGNED = 64
 """Every tensor begins at a multiple of so many bytes, as those that torch allocates."""
 
@@ -30,33 +36,35 @@ class Wanted(NamedTuple):
     dtype: torch.dtype
 
     @property
-    def count(self) -> int:
+    def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
         """Bytes, and what is left free behind them so that the next tensor is aligned."""
-        return -(-self.count * self.dtype.itemsize // ALIGNED) * ALIGNED
+        return -(-self.numel * self.dtype.itemsize // ALIGNED) * ALIGNED
 
 
 def empty(wanted: Sequence[Wanted]) -> list[Tensor]:
     """Return contiguous tensors on the CPU with any values, neighbours in neighbouring memory.
 
     Each has a storage of its own. Tensors that are replaced in this order free memory on the way. Where there are no
-    large pages, or too little is wanted for one, it is `torch.empty`.
+    large pages, where they are slow, or where too little is wanted for one, it is `torch.empty`.
     """
     found: list[Tensor] = []
+    there = True
     for group in _groups(wanted):
         size = sum(each.size for each in group)
-        region = _region(size) if size >= PAGE else None
+        region = _region(size) if there and size >= PAGE else None
         if region is None:
+            there = there and size < PAGE
             found += [torch.empty(each.shape, dtype=each.dtype) for each in group]
             continue
         memory, position = region
         for each in group:
-            if each.count:
-                flat = torch.frombuffer(memory, dtype=each.dtype, count=each.count, offset=position)
+            if each.numel:
+                flat = torch.frombuffer(memory, dtype=each.dtype, count=each.numel, offset=position)
                 found.append(flat.view(each.shape))
             else:
                 found.append(torch.empty(each.shape, dtype=each.dtype))
@@ -79,7 +87,7 @@ def _groups(wanted: Iterable[Wanted]) -> Iterator[list[Wanted]]:
 
 
 def _region(size: int) -> tuple[mmap.mmap, int] | None:
-    """Return fresh memory and the position in it where large pages begin, or None where the system has none."""
+    """Return fresh memory and the position in it where large pages begin, or None where they are missing or slow."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
     # What lies before the first large page and after the last one is never touched, and takes no memory.
@@ -88,4 +96,10 @@ def _region(size: int) -> tuple[mmap.mmap, int] | None:
         memory.madvise(mmap.MADV_HUGEPAGE)
     except OSError:
         return None
-    return memory, -torch.frombuffer(memory, dtype=torch.uint8, count=1).data_ptr() % PAGE
+    position = -torch.frombuffer(memory, dtype=torch.uint8, count=1).data_ptr() % PAGE
+    for page in range(position, position + size, PAGE):
+        begun = time.thread_time()
+        memory[page] = 0
+        if time.thread_time() - begun > SLOW:
+            return None
+    return memory, position
