@@ -28,7 +28,8 @@ def share_of(whole: Tensor, like: Any) -> Any:
     """Return this process's share of a tensor, divided as another one is; all of it where that is whole or differs."""
     if not is_share(like) or whole.shape != like.shape:
         return whole
-    made, mesh = torch.empty_like(like, dtype=whole.dtype), like.device_mesh
+    made: Any = torch.empty_like(like, dtype=whole.dtype)
+    mesh = like.device_mesh
     rows = -(-len(whole) // mesh.size())
     made.to_local().copy_(whole[rows * mesh.get_local_rank() :][:rows])
     return made
@@ -48,7 +49,7 @@ def mesh(device: torch.device) -> Any:
 def twin_of(network: nn.Module) -> nn.Module:
     """Return a copy of a network, with parameters of its own that hold the same memory."""
     held = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in network.parameters()}
-    return deepcopy(network, held)  # type: ignore[arg-type]
+    return deepcopy(network, held)
 
 
 def call_as(derived: type, kind: type) -> None:
@@ -68,11 +69,11 @@ def units(network: nn.Module, division: Division) -> list[nn.Module]:
 
     By default they are its blocks, see `blocks`.
     """
-    if division.least is None and division.classes is None:
-        return list(blocks(network))
     inside = [module for module in [*network.modules()][:0:-1] if any(True for _ in module.parameters())]
     if division.least is not None:
         return list(large(inside, division.least))
+    if division.classes is None:
+        return list(blocks(network))
     return [module for module in inside if type(module).__name__ in division.classes]
 
 
