@@ -55,7 +55,8 @@ class FiniteWatch:
         """Raise NonFiniteError for `step`."""
         raise NonFiniteError(
             f"The {self.module} returned NaN or infinity at step {step} (counted from 0); "
-            "check its weights, or run it in float32 or bfloat16 instead of float16.",
+            "run it in float32 or bfloat16 instead of float16, or see which weights are bad by loading it with "
+            "check_finite=True.",
             module=self.module,
             step=step,
         )
