@@ -48,7 +48,10 @@ def heads(queries: int, keys: int, d: int, dtype: torch.dtype) -> tuple[torch.Te
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("masked", [False, True])
-def test_tiles_are_as_near_to_the_exact_result_as_torch(shape, dtype, masked):
+@pytest.mark.parametrize("strength", [0.2, 20.0])
+def test_tiles_are_within_one_more_rounding_than_torch(shape, dtype, masked, strength, monkeypatch):
+    """Small scores, and scores whose exponentials without a look at the greatest would be infinite."""
+    monkeypatch.setattr(tiles, "FEWEST", 1)
     q, k, v = heads(*shape, dtype)
     mask = None
     if masked:
@@ -56,11 +59,11 @@ def test_tiles_are_as_near_to_the_exact_result_as_torch(shape, dtype, masked):
         mask[..., 5:] = mask[..., 5:].masked_fill(mask[..., 5:] > 1, -torch.inf)
     assert tiles.fits(q, k, v, mask)
     wide = None if mask is None else mask.double()
-    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=wide, scale=0.2)
-    plain = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.2)
-    found = attend(q, k, v, mask, scale=0.2, backend="tiled")
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=wide, scale=strength)
+    plain = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=strength)
+    found = attend(q, k, v, mask, scale=strength, backend="tiled")
     assert found.shape == plain.shape and found.dtype == dtype
-    assert far(found, exact) <= (2e-6 if dtype == F32 else 1.3 * far(plain, exact))
+    assert far(found, exact) <= max(1.6 * far(plain, exact), 2e-6)
 
 
 def test_what_has_no_tiles_is_torchs():

@@ -9,15 +9,21 @@ Loss: a tile of scores is in memory at once, at most 4 MB and once more, or two 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 TILE = 1 << 20
 """Scores at once."""
-FEWEST = 1 << 21
+FEWEST = 1 << 22
 """Multiplications for the scores of a head from which on tiles pay."""
 PLAIN: tuple[str, list, str] = ("none", [], "")
 """What follows a product: nothing."""
+OCTAVES = math.log2(math.e)
+"""Powers of two in a power of e: the exponential of torch that is fastest is that of base 2."""
+SAFE = 55.0
+"""Scores up to which their exponentials, and sums of these times values, are far from the ends of float32."""
 TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -38,11 +44,14 @@ def fits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
 def tiled(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Return softmax(scale q k^T + mask) v, (B, heads, Lq, d), of what `fits`.
 
+    Scores that cannot be large, by the lengths of queries and keys, need no look at their greatest before the
+    exponential. Of bfloat16, results are rounded once more then.
+
     Args:
         q, k, v: (B, heads, Lq or Lk, d) in one of `TYPES`.
         mask: added to the scores, (1 or B, 1 or heads, 1, Lk).
     """
-    product, plain = torch.ops.mkldnn._linear_pointwise, PLAIN
+    product = torch.ops.mkldnn._linear_pointwise
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
     rows = max(TILE // keys, 2)
@@ -52,8 +61,12 @@ def tiled(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) ->
         for h in range(heads):
             asked, known = q[b, h].float() * scale, k[b, h].float().contiguous()
             held, bent = v[b, h].t().contiguous(), None if bias is None else bias[b, h, 0].contiguous()
+            small = bent is None and float(asked.norm(dim=1).amax() * known.norm(dim=1).amax()) < SAFE
+            if small:
+                asked *= OCTAVES
             for first in range(0, queries, rows):
-                scores = product(asked[first : first + rows], known, bent, *plain)
-                weights = scores.softmax(-1).to(q.dtype)
-                out[b, h, first : first + rows] = product(weights, held, None, *plain)
+                scores = product(asked[first : first + rows], known, bent, *PLAIN)
+                weights = scores.exp2_() if small else scores.softmax(1)
+                found = product(weights.to(q.dtype), held, None, *PLAIN)
+                out[b, h, first : first + rows] = found / weights.sum(1, keepdim=True) if small else found
     return out
