@@ -105,12 +105,12 @@ def unfinished(out: Path) -> set[str]:
     return {path.name for path in (*out.glob(".checkpoint-*.partial"), *out.parent.glob(".*.partial"))}
 
 
-def strike(group: Group, out: Path, moment: str, stream: random.Random, pace: float) -> str:
+def strike(group: Group, out: Path, moment: str, stream: random.Random, longest: float) -> str:
     """Kill a run at a moment of a kind, and return whether it was at its start, at a step, at a save or done.
 
     Args:
         moment: "start", "step", "save" or "end", after the last checkpoint; when exactly is drawn.
-        pace: seconds of a step with its save.
+        longest: seconds of the longest wait after that.
     """
     before, reached = unfinished(out), steps(out)
     if moment == "step":
@@ -119,7 +119,7 @@ def strike(group: Group, out: Path, moment: str, stream: random.Random, pace: fl
         until(group, lambda: bool(unfinished(out) - before))
     elif moment == "end":
         until(group, lambda: steps(out) == STEPS)
-    time.sleep(stream.uniform(0, {"start": 0.5, "save": pace / 2}.get(moment, pace)))
+    time.sleep(stream.uniform(0, longest))
     if group.alive():
         os.kill(group.pids[0], signal.SIGSTOP)
     found = "save" if unfinished(out) - before else ("step" if steps(out) > reached else "start")
@@ -145,7 +145,8 @@ def test_kills_change_no_byte(name: str, place: Place) -> None:
     moments = [("save", "step", "save", "start")[k % 4] for k in range(KILLS - 1)] + ["end"]
     for moment in moments:
         group = place.warm.start(other, RUN, name, flags)
-        found.append(strike(group, other / "out", moment, stream, max(pace, 0.05)))
+        longest = {"start": 0.5, "save": pace / 2 if "save" in found else 0.0}.get(moment, max(pace, 0.05))
+        found.append(strike(group, other / "out", moment, stream, longest))
     place.warm.run(other, RUN, name, flags)
     print(name, {what: found.count(what) for what in found})
     assert found.count("done") <= 1 and "save" in found
