@@ -18,6 +18,7 @@ from ..nn.compiled import bare, compiled
 from . import layers, processor, products
 from .fused import Fused, check_kernels
 from .graphs import Replayed
+from .heap import KeptHeap
 from .kept import KeptText
 
 DONE = "_optimized_by"
@@ -156,7 +157,7 @@ class Compiled:
         return decoder if isinstance(decoder, nn.Module) else network
 
 
-STEPS: list[Step] = [ChannelsLast(), Widened(), Multiplied(), Packed(), KeptText()]
+STEPS: list[Step] = [ChannelsLast(), Widened(), Multiplied(), Packed(), KeptText(), KeptHeap()]
 """The steps that `optimize` chooses from, in the order in which they are applied."""
 
 COMPILED, FUSED, REPLAYED = Compiled(), Fused(), Replayed()
