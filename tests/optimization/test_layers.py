@@ -266,8 +266,7 @@ def test_networks_in_use_are_shared_and_left_as_they_were():
         with layers.lent([(a, layers.widen), (b, layers.widen)]):
             assert layers.in_use(a) and type(b[5]) is layers.WideLinear
         assert type(a[5]) is layers.WideLinear and type(b[5]) is nn.Linear and type(b[0]) is layers.WideConv2d
-        layers.pack(a)
-    assert type(a[5]) is nn.Linear and type(a[0]) is layers.PackedConv2d and not layers.in_use(a)
+    assert not classes(a) and not layers.in_use(a)
     with pytest.raises(RuntimeError), layers.lent([(b, layers.widen)]):
         raise RuntimeError
     assert type(b[5]) is nn.Linear and not layers.in_use(b)

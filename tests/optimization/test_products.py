@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import langevin
 from langevin.core.errors import ConfigError
@@ -155,7 +154,7 @@ def test_calls_of_pipelines_use_them_unasked(dtype):
 
     quick = pipe(**call, callback_on_step_end=look).images
     fused = set(products.QUICK.values())
-    assert seen[0] == (fused if dtype == F32 else fused | {layers.OrderedConv2d})
+    assert seen[0] == (fused if dtype == F32 else fused | {layers.PackedConv2d})
     assert not {type(m) for net in pipe._networks.values() for m in net.modules()} & set(layers.ORIGINAL)
     pipe.suits_processor = False
     plain = pipe(**call, callback_on_step_end=look).images
@@ -176,18 +175,6 @@ def test_with_a_lora():
     plain = pipe(**call).images
     pipe.suits_processor = True
     assert 0 < np.abs(pipe(**call).images - plain).max() < 1e-4
-
-
-def test_feature_maps_in_the_other_order():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1)).requires_grad_(False)
-    x = noise(2, 4, 9, 7)
-    plain = net(x)
-    assert len(layers.order(net)) == 2
-    found = net(x)
-    assert found.is_contiguous(memory_format=torch.channels_last) and far(found, plain) < 1e-6
-    layers.restore(net.modules())
-    assert torch.equal(net(x), plain)
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,10 @@ def test_calls_multiply_in_float32_where_the_processor_converts(pipe, monkeypatc
     assert 0 < np.linalg.norm(wide - plain) <= 1e-2 * np.linalg.norm(plain)
     pipe.suits_processor = True
     monkeypatch.setattr(processor, "CONVERTED", frozenset({torch.float16}))
-    ordered = draw(pipe, **watch)
-    assert np.linalg.norm(ordered - plain) <= 1e-2 * np.linalg.norm(plain) and classes[-1] == {"OrderedConv2d"}
+    packed = draw(pipe, **watch)
+    assert np.linalg.norm(packed - plain) <= 1e-2 * np.linalg.norm(plain) and classes[-1] == {"PackedConv2d"}
+    assert not changed(pipe)
+    assert not any("_packing" in vars(m) for net in pipe._networks.values() for m in net.modules())
 
 
 def test_it_follows_the_type_of_the_weights(pipe):

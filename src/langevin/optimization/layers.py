@@ -75,16 +75,6 @@ class WideConv2d(nn.Conv2d):
         return self._conv_forward(x.float(), self.weight.float(), wide(self.bias)).to(x.dtype)
 
 
-class OrderedConv2d(nn.Conv2d):
-    """A convolution that reads and writes feature maps in the order height, width, channels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C', H', W')."""
-        if not hidden() and not plain(self, x) and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return super().forward(x)
-
-
 class Packing(NamedTuple):
     """A convolution's weight in the order in which oneDNN reads it.
 
@@ -140,10 +130,9 @@ class PackedConv2d(WideConv2d):
 
 
 WIDE: dict[type, type] = {nn.Linear: WideLinear, nn.Conv2d: WideConv2d}
-ORDERED: dict[type, type] = {nn.Conv2d: OrderedConv2d}
 PACKED: dict[type, type] = {nn.Conv2d: PackedConv2d, WideConv2d: PackedConv2d}
 ORIGINAL: dict[type, type] = {
-    **{ours: original for classes in (WIDE, ORDERED) for original, ours in classes.items()},
+    **{ours: original for original, ours in WIDE.items()},
     PackedConv2d: nn.Conv2d,
 }
 """Class of ours -> torch's or the network's own; `products` adds to it."""
@@ -158,11 +147,6 @@ def widen(network: nn.Module) -> list[nn.Module]:
     """Let the layers of a network whose type the processor converts multiply in float32, and return those changed."""
     found = [module for module in network.modules() if type(module) in WIDE and ordinary(module)]
     return change([layer for layer in found if cast(Tensor, layer.weight).dtype in processor.CONVERTED], WIDE)
-
-
-def order(network: nn.Module) -> list[nn.Module]:
-    """Let the convolutions of a network keep the order height, width, channels, and return those changed."""
-    return change([module for module in network.modules() if type(module) in ORDERED and ordinary(module)], ORDERED)
 
 
 def pack(network: nn.Module) -> list[nn.Module]:
@@ -220,7 +204,7 @@ def lent(changes: Iterable[tuple[nn.Module, Change]]) -> Iterator[None]:
             for layer in mine:
                 _users[layer] -= 1
             idle = [layer for layer in mine if not _users[layer]]
-            restore(idle, [ours for ours in ORIGINAL if ours is not PackedConv2d])
+            restore(idle)
             for layer in idle:
                 del _users[layer]
 

@@ -288,8 +288,8 @@ def done(network: nn.Module) -> tuple[str, ...]:
 def serving(networks: Iterable[nn.Module], *, suit: bool, device: torch.device | None = None) -> Iterator[None]:
     """Context of a call: what a CPU's type asks for is done meanwhile, and packed weights end with the call.
 
-    That is float32 products where the CPU converts, oneDNN's products where they are faster, and feature maps in the
-    order height, width, channels in half precision.
+    That is float32 products where the CPU converts, oneDNN's products where they are faster, and packed convolutions in
+    half precision that it multiplies in.
 
     What is packed anew in every call costs no memory between calls, and cannot be older than the call.
 
@@ -309,7 +309,7 @@ def serving(networks: Iterable[nn.Module], *, suit: bool, device: torch.device |
 
 
 def lendable(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[layers.Change]:
-    """Yield what is done to a network for a call without being asked for, since it costs no memory between calls.
+    """Yield what is done to a network for a call without being asked for; it costs no memory between calls.
 
     In types that the processor multiplies in, text encoders are left as they are: what they return is the same when
     they are called outside of a call of the pipeline.
@@ -320,7 +320,7 @@ def lendable(network: nn.Module, device: torch.device, dtype: torch.dtype) -> It
         yield products.quicken
     half = dtype in processor.HALF and dtype not in processor.CONVERTED
     if half and Packed().applies(network, device, dtype) and Packed.name not in done(network):
-        yield layers.order
+        yield layers.pack
 
 
 def place(network: nn.Module, device: torch.device | None) -> tuple[torch.device, torch.dtype | None]:
