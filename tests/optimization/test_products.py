@@ -65,7 +65,8 @@ def test_tiles_are_within_one_more_rounding_than_torch(shape, dtype, masked, str
     assert far(found, exact) <= max(1.6 * far(plain, exact), 2e-6)
 
 
-def test_what_has_no_tiles_is_torchs():
+def test_what_has_no_tiles_is_torchs(monkeypatch):
+    monkeypatch.setattr(tiles, "FEWEST", 1 << 21)
     q, k, v = heads(128, 128, 160, F32)
     visible = torch.ones(2, 1, 128, 128, dtype=torch.bool).tril()
     few = tuple(x[:, :, :16] for x in (q, k, v))
@@ -73,10 +74,22 @@ def test_what_has_no_tiles_is_torchs():
         assert not tiles.fits(*given)
         wanted = F.scaled_dot_product_attention(*given[:3], attn_mask=given[3])
         assert torch.equal(attend(*given, backend="tiled"), wanted)
+    blind = torch.zeros(2, 1, 1, 128)
+    blind[1] = -torch.inf
+    assert tiles.fits(q, k, v, blind[:1]) and not tiles.fits(q, k, v, blind)
     asked = q.clone().requires_grad_()
     attend(asked, k, v, backend="tiled").sum().backward()
     assert asked.grad is not None and asked.grad.abs().max() > 0
     assert not tiles.fits(*(x.to("meta") for x in (q, k, v)), None)
+
+
+def test_scores_below_and_above_what_exponentials_hold(monkeypatch):
+    """Queries whose scores are all far below zero, all far above, and mixed, in one tile."""
+    monkeypatch.setattr(tiles, "FEWEST", 1)
+    q, k, v = heads(128, 128, 160, F32)
+    k[..., 0], q[..., 0] = 100.0, torch.linspace(-30, 30, 128)
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=0.1)
+    assert far(attend(q, k, v, scale=0.1, backend="tiled"), exact) < 1e-4
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])

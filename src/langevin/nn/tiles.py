@@ -22,8 +22,9 @@ PLAIN: tuple[str, list, str] = ("none", [], "")
 """What follows a product: nothing."""
 OCTAVES = math.log2(math.e)
 """Powers of two in a power of e: the exponential of torch that is fastest is that of base 2."""
-SAFE = 55.0
-"""Scores up to which their exponentials, and sums of these times values, are far from the ends of float32."""
+SAFE = 80.0
+"""Greatest score of a query, in powers of 2, up to which exponentials, and sums of them times values, are far from the
+ends of float32."""
 TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -37,6 +38,8 @@ def fits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
         return False
     if mask is not None and (mask.dim() != 4 or mask.shape[2] != 1 or mask.dtype == torch.bool):
         return False
+    if mask is not None and bool((mask == -torch.inf).all(-1).any()):  # of nothing that is seen, torch makes zeros
+        return False
     same = q.shape[:2] == k.shape[:2] == v.shape[:2] and q.shape[0] > 0
     return same and q.shape[2] * k.shape[2] * q.shape[3] >= FEWEST and torch.backends.mkldnn.is_available()
 
@@ -44,8 +47,8 @@ def fits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
 def tiled(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Return softmax(scale q k^T + mask) v, (B, heads, Lq, d), of what `fits`.
 
-    Scores that cannot be large, by the lengths of queries and keys, need no look at their greatest before the
-    exponential. Of bfloat16, results are rounded once more then.
+    The greatest score of a query is subtracted only where exponentials could be too large or too small without. In
+    bfloat16 results are rounded once more than torch's.
 
     Args:
         q, k, v: (B, heads, Lq or Lk, d) in one of `TYPES`.
@@ -61,12 +64,25 @@ def tiled(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) ->
         for h in range(heads):
             asked, known = q[b, h].float() * scale, k[b, h].float().contiguous()
             held, bent = v[b, h].t().contiguous(), None if bias is None else bias[b, h, 0].contiguous()
-            small = bent is None and float(asked.norm(dim=1).amax() * known.norm(dim=1).amax()) < SAFE
-            if small:
+            if bent is None:
                 asked *= OCTAVES
+            small = float(asked.norm(dim=1).amax() * known.norm(dim=1).amax()) < SAFE
             for first in range(0, queries, rows):
                 scores = product(asked[first : first + rows], known, bent, *PLAIN)
-                weights = scores.exp2_() if small else scores.softmax(1)
+                weights = exponentials(scores, small) if bent is None else scores.softmax(1)
                 found = product(weights.to(q.dtype), held, None, *PLAIN)
-                out[b, h, first : first + rows] = found / weights.sum(1, keepdim=True) if small else found
+                out[b, h, first : first + rows] = found / weights.sum(1, keepdim=True) if bent is None else found
     return out
+
+
+def exponentials(scores: Tensor, small: bool) -> Tensor:
+    """Return powers of 2 of scores (queries, keys), in their place, those of a query up to a factor.
+
+    Args:
+        small: whether no score can be beyond `SAFE`; otherwise the greatest of every query is looked at.
+    """
+    if not small:
+        greatest = scores.amax(1, keepdim=True)
+        if float(greatest.abs().amax()) >= SAFE:
+            scores -= greatest
+    return scores.exp2_()
