@@ -4,9 +4,10 @@ The C library of Linux gives a block of more than 32 MB back to the system when 
 one is taken anew, and zeroed, when it is first written. At 512 pixels an autoencoder writes 2 GB of such blocks per
 picture. While its encoder or decoder runs, freed blocks are kept and used again; then they go back.
 
-Gain on two cores of an AMD processor with AVX512-BF16 in bfloat16: decoding at 512 pixels takes 2.65 in place of 3.35 s
-(`python -m benchmarks --only vae-decode --dtype bfloat16`). Loss: 0.5 to 0.7 GB more there while it runs, since blocks
-of several sizes leave gaps; and the settings of the C library hold for all threads meanwhile.
+Gain on two cores of an AMD processor with AVX512-BF16 in bfloat16: decoding at 512 pixels takes 3.0 in place of 3.35 s,
+0.35 of them to take and give back the memory (`python -m benchmarks --only vae-decode --dtype bfloat16`). Loss: 0.4 to
+0.7 GB more there while it runs, since blocks of several sizes leave gaps; and the settings of the C library hold for
+all threads meanwhile.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class KeptHeap:
     """Lets encoders and decoders of pictures use memory again: a step of `optimize`, on CPUs under Linux."""
 
     name = "kept heap"
-    gain = "large feature maps use memory again; 0.5 to 0.7 GB more while 512 pixels are decoded"
+    gain = "large feature maps use memory again; 0.4 to 0.7 GB more while 512 pixels are decoded"
 
     def applies(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
         """Tell whether the network is an autoencoder on the CPU, not compiled, and the C library can be told."""

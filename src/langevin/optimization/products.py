@@ -4,8 +4,9 @@ A product adds its bias and applies what follows before its result is written: t
 copies into the result first in half precision, and the gate of a feed-forward network. They are for processors where
 torch hands products to a slower library; see `processor.handed`.
 
-Gain and loss: docs/speed.md, by `python -m benchmarks --only step-sd15`. The report of `optimize` tells when it is
-used.
+Gain on two cores of an AMD processor with AVX512-BF16, with attention in tiles: a step with guidance at the size of
+Stable Diffusion 1.5 takes 2.4 in place of 3.5 s in bfloat16, convolutions packed in both (`python -m benchmarks --only
+step-sd15 --level L1 --dtype bfloat16`). Loss: results differ by rounding.
 """
 
 from __future__ import annotations
