@@ -140,12 +140,15 @@ def test_kills_change_no_byte(name: str, place: Place) -> None:
     flags = [*SHARED, *RECIPES[name]]
     one, other = place.home(f"{name} whole"), place.home(f"{name} killed")
     place.warm.run(one, RUN, name, flags)
-    pace = (one / "out" / "log.jsonl").stat().st_mtime - (one / "out" / f"checkpoint-{STEPS - 1}").stat().st_mtime
+    ended, before = (
+        (one / "out" / name).stat().st_mtime for name in ("log.jsonl", f"checkpoint-{STEPS - 1}/state.json")
+    )
+    pace = max(ended - before, 0.02)
     stream, found = random.Random(f"{name} {os.environ.get('LANGEVIN_KILLS_SEED', '0')}"), []
     moments = [("save", "step", "save", "start")[k % 4] for k in range(KILLS - 1)] + ["end"]
     for moment in moments:
         group = place.warm.start(other, RUN, name, flags)
-        longest = {"start": 0.5, "save": pace / 2 if "save" in found else 0.0}.get(moment, max(pace, 0.05))
+        longest = {"start": min(0.5, 8 * pace), "save": pace / 2 if "save" in found else 0.0}.get(moment, pace)
         found.append(strike(group, other / "out", moment, stream, longest))
     place.warm.run(other, RUN, name, flags)
     print(name, {what: found.count(what) for what in found})
