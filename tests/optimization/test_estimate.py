@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from langevin import DiffusionPipeline
 from langevin.core.errors import ConfigError, InputError
+from langevin.optimization import plan, processor
 from langevin.optimization.estimate import Ledger, workspace
 from langevin.optimization.offload import Offload
 from langevin.picturebook import model_folder
@@ -140,3 +141,18 @@ def test_questions_about_values_are_answered_with_yes() -> None:
         assert ledger.now == 4000
     del x
     assert ledger.now == 0
+
+
+def test_copies_of_packed_convolutions_count(plain, monkeypatch) -> None:
+    for types in ("HANDED", "CONVERTED"):
+        monkeypatch.setattr(processor, types, frozenset())
+    pipe = DiffusionPipeline.from_pretrained(model_folder())
+    pipe.set_progress_bar_config(disable=True)
+    copied = sum(layer.weight.numel() for net in (pipe.unet, pipe.vae) for layer in plan.convolutions(net))
+    pipe.optimize()
+    assert estimated(pipe).stages[0].weights == plain["unet"].weights + 4 * copied
+    pipe.deoptimize()
+    pipe.to(torch.bfloat16)
+    unasked = estimated(pipe).stages[0].weights
+    pipe.suits_processor = False
+    assert unasked == estimated(pipe).stages[0].weights + 2 * copied

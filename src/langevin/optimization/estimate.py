@@ -31,6 +31,7 @@ from torch.utils.flop_counter import flop_registry
 from ..core.errors import check_known
 from ..core.weights_io import held_bytes
 from ..nn.compiled import bare
+from .plan import packed_bytes
 
 ENTRIES = ("forward", "encode", "decode")
 """The methods by which pipelines call networks."""
@@ -47,7 +48,8 @@ class Stage:
     Attributes:
         name: the component, and the method where it is not its plain call.
         calls: how often it is called.
-        weights: bytes of the weights that are on the device meanwhile, those of waiting networks included.
+        weights: bytes of the weights that are on the device meanwhile, those of waiting networks and copies of packed
+            convolutions included.
         activations: bytes of the other tensors that are alive at once, at most.
         flops: floating-point operations of all calls.
         seconds: a rough time of all calls, None where it was not asked for.
@@ -272,8 +274,9 @@ def rehearse(pipe: Any, call: Mapping[str, Any], *, timed: bool = True) -> Estim
     with torch.inference_mode(False), torch.no_grad(), ledger:
         dry(**given)
     stages = tuple(ledger.stages.values())
+    packed = packed_bytes(pipe._networks.values(), suit=pipe.suits_processor, device=pipe._computes_on)
     for stage in stages:
-        stage.weights = weights_during(stage.name.partition(".")[0], pipe._networks, offload)
+        stage.weights = weights_during(stage.name.partition(".")[0], pipe._networks, offload) + packed
     if timed:
         speed, width = probe(ledger.device, pipe.dtype)
         for stage in stages:

@@ -323,6 +323,17 @@ def lendable(network: nn.Module, device: torch.device, dtype: torch.dtype) -> It
         yield layers.pack
 
 
+def packed_bytes(networks: Iterable[nn.Module], *, suit: bool, device: torch.device | None = None) -> int:
+    """Return the bytes of the copies that packed convolutions of networks keep during a call; see `serving`."""
+    total = 0
+    for network in networks:
+        on, dtype = place(network, device)
+        if dtype and (Packed.name in done(network) or (suit and layers.pack in lendable(network, on, dtype))):
+            size = 4 if dtype in processor.CONVERTED else dtype.itemsize
+            total += size * sum(layer.weight.numel() for layer in convolutions(bare(network)))
+    return total
+
+
 def place(network: nn.Module, device: torch.device | None) -> tuple[torch.device, torch.dtype | None]:
     """Return where a network computes and the type of its weights, which is None when it has none."""
     first = next((p for p in network.parameters() if p.is_floating_point()), None)
