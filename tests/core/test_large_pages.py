@@ -62,7 +62,7 @@ def test_little_comes_from_torch_itself() -> None:
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="the system has no large pages")
-def test_slow_pages_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_pages_are_asked_for_once_by_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     class Counted(mmap.mmap):
@@ -70,11 +70,12 @@ def test_slow_pages_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
             asked.append(len(self))
 
     monkeypatch.setattr(mmap, "mmap", Counted)
-    for slow, count in ((-1.0, 1), (10.0, 3)):
+    several = torch.get_num_threads()
+    for slow, least, most in ((-1.0, 1, several), (10.0, several + 1, several + 1)):
         monkeypatch.setattr("langevin.core.large_pages.SLOW", slow)
         asked.clear()
-        empty([Wanted((REGION,), torch.uint8)] * 3)
-        assert len(asked) == count
+        empty([Wanted((REGION,), torch.uint8)] * (several + 1))
+        assert least <= len(asked) <= most
 
 
 def test_a_saved_tensor_takes_no_neighbours_along() -> None:

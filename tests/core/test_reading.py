@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from langevin.core.errors import WeightsError
+from langevin.core.file_cache import CachedFile
 from langevin.core.weights_io import CHUNK, SafetensorsFile, open_plain, write_safetensors
 
 CASTS = [
@@ -59,10 +61,12 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("held", "wanted"), CASTS)
-@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+@pytest.mark.parametrize(("ending", "shown"), [("safetensors", True), ("safetensors", False), ("bin", True)])
 def test_the_bits_are_those_of_a_plain_cast(
-    tmp_path: Path, held: torch.dtype, wanted: torch.dtype, ending: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: torch.dtype, wanted: torch.dtype, ending: str, shown: bool
 ) -> None:
+    if not shown:
+        monkeypatch.setattr(sys, "platform", "other")
     made = tensors(held)
     path = tmp_path / f"x.{ending}"
     write_safetensors(path, made, {}) if ending == "safetensors" else torch.save(made, path)
@@ -100,6 +104,25 @@ def test_a_file_that_is_cut_while_it_is_open(tmp_path: Path, dtype: torch.dtype,
         for _ in range(2):
             with pytest.raises(WeightsError, match="became shorter while it was read"):
                 file.view("a")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not show their cache of files")
+@pytest.mark.parametrize("left", [0.5, 0.9999999])
+def test_a_file_that_is_cut_while_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: float
+) -> None:
+    write_safetensors(tmp_path / "x.safetensors", {"a": torch.randn(LARGE)}, {})
+    size = (tmp_path / "x.safetensors").stat().st_size
+
+    class Cut(CachedFile):
+        def __init__(self, descriptor: int) -> None:
+            super().__init__(descriptor)
+            os.truncate(tmp_path / "x.safetensors", int(size * left))
+
+    monkeypatch.setattr("langevin.core.weights_io.CachedFile", Cut)
+    cut = pytest.raises(WeightsError, match="became shorter while it was read")
+    with SafetensorsFile(tmp_path / "x.safetensors") as file, cut:
+        file.read({"a": torch.empty(LARGE, dtype=torch.bfloat16)})
 
 
 def test_where_the_system_does_not_read_at_a_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

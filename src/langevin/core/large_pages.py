@@ -3,19 +3,22 @@
 Memory from the system comes empty, and each page is made when it is first written to. In pages of 4 KiB that takes
 longer than casting the weights that are written there; large pages (Linux: transparent huge pages) take a tenth. On
 a virtual machine they may be memory that its host has yet to give, which takes longer than all else; so they are made
-here, one by one, and when one is slow the rest is left to small pages.
+here, one by one, and when a region takes as long as small pages would the rest is left to those.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from . import threads
 
 PAGE = 1 << 21
 """Bytes of a large page."""
@@ -53,12 +56,9 @@ def empty(wanted: Sequence[Wanted]) -> list[Tensor]:
     large pages, where they are slow, or where too little is wanted for one, it is `torch.empty`.
     """
     found: list[Tensor] = []
-    there = True
-    for group in _groups(wanted):
-        size = sum(each.size for each in group)
-        region = _region(size) if there and size >= PAGE else None
+    groups = list(_groups(wanted))
+    for group, region in zip(groups, _regions([sum(each.size for each in group) for group in groups]), strict=True):
         if region is None:
-            there = there and size < PAGE
             found += [torch.empty(each.shape, dtype=each.dtype) for each in group]
             continue
         memory, position = region
@@ -86,20 +86,33 @@ def _groups(wanted: Iterable[Wanted]) -> Iterator[list[Wanted]]:
         yield group
 
 
-def _region(size: int) -> tuple[mmap.mmap, int] | None:
-    """Return fresh memory and the position in it where large pages begin, or None where they are missing or slow."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
+Region = tuple[mmap.mmap, int]
+"""Fresh memory, and the position in it where large pages begin."""
+
+
+def _regions(sizes: Sequence[int]) -> list[Region | None]:
+    """Return a region of each size; None for what is too small for one, and for what is left when one was slow."""
+    slow = threading.Event()
+    return threads.each(lambda size: _region(size, slow) if size >= PAGE else None, sizes)
+
+
+def _region(size: int, slow: threading.Event) -> Region | None:
+    """Return a region whose pages are made, or None where large pages are missing or were found to be slow."""
+    if slow.is_set() or not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
     # What lies before the first large page and after the last one is never touched, and takes no memory.
     memory = mmap.mmap(-1, -(-size // PAGE) * PAGE + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
         memory.madvise(mmap.MADV_HUGEPAGE)
     except OSError:
+        slow.set()
         return None
-    position = -torch.frombuffer(memory, dtype=torch.uint8, count=1).data_ptr() % PAGE
-    for page in range(position, position + size, PAGE):
-        begun = time.thread_time()
-        memory[page] = 0
-        if time.thread_time() - begun > SLOW:
+    flat = torch.frombuffer(memory, dtype=torch.uint8)
+    position = -flat.data_ptr() % PAGE
+    begun, pages = time.thread_time(), range(position, position + size, PAGE)
+    for page in pages:
+        flat[page].zero_()  # and not memory[page] = 0, during which no other thread would run
+        if slow.is_set() or time.thread_time() - begun > SLOW * len(pages):
+            slow.set()
             return None
     return memory, position

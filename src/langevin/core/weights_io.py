@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import large_pages, threads
 from .errors import WeightsError
+from .file_cache import CachedFile
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,9 +44,8 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000
 MAX_NUMBER = 1 << 48
 """What no side of a tensor and no position in a file reaches."""
-CHUNK = 1 << 22
-"""Bytes that are read, cast and checked at a time: few enough for the processor's outer cache, many enough that calls
-of the system and of torch do not count."""
+CHUNK = 1 << 24
+"""Bytes that are read, cast and checked at a time: many enough that calls of the system and of torch do not count."""
 
 SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a git-LFS pointer and not the weights; run `git lfs pull` in the repository"),
@@ -160,8 +160,9 @@ class TensorFile:
     def read(self, targets: Mapping[str, Tensor], each: Callable[[Tensor, str], None] | None = None) -> None:
         """Read and cast tensors into contiguous targets of their shapes on any device, piece by piece.
 
-        The file is read and not mapped: a page that is mapped costs time of its own, and a program that looks at one
-        which another has cut off is ended by the system.
+        What is cast in memory is cast out of the system's cache, piece by piece, where the system can tell first that
+        the file still has it all (Linux); a program that looks at a part which another has cut off would be ended.
+        Else the file is read.
 
         Args:
             each: called with every finished piece of a target, flat, and with its name, from several threads.
@@ -171,6 +172,9 @@ class TensorFile:
         """
         flat = {name: target.view(-1) for name, target in targets.items()}
         own = threading.local()
+        casts = any(target.dtype != self.entries[name].dtype for name, target in targets.items())
+        on_cpu = all(target.device.type == "cpu" for target in targets.values())
+        cached = CachedFile.of(self._file.fileno()) if casts and on_cpu else None
 
         def buffer() -> Tensor:
             if not hasattr(own, "buffer"):
@@ -185,15 +189,22 @@ class TensorFile:
                     self._read_at(start, bytes_of(place))
                     start += place.numel() * kind.itemsize
             else:
-                held = buffer()[: sum(part.length for part in parts) * kind.itemsize]
-                self._read_at(start, bytes_of(held))
+                size = sum(part.length for part in parts) * kind.itemsize
+                held = cached.part(start, size) if cached and not start % kind.itemsize else None
+                if held is None:
+                    held = buffer()[:size]
+                    self._read_at(start, bytes_of(held))
                 for place, values in zip(places, held.view(kind).split([len(p) for p in places]), strict=True):
                     place.copy_(values)
+                if cached:
+                    cached.forget(start, size)
             if each is not None:
                 for place, part in zip(places, parts, strict=True):
                     each(place, part.name)
 
         threads.each(take, self._runs(targets))
+        if cached and not cached.whole():
+            raise WeightsError(self._shrunk())
 
     def _runs(self, names: Iterable[str]) -> Iterator[tuple[torch.dtype, int, list[Part]]]:
         """Yield type, position and parts of runs of adjacent tensors, each run of one type and at most CHUNK bytes."""
