@@ -6,6 +6,7 @@ texts, as the steps of a run do, so what is computed once per prompt is not coun
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,11 +55,22 @@ def defaults(model: Any, setting: Setting) -> None:
 
 def ours_best(model: Any, setting: Setting) -> None:
     """Let this library choose what is lossless on the hardware at hand."""
-    if hasattr(model, "optimize"):
-        model.optimize(compile=setting.compile)
-    else:
-        plan = importlib.import_module("langevin.optimization.plan")
-        plan.optimize(model, compile=setting.compile and plan.spatial(model))
+    plan = importlib.import_module("langevin.optimization.plan")
+    networks = model._networks if hasattr(model, "optimize") else {"": model}
+    convolutional = any(plan.spatial(network) for network in networks.values())
+    # A compiled network takes no kernels of the library's own.
+    kernels = not setting.compile and kernel_here() and any(plan.takes(plan.NATIVE, n, None) for n in networks.values())
+    optimize = model.optimize if hasattr(model, "optimize") else functools.partial(plan.optimize, model)
+    optimize(compile=setting.compile and convolutional, kernels=kernels)
+
+
+def kernel_here() -> bool:
+    """Tell whether this library's attention kernel for CPUs works here."""
+    try:
+        importlib.import_module("langevin.nn.amx").kernel()
+    except importlib.import_module("langevin.core.errors").LangevinError:
+        return False
+    return True
 
 
 def peers_best(model: Any, setting: Setting) -> None:

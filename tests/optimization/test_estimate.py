@@ -144,7 +144,7 @@ def test_questions_about_values_are_answered_with_yes() -> None:
 
 
 def test_copies_of_packed_convolutions_count(plain, monkeypatch) -> None:
-    for types in ("HANDED", "CONVERTED"):
+    for types in ("HANDED", "JOINED", "CONVERTED"):
         monkeypatch.setattr(processor, types, frozenset())
     pipe = DiffusionPipeline.from_pretrained(model_folder())
     pipe.set_progress_bar_config(disable=True)

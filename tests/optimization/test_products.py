@@ -13,7 +13,7 @@ from langevin.nn import tiles
 from langevin.nn.attention import Attention
 from langevin.nn.backends import attend, attention_backend
 from langevin.nn.transformer import FeedForward
-from langevin.optimization import layers, plan, processor, products
+from langevin.optimization import chosen, layers, plan, processor, products
 from langevin.picturebook import model_folder
 from tests.adapters import loras
 from tests.models.tiny import TINY, noise
@@ -29,6 +29,7 @@ TOLERANCE = {F32: 2e-6, BF16: 1e-2}
 def hands_over(monkeypatch):
     """A processor whose products oneDNN computes faster, and that multiplies in bfloat16."""
     monkeypatch.setattr(processor, "HANDED", frozenset({F32, BF16}))
+    monkeypatch.setattr(processor, "JOINED", frozenset({F32, BF16}))
     monkeypatch.setattr(processor, "CONVERTED", frozenset({F16}))
 
 
@@ -130,7 +131,7 @@ def test_attention_leaves_the_choice_to_the_caller():
     torch.manual_seed(0)
     attn = Attention(64, heads=2, dim_head=32).requires_grad_(False)
     products.quicken(attn)
-    assert type(attn) is products.TiledAttention and attn._backend(None) == "tiled"
+    assert type(attn) is chosen.TiledAttention and attn._backend(None) == "tiled"
     assert attn._backend("eager") == "eager"
     with attention_backend("eager"):
         assert attn._backend(None) is None
@@ -148,7 +149,7 @@ def test_a_network_and_back(dtype):
         before = {type(m) for m in network.modules()}
         report = plan.optimize(network)
         assert "oneDNN products" in {change.what for change in report}
-        assert {products.DirectLinear, products.DirectExpansion, products.TiledAttention} <= {
+        assert {products.DirectLinear, products.DirectExpansion, chosen.TiledAttention} <= {
             type(m) for m in network.modules()
         }
         assert far(network(*given).sample, plain) < (5e-6 if dtype == F32 else 2e-2)
@@ -193,19 +194,19 @@ def test_with_a_lora():
 
 
 @pytest.mark.parametrize(
-    ("listed", "capability", "wanted"),
+    ("listed", "capability", "wanted", "joined"),
     [
-        ("vendor_id\t: AuthenticAMD\n", "AVX512", {F32, BF16}),
-        ("vendor_id\t: GenuineIntel\n", "AVX512", set()),
-        ("vendor_id\t: AuthenticAMD\n", "AVX2", set()),
+        ("vendor_id\t: AuthenticAMD\n", "AVX512", {F32, BF16}, {F32, BF16}),
+        ("vendor_id\t: GenuineIntel\n", "AVX512", set(), {BF16}),
+        ("vendor_id\t: AuthenticAMD\n", "AVX2", set(), set()),
     ],
 )
-def test_which_processors(monkeypatch, tmp_path, listed, capability, wanted):
+def test_which_processors(monkeypatch, tmp_path, listed, capability, wanted, joined):
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{listed}")
     monkeypatch.setattr(processor, "Path", lambda name: tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(processor, "converted", lambda: frozenset({F16}))
-    assert processor.handed() == wanted
+    assert processor.handed() == wanted and processor.joined() == joined
 
 
 def test_an_unknown_backend_is_told_of_tiles():

@@ -31,6 +31,7 @@ def converts_both(monkeypatch):
     """A processor that multiplies in neither half-precision type, and as torch has it in float32."""
     monkeypatch.setattr(processor, "CONVERTED", frozenset(processor.HALF))
     monkeypatch.setattr(processor, "HANDED", frozenset())
+    monkeypatch.setattr(processor, "JOINED", frozenset())
 
 
 @pytest.fixture

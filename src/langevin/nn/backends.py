@@ -42,6 +42,14 @@ def in_tiles(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
     return kernel(q, k, v, mask, scale)
 
 
+def by_amx(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Like `sdpa`; in bfloat16 on CPUs with AMX by a kernel that is compiled there, see `amx`."""
+    from . import amx
+
+    kernel = amx.by_amx if amx.fits(q, k, v, mask) else sdpa
+    return kernel(q, k, v, mask, scale)
+
+
 def xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Memory-efficient attention of the optional xformers package."""
     from ..core.imports import require
@@ -61,6 +69,7 @@ BACKENDS: dict[str, Kernel] = {
     "eager": eager,
     "eager_fp32": eager_fp32,
     "tiled": in_tiles,
+    "amx": by_amx,
     "xformers": xformers,
 }
 ALIASES = {"native": "sdpa", "math": "eager"}
@@ -87,8 +96,8 @@ def resolve_backend(name: str) -> str:
     """Return the canonical name of a backend.
 
     Raises:
-        ConfigError: the name is unknown.
-        MissingDependencyError: its package is not installed.
+        ConfigError: the name is unknown, or the processor cannot compute by it.
+        MissingDependencyError: its package, or the compiler that it needs, is not installed.
     """
     name = ALIASES.get(name, name)
     if name not in BACKENDS:
@@ -97,6 +106,10 @@ def resolve_backend(name: str) -> str:
         from ..core.imports import require
 
         require("xformers", why="the 'xformers' attention backend")
+    if name == "amx":
+        from .amx import kernel
+
+        kernel()
     return name
 
 

@@ -21,6 +21,21 @@ def activated(norm: nn.Module, activation: nn.Module, x: Tensor) -> Tensor:
     return activation(norm(x))
 
 
+def added(conv: nn.Module, x: Tensor, straight: Tensor, *, own: bool = False) -> Tensor:
+    """Return `straight + conv(x)`, in the way of `conv` if it has one; without gradients no memory is taken for both.
+
+    Args:
+        own: `straight` may be overwritten.
+    """
+    both = getattr(conv, "added", None)
+    found = None if both is None else both(x, straight, own)
+    if found is not None:
+        return found
+    found = conv(x)
+    kept = torch.is_grad_enabled() or hooked(conv) or found.dtype != straight.dtype
+    return straight + found if kept else found.add_(straight)
+
+
 def hooked(layer: nn.Module) -> bool:
     """Tell whether calling a layer does more than its class says."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..core.errors import InputError, check_choice
 from .activation import activation
-from .norm import AdaGroupNorm, activated, scale_shift
+from .norm import AdaGroupNorm, activated, added, scale_shift
 
 FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
 
@@ -87,6 +87,7 @@ class ResnetBlock(nn.Module):
     (B, out_channels, H', W'); H' and W' are doubled with `up` and halved with `down`. `time_embedding_norm` decides
     whether the projected embedding is added before the second norm ("default") or scales and shifts after it
     ("scale_shift"). `up` and `down` mean nearest neighbours and averages, with `fir` the filter of FirResample.
+    With `own` the block may write its result over x.
     `conv_shortcut=None` means a 1x1 convolution on the residual path where the numbers of channels differ.
     Source: Ho et al. 2020; scale and shift from Dhariwal & Nichol 2021.
     Raises InputError when a time embedding is needed and not given.
@@ -137,14 +138,15 @@ class ResnetBlock(nn.Module):
             conv_shortcut = in_channels != out_channels
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if conv_shortcut else None
 
-    def forward(self, x: Tensor, time_embedding: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time_embedding: Tensor | None = None, *, own: bool = False) -> Tensor:
         hidden = activated(self.norm1, self.nonlinearity, x)
         resample = self.upsampler or self.downsampler
         if resample is not None:
             x, hidden = resample(x), resample(hidden)
         hidden = self.condition(self.conv1(hidden), time_embedding)
-        straight = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        total = straight + self.conv2(self.dropout(hidden))
+        if self.conv_shortcut is not None:
+            x, own = self.conv_shortcut(x), True
+        total = added(self.conv2, self.dropout(hidden), x, own=own)
         return total if self.output_scale_factor == 1 else total / self.output_scale_factor
 
     def condition(self, hidden: Tensor, time_embedding: Tensor | None) -> Tensor:
@@ -197,8 +199,7 @@ class AdaResnetBlock(nn.Module):
     def forward(self, x: Tensor, time_embedding: Tensor) -> Tensor:
         hidden = self.conv1(self.nonlinearity(self.norm1(x, time_embedding)))
         hidden = self.dropout(self.nonlinearity(self.norm2(hidden, time_embedding)))
-        straight = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return straight + self.conv2(hidden)
+        return added(self.conv2, hidden, x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 def check_channels(layer: nn.Module, x: Tensor) -> None:

@@ -109,6 +109,10 @@ class Fused:
         for layer in network.modules():
             layer.__class__ = ORIGINAL.get(type(layer), type(layer))
 
+    def check(self) -> None:
+        """As `check_kernels`."""
+        check_kernels()
+
 
 @torch.no_grad()
 def check_kernels() -> None:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..nn.norm import hooked
 from . import processor
 
 FEWEST_ROWS = 16
@@ -108,9 +109,25 @@ class PackedConv2d(WideConv2d):
         if hidden() or plain(self, x) or not packable(self, x):
             return super().forward(x)
         dtype = torch.float32 if x.dtype in processor.CONVERTED else x.dtype
+        return torch.ops.mkldnn._convolution_pointwise(x.to(dtype), *self._given(x, dtype), "none", [], "").to(x.dtype)
+
+    def added(self, x: Tensor, straight: Tensor, own: bool) -> Tensor | None:
+        """Return the convolution of `x` with `straight` added before it is rounded, or None where torch is to add.
+
+        Args:
+            own: `straight` may be overwritten.
+        """
+        native = straight.dtype == x.dtype and x.dtype not in processor.CONVERTED
+        if not native or hidden() or plain(self, x) or not packable(self, x) or hooked(self):
+            return None
+        given: tuple[Any, ...] = (*self._given(x, x.dtype), "add", 1.0, None, [], None)
+        if own and straight.is_contiguous(memory_format=torch.channels_last):
+            return torch.ops.mkldnn._convolution_pointwise_.binary(straight, x, *given)
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, straight, *given)
+
+    def _given(self, x: Tensor, dtype: torch.dtype) -> tuple[Any, ...]:
         bias = None if self.bias is None else self.bias.to(dtype)
-        given: tuple[Any, ...] = (bias, self.padding, self.stride, self.dilation, self.groups, "none", [], "")
-        return torch.ops.mkldnn._convolution_pointwise(x.to(dtype), self._packed(x, dtype), *given).to(x.dtype)
+        return self._packed(x, dtype), bias, self.padding, self.stride, self.dilation, self.groups
 
     def _packed(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the packed weight, for inputs of about the size of `x`."""

@@ -16,7 +16,8 @@ from torch import nn
 from ..core.errors import ConfigError
 from ..nn.compiled import bare, compiled
 from . import layers, processor, products
-from .fused import Fused, check_kernels
+from .chosen import Native
+from .fused import Fused
 from .graphs import Replayed
 from .heap import KeptHeap
 from .kept import KeptText
@@ -94,14 +95,14 @@ class Widened:
 
 
 class Multiplied:
-    """Has oneDNN multiply where torch would hand products to a slower library; see `products`."""
+    """Has oneDNN multiply, with bias and gate, where torch would take longer; see `products`."""
 
     name = "oneDNN products"
-    gain = "torch's own choice leaves instructions of this processor unused; bias and gate join their product"
+    gain = "bias and gate join their product, and no product leaves instructions of this processor unused"
 
     def applies(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-        """Tell whether the network computes on such a CPU, without a compiler."""
-        return device.type == "cpu" and dtype in processor.HANDED and not compiled(network)
+        """Tell whether the network computes in such a type on the CPU, without a compiler."""
+        return device.type == "cpu" and dtype in processor.JOINED and not compiled(network)
 
     def apply(self, network: nn.Module) -> None:
         """Change linear layers, feed-forward networks and attention."""
@@ -160,13 +161,19 @@ class Compiled:
 STEPS: list[Step] = [ChannelsLast(), Widened(), Multiplied(), Packed(), KeptText(), KeptHeap()]
 """The steps that `optimize` chooses from, in the order in which they are applied."""
 
-COMPILED, FUSED, REPLAYED = Compiled(), Fused(), Replayed()
-"""Steps that are asked for: the first comes before the others, the second and third after them."""
+COMPILED, FUSED, NATIVE, REPLAYED = Compiled(), Fused(), Native(), Replayed()
+"""Steps that are asked for: the first comes before the others, the rest after them."""
+
+
+def all_steps() -> tuple[Step, ...]:
+    """Return the steps in the order in which they are applied."""
+    return COMPILED, *STEPS, FUSED, NATIVE, REPLAYED
 
 
 NEEDS = {
     COMPILED.name: "convolutional networks that are not compiled yet",
     FUSED.name: "UNets and autoencoders on a CUDA device that are not compiled; `to('cuda')` moves them there",
+    NATIVE.name: "networks with attention in bfloat16 on a CPU with AMX",
     REPLAYED.name: "UNets on a CUDA device that are not compiled; `to('cuda')` moves them there",
 }
 """What is asked for -> the networks that can take it."""
@@ -206,26 +213,31 @@ def optimize(
         networks: a network, or several by name.
         compile: have convolutional networks compiled as well; see `Compiled`.
         graphs: have the calls of UNets on CUDA devices recorded and replayed as well; see `graphs.Replayed`.
-        kernels: have Triton kernels compute some layers on CUDA devices as well; see `fused.Fused`.
+        kernels: have kernels compute some layers as well: Triton's on CUDA devices, one in C++ for attention on CPUs
+            with AMX; see `fused.Fused` and `chosen.Native`.
         device: where the networks compute, if not where they are.
 
     Raises:
         ConfigError: a network is computing in a call of a pipeline, none can take what is asked for, or kernels do
             not work on the device.
-        MissingDependencyError: kernels are asked for without Triton.
+        MissingDependencyError: kernels are asked for without Triton, or without a C++ compiler.
     """
     named = by_name(networks)
     for option, wanted, else_is in (("graphs", graphs, "replayed"), ("kernels", kernels, "given kernels")):
         if compile and wanted:
             raise ConfigError(f"A network is compiled or {else_is}, not both; leave `compile` or `{option}` out.")
-    choices = ((COMPILED, compile), (FUSED, kernels), (REPLAYED, graphs))
-    asked: list[Step] = [step for step, wanted in choices if wanted]
-    for step in asked:
-        if not any(takes(step, network, device) for network in named.values()):
-            what = f"No network here ({', '.join(named)}) can take the step {step.name!r}"
-            raise ConfigError(f"{what}; it is for {NEEDS[step.name]}.")
-    if kernels:
-        check_kernels()
+    choices: tuple[tuple[bool, list[Step]], ...]
+    choices = ((compile, [COMPILED]), (kernels, [FUSED, NATIVE]), (graphs, [REPLAYED]))
+    asked: list[Step] = []
+    for steps in (steps for wanted, steps in choices if wanted):
+        able = [step for step in steps if any(takes(step, network, device) for network in named.values())]
+        if not able:
+            what = " or ".join(f"the step {step.name!r}, which is for {NEEDS[step.name]}" for step in steps)
+            raise ConfigError(f"No network here ({', '.join(named)}) can take {what}.")
+        asked += able
+    for step in (FUSED, NATIVE):
+        if step in asked:
+            step.check()
     return Report(change for name, network in named.items() for change in _planned(name, network, asked, device))
 
 
@@ -260,7 +272,7 @@ def _planned(name: str, network: nn.Module, asked: list[Step], device: torch.dev
     if dtype is None:
         return
     inner, have = bare(network), done(network)
-    steps = [step for step in (COMPILED, *STEPS, FUSED, REPLAYED) if step in (*STEPS, *asked) or step.name in have]
+    steps = [step for step in all_steps() if step in (*STEPS, *asked) or step.name in have]
     outdated = [step for step in steps if step.name in have and not step.applies(network, on, dtype)]
     if outdated or (COMPILED in steps and COMPILED.name not in have):
         _undo(inner)
@@ -273,7 +285,7 @@ def _planned(name: str, network: nn.Module, asked: list[Step], device: torch.dev
 
 
 def _undo(network: nn.Module) -> None:
-    steps = {step.name: step for step in (COMPILED, *STEPS, FUSED, REPLAYED)}
+    steps = {step.name: step for step in all_steps()}
     for name in reversed(done(network)):
         steps[name].undo(network)
     vars(network).pop(DONE, None)

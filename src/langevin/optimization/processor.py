@@ -59,6 +59,22 @@ HANDED = handed()
 """What `handed` says of this processor."""
 
 
+def joined() -> frozenset[torch.dtype]:
+    """Return the types in which linear layers gain by being one call of oneDNN, with their bias and their gate.
+
+    That is what is `handed` elsewhere else, and bfloat16 on every x86 processor with AVX-512 that multiplies in it:
+    torch has oneDNN compute these products, but copies the bias into the result first, and gates in further passes.
+    """
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
+    if not wide or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return handed()
+    return handed() | (frozenset({torch.bfloat16}) - converted())
+
+
+JOINED = joined()
+"""What `joined` says of this processor."""
+
+
 def prepacks() -> bool:
     """Tell whether convolutions can take weights in the order in which oneDNN reads them."""
     packing = torch.ops.mkldnn

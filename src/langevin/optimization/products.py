@@ -2,7 +2,7 @@
 
 A product adds its bias and applies what follows before its result is written: the bias of a linear layer, which torch
 copies into the result first in half precision, and the gate of a feed-forward network. They are for processors where
-torch hands products to a slower library; see `processor.handed`.
+torch hands products to a slower library, and for bfloat16; see `processor.handed` and `processor.joined`.
 
 Gain on two cores of an AMD processor with AVX512-BF16, with attention in tiles: a step with guidance at the size of
 Stable Diffusion 1.5 takes 2.4 in place of 3.5 s in bfloat16, convolutions packed in both (`python -m benchmarks --only
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.attention import Attention
-from ..nn.backends import get_attention_backend
 from ..nn.tiles import PLAIN
 from ..nn.transformer import Expansion, gated_gelu
 from . import processor
+from .chosen import TiledAttention
 from .layers import ORIGINAL, change, hidden, ordinary, plain
 
 GELU: tuple[str, list, str] = ("gelu", [], "none")
@@ -31,7 +31,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def multiplies(layer: nn.Module, x: Tensor) -> bool:
     """Tell whether oneDNN is to compute the product of a linear layer."""
-    return x.dtype in processor.HANDED and x.numel() > 0 and not hidden() and not plain(layer, x)
+    return x.dtype in processor.JOINED and x.numel() > 0 and not hidden() and not plain(layer, x)
 
 
 class DirectLinear(nn.Linear):
@@ -72,21 +72,17 @@ def prepared(layer: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
-class TiledAttention(Attention):
-    """Attention in tiles of queries, where no other backend is asked for."""
-
-    def _backend(self, asked: str | None) -> str | None:
-        chosen = super()._backend(asked)
-        return "tiled" if chosen is None and get_attention_backend() == "sdpa" else chosen
-
-
 QUICK: dict[type, type] = {nn.Linear: DirectLinear, Expansion: DirectExpansion, Attention: TiledAttention}
 ORIGINAL |= {ours: original for original, ours in QUICK.items()}
 
 
 def quicken(network: nn.Module) -> list[nn.Module]:
-    """Let oneDNN compute the products of a network, and return the layers that were changed."""
-    return change([m for m in network.modules() if type(m) in QUICK and own(m)], QUICK)
+    """Let oneDNN compute the products of a network, and return the layers that were changed.
+
+    Attention is left as it is where torch does not hand its products elsewhere.
+    """
+    kinds = set(QUICK) if processor.HANDED else set(QUICK) - {Attention}
+    return change([m for m in network.modules() if type(m) in kinds and own(m)], QUICK)
 
 
 def own(layer: nn.Module) -> bool:

@@ -85,12 +85,13 @@ class MemoryMixin:
         Args:
             compile: have torch compile the network that denoises and the decoder; the first call then takes minutes.
             graphs: on CUDA devices, have calls of the UNet recorded and replayed; not yet run on one.
-            kernels: on CUDA devices, have Triton compute norms and gated GELUs; not yet run on one.
+            kernels: on CUDA devices, have Triton compute norms and gated GELUs; not yet run on one. On CPUs with AMX,
+                in bfloat16, have a kernel compute attention, which a C++ compiler makes at the first use.
 
         Raises:
             ConfigError: during a call, when networks that wait on the CPU in blocks should be compiled, or when no
                 network can take what is asked for.
-            MissingDependencyError: kernels are asked for without Triton.
+            MissingDependencyError: kernels are asked for without Triton, or without a C++ compiler.
         """
         from ..optimization import plan
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from ...core.rng import Generators, normal
 from ...nn.activation import activation
 from ...nn.attention import Attention
 from ...nn.checkpointing import run_block
-from ...nn.norm import activated
+from ...nn.norm import activated, hooked
 from ...nn.resnet import Downsample, ResnetBlock, Upsample
 
 EPS = 1e-6
@@ -111,14 +111,18 @@ class Stage(nn.Module):
             self.upsamplers = nn.ModuleList([Upsample(out_channels, use_conv=True)])
         self.down, self.up = down, up
 
-    def forward(self, x: Tensor) -> Tensor:
+    def layers(self) -> Iterator[nn.Module]:
+        """Yield the layers in the order in which they are applied."""
         for index, resnet in enumerate(self.resnets):
-            x = resnet(x)
-            if self.attentions:
-                x = self.attentions[index](x)
-        if self.down:
-            x = self.downsamplers[0](x)
-        return self.upsamplers[0](x) if self.up else x
+            yield resnet
+            yield from self.attentions[index : index + 1]
+        yield from self.downsamplers if self.down else ()
+        yield from self.upsamplers if self.up else ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers():
+            x = layer(x)
+        return x
 
 
 class Middle(nn.Module):
@@ -129,11 +133,16 @@ class Middle(nn.Module):
         self.attentions = nn.ModuleList([pixel_attention(channels, groups)] if attention else [])
         self.resnets = nn.ModuleList(ResnetBlock(channels, groups=groups, eps=EPS, act=act) for _ in range(2))
 
+    def layers(self) -> Iterator[nn.Module]:
+        """Yield the layers in the order in which they are applied."""
+        yield self.resnets[0]
+        yield from self.attentions
+        yield self.resnets[1]
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.resnets[0](x)
-        for attention in self.attentions:
-            x = attention(x)
-        return self.resnets[1](x)
+        for layer in self.layers():
+            x = layer(x)
+        return x
 
 
 class Encoder(nn.Module):
@@ -167,9 +176,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 2 * out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for block in [*self.down_blocks, self.mid_block]:
-            x = run_block(self, block, x)
+        x = run_stages(self, [*self.down_blocks, self.mid_block], self.conv_in(x))
         return self.conv_out(activated(self.conv_norm_out, self.conv_act, x))
 
 
@@ -204,10 +211,25 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.conv_in(z)
-        for block in [self.mid_block, *self.up_blocks]:
-            x = run_block(self, block, x)
+        x = run_stages(self, [self.mid_block, *self.up_blocks], self.conv_in(z))
         return self.conv_out(activated(self.conv_norm_out, self.conv_act, x))
+
+
+def run_stages(network: Encoder | Decoder, stages: Iterable[Any], x: Tensor) -> Tensor:
+    """Return what stages make of a feature map one after the other.
+
+    Their layers are called from here where nobody waits for a whole stage, since the first map of a stage would be kept
+    by its caller until the stage is done. Maps that were made on the way may be overwritten.
+    """
+    own = False
+    for stage in stages:
+        if hooked(stage) or (network.gradient_checkpointing and torch.is_grad_enabled()):
+            x, own = run_block(network, stage, x), False
+            continue
+        for layer in stage.layers():
+            mine = own and isinstance(layer, ResnetBlock) and not hooked(layer)
+            x, own = layer(x, own=True) if mine else layer(x), True
+    return x
 
 
 def pixel_attention(channels: int, groups: int) -> Attention:
