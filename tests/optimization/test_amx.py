@@ -112,6 +112,7 @@ def test_pictures_are_those_of_torch_up_to_rounding_and_it_is_undone() -> None:
     pipe.set_progress_bar_config(disable=True)
     call: dict = {"prompt": "a red house", "num_inference_steps": 4, "seed": 0, "height": 256, "width": 256}
     call["output_type"] = "pt"
+    pipe.suits_processor = False
     pipe.optimize()
     plain = pipe(**call).images
     assert {c.network for c in pipe.optimize(kernels=True) if c.what == "AMX attention"} == {"unet", "vae"}
@@ -122,6 +123,42 @@ def test_pictures_are_those_of_torch_up_to_rounding_and_it_is_undone() -> None:
         assert next(m for m in pipe.unet.modules() if isinstance(m, Attention))._backend(None) is None
     pipe.deoptimize()
     assert {type(m) for m in pipe.unet.modules() if isinstance(m, Attention)} == {Attention}
+
+
+@needs_amx
+def test_calls_use_it_unasked_where_it_can_be_had(monkeypatch) -> None:
+    pipe = DiffusionPipeline.from_pretrained(model_folder(), torch_dtype=BF16)
+    pipe.set_progress_bar_config(disable=True)
+    seen: list[set[type]] = []
+
+    def look(pipe, *rest) -> dict:
+        seen.append({type(m) for m in pipe.unet.modules() if isinstance(m, Attention)})
+        return {}
+
+    def draw() -> None:
+        pipe("a red house", num_inference_steps=1, callback_on_step_end=look)
+
+    draw()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    draw()
+    monkeypatch.delenv("CXX")
+    pipe.suits_processor = False
+    draw()
+    assert seen == [{AmxAttention}, {Attention}, {Attention}]
+
+
+def test_where_the_kernel_does_not_work_torch_computes_and_a_warning_says_so(monkeypatch, caplog) -> None:
+    def broken() -> None:
+        raise ConfigError("it does not compile")
+
+    monkeypatch.setattr(amx, "kernel", broken)
+    amx.ready.cache_clear()
+    q, k, v = given(1, 2, 256, 256, 40)
+    with caplog.at_level("WARNING", logger="langevin"):
+        for _ in range(2):
+            assert torch.equal(attend(q, k, v, backend="amx"), attend(q, k, v))
+    amx.ready.cache_clear()
+    assert [record.getMessage() for record in caplog.records] == ["Torch computes attention: it does not compile"]
 
 
 def test_it_is_refused_elsewhere(monkeypatch) -> None:

@@ -13,7 +13,8 @@ from torch import nn
 
 import langevin
 from langevin.core.errors import ConfigError
-from langevin.optimization import layers, plan, processor
+from langevin.nn import amx
+from langevin.optimization import heap, layers, plan, processor
 from langevin.optimization.offload import Offload
 from langevin.picturebook import model_folder
 from tests.adapters import loras
@@ -32,6 +33,7 @@ def converts_both(monkeypatch):
     monkeypatch.setattr(processor, "CONVERTED", frozenset(processor.HALF))
     monkeypatch.setattr(processor, "HANDED", frozenset())
     monkeypatch.setattr(processor, "JOINED", frozenset())
+    monkeypatch.setattr(amx, "supported", lambda: False)
 
 
 @pytest.fixture
@@ -44,7 +46,8 @@ def draw(pipe, **call) -> np.ndarray:
 
 
 def changed(pipe) -> set[str]:
-    return {type(m).__name__ for net in pipe._networks.values() for m in net.modules() if type(m) in layers.ORIGINAL}
+    kinds = set(layers.ORIGINAL) - set(heap.KEEPING.values())
+    return {type(m).__name__ for net in pipe._networks.values() for m in net.modules() if type(m) in kinds}
 
 
 def what(report) -> dict[str, set[str]]:
@@ -233,3 +236,24 @@ def test_several_controlnets_are_compiled_and_taken_back():
     assert all(part._compiled_call_impl is not None for part in net.nets)
     plan.deoptimize(net)
     assert all(module._compiled_call_impl is None for module in net.modules())
+
+
+def test_packed_weights_of_the_unet_are_gone_while_the_latents_are_decoded(pipe, monkeypatch):
+    """They are a third of what a call takes at its end."""
+    pipe.optimize()
+    seen = []
+    decode = pipe.vae.decode
+    monkeypatch.setattr(pipe.vae, "decode", lambda *a, **k: (seen.append(kept(pipe.unet)), decode(*a, **k))[1])
+    draw(pipe, callback_on_step_end=lambda p, *rest: seen.append(kept(p.unet)) or {})
+    assert seen[0] > 0 and seen[-1] == 0
+    draw(pipe)
+    mask = np.zeros((64, 64), dtype=np.float32)
+    mask[:32] = 1
+    painted = langevin.StableDiffusionInpaintPipeline.from_pipe(pipe)
+    quiet(painted)(**{**CALL, "image": np.zeros((64, 64, 3)), "mask_image": mask})
+    assert seen[-1] == 0
+
+
+def kept(network) -> int:
+    """Return how many convolutions hold packed weights."""
+    return sum("_packing" in vars(module) for module in network.modules())

@@ -29,19 +29,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "langevin"
 
 
-def compiler(why: str) -> str:
-    """Return the path of a C++ compiler.
-
-    Raises:
-        MissingDependencyError: there is none.
-    """
-    name = os.environ.get("CXX") or COMPILER
-    if found := shutil.which(name):
-        return found
-    raise MissingDependencyError(
-        f"{why} needs a C++ compiler, and {name!r} is not here: install one (`apt install g++`), or name it in the "
-        "variable CXX."
-    )
+def compiler_path() -> str | None:
+    """Return the path of the C++ compiler, or None where there is none."""
+    return shutil.which(os.environ.get("CXX") or COMPILER)
 
 
 def compiled(source: Path, flags: Sequence[str], *, why: str) -> ctypes.CDLL:
@@ -52,14 +42,25 @@ def compiled(source: Path, flags: Sequence[str], *, why: str) -> ctypes.CDLL:
 
     Raises:
         MissingDependencyError: there is no compiler.
-        ConfigError: the compiler refuses the source, or what it made does not load.
+        ConfigError: the compiler refuses the source, what it made does not load, or the folder cannot be written to.
     """
-    command = [compiler(why), *COMMON, *flags]
+    path = compiler_path()
+    if path is None:
+        name = os.environ.get("CXX") or COMPILER
+        raise MissingDependencyError(
+            f"{why} needs a C++ compiler, and {name!r} is not here: install one (`apt install g++`), or name it in the "
+            "variable CXX."
+        )
+    command = [path, *COMMON, *flags]
     version = subprocess.run([command[0], "--version"], capture_output=True, check=False).stdout
     mark = hashlib.sha256(b"\0".join([source.read_bytes(), version, *map(os.fsencode, command)])).hexdigest()[:16]
     target = cache_folder() / f"{source.stem}-{mark}.so"
     if not target.is_file():
-        _compile(command, source, target, why)
+        try:
+            _compile(command, source, target, why)
+        except OSError as error:
+            where = f"{target.parent} ({error.strerror})"
+            raise ConfigError(f"{why} cannot be kept in {where}; name another folder in LANGEVIN_CACHE.") from error
     try:
         return ctypes.CDLL(str(target))
     except OSError as error:

@@ -21,8 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError
-from ..core.native import compiled
+from ..core import native
+from ..core.errors import ConfigError, LangevinError
+from ..core.logging import get_logger
+
+logger = get_logger(__name__)
 
 WHY = "The attention kernel for AMX"
 INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512bf16", "amx-tile", "amx-bf16")
@@ -50,7 +53,7 @@ def kernel() -> Any:
         raise ConfigError(f"{WHY} needs Linux on an x86 processor with AMX and AVX512-BF16, and this is none.")
     torch.cpu._init_amx()
     source = Path(__file__).with_name("amx_attention.cpp")
-    found = compiled(source, [f"-m{name}" for name in INSTRUCTIONS], why=WHY).attend
+    found = native.compiled(source, [f"-m{name}" for name in INSTRUCTIONS], why=WHY).attend
     found.restype = ctypes.c_int
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, length, 40, generator=draw).bfloat16() for length in (70, 300, 300))
@@ -58,6 +61,22 @@ def kernel() -> Any:
     if not torch.allclose(call(found, q, k, v, None, 40**-0.5).float(), wanted, atol=1e-2, rtol=1e-2):
         raise ConfigError(f"{WHY} computes something else than torch here; use the backend 'sdpa'.")
     return found
+
+
+def buildable() -> bool:
+    """Tell whether the kernel can be had: the processor is one, and a compiler is at hand."""
+    return supported() and native.compiler_path() is not None
+
+
+@functools.cache
+def ready() -> bool:
+    """Tell whether the kernel works, compiling it if need be; a warning says why it does not."""
+    try:
+        kernel()
+    except LangevinError as error:
+        logger.warning("Torch computes attention: %s", error)
+        return False
+    return True
 
 
 def fits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:

@@ -46,7 +46,7 @@ def by_amx(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
     """Like `sdpa`; in bfloat16 on CPUs with AMX by a kernel that is compiled there, see `amx`."""
     from . import amx
 
-    kernel = amx.by_amx if amx.fits(q, k, v, mask) else sdpa
+    kernel = amx.by_amx if amx.fits(q, k, v, mask) and amx.ready() else sdpa
     return kernel(q, k, v, mask, scale)
 
 

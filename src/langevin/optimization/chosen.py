@@ -42,6 +42,11 @@ class AmxAttention(ChosenAttention):
 ORIGINAL |= dict.fromkeys((TiledAttention, AmxAttention), Attention)
 
 
+def by_amx(network: nn.Module) -> list[nn.Module]:
+    """Let the kernel for AMX compute the attention of a network, and return the layers that were changed."""
+    return change([layer for layer in network.modules() if type(layer) is Attention], {Attention: AmxAttention})
+
+
 class Native:
     """Has attention in bfloat16 computed by a kernel that is compiled here, on CPUs with AMX: see `nn.amx`."""
 
@@ -55,7 +60,7 @@ class Native:
 
     def apply(self, network: nn.Module) -> None:
         """Change attention."""
-        change([layer for layer in network.modules() if type(layer) is Attention], {Attention: AmxAttention})
+        by_amx(network)
 
     def undo(self, network: nn.Module) -> None:
         """Change it back."""

@@ -274,9 +274,13 @@ def rehearse(pipe: Any, call: Mapping[str, Any], *, timed: bool = True) -> Estim
     with torch.inference_mode(False), torch.no_grad(), ledger:
         dry(**given)
     stages = tuple(ledger.stages.values())
-    packed = packed_bytes(pipe._networks.values(), suit=pipe.suits_processor, device=pipe._computes_on)
+    suits = {"suit": pipe.suits_processor, "device": pipe._computes_on}
+    packed = {name: packed_bytes([network], **suits) for name, network in pipe._networks.items()}
     for stage in stages:
-        stage.weights = weights_during(stage.name.partition(".")[0], pipe._networks, offload) + packed
+        name = stage.name.partition(".")[0]
+        # The autoencoder works before the UNet packs its weights, and after it has forgotten them.
+        kept = sum(size for network, size in packed.items() if name != "vae" or network != "unet")
+        stage.weights = weights_during(name, pipe._networks, offload) + kept
     if timed:
         speed, width = probe(ledger.device, pipe.dtype)
         for stage in stages:

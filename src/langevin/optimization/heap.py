@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..models.autoencoders.vae import Decoder, Encoder
 from ..nn.compiled import compiled
+from .layers import ORIGINAL, change, restore
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 """Names of settings in the C library's `mallopt`."""
@@ -92,7 +93,12 @@ class KeepingDecoder(Decoder):
 
 
 KEEPING: dict[type[nn.Module], type[nn.Module]] = {Encoder: KeepingEncoder, Decoder: KeepingDecoder}
-ORIGINAL = {ours: original for original, ours in KEEPING.items()}
+ORIGINAL |= {ours: original for original, ours in KEEPING.items()}
+
+
+def keep(network: nn.Module) -> list[nn.Module]:
+    """Let the encoder and the decoder of a network use memory again, and return those that were changed."""
+    return change([part for part in network.children() if type(part) in KEEPING], KEEPING)
 
 
 class KeptHeap:
@@ -104,14 +110,12 @@ class KeptHeap:
     def applies(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
         """Tell whether the network is an autoencoder on the CPU, not compiled, and the C library can be told."""
         fits = device.type == "cpu" and library() is not None and not compiled(network)
-        return fits and any(type(part) in KEEPING or type(part) in ORIGINAL for part in network.children())
+        return fits and any(isinstance(part, (Encoder, Decoder)) for part in network.children())
 
     def apply(self, network: nn.Module) -> None:
         """Change encoder and decoder by their classes."""
-        for part in network.children():
-            part.__class__ = KEEPING.get(type(part), type(part))
+        keep(network)
 
     def undo(self, network: nn.Module) -> None:
         """Change them back."""
-        for part in network.children():
-            part.__class__ = ORIGINAL.get(type(part), type(part))
+        restore(network.children(), KEEPING.values())

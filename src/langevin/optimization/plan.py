@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from ..core.errors import ConfigError
+from ..nn import amx
 from ..nn.compiled import bare, compiled
-from . import layers, processor, products
+from . import chosen, heap, layers, processor, products
 from .chosen import Native
 from .fused import Fused
 from .graphs import Replayed
@@ -300,8 +301,9 @@ def done(network: nn.Module) -> tuple[str, ...]:
 def serving(networks: Iterable[nn.Module], *, suit: bool, device: torch.device | None = None) -> Iterator[None]:
     """Context of a call: what a CPU's type asks for is done meanwhile, and packed weights end with the call.
 
-    That is float32 products where the CPU converts, oneDNN's products where they are faster, and packed convolutions in
-    half precision that it multiplies in.
+    That is float32 products where the CPU converts, oneDNN's products where they are faster, the attention kernel for
+    AMX where it can be compiled, a kept heap for autoencoders, and packed convolutions in half precision that the CPU
+    multiplies in.
 
     What is packed anew in every call costs no memory between calls, and cannot be older than the call.
 
@@ -316,8 +318,13 @@ def serving(networks: Iterable[nn.Module], *, suit: bool, device: torch.device |
         try:
             yield
         finally:
-            for module in (module for network in packed for module in network.modules()):
-                layers.unpack(module)
+            release(packed)
+
+
+def release(networks: Iterable[nn.Module]) -> None:
+    """Forget the packed weights of networks that have done their part in a call; one that goes on packs anew."""
+    for module in (module for network in networks for module in bare(network).modules()):
+        layers.unpack(module)
 
 
 def lendable(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[layers.Change]:
@@ -330,6 +337,10 @@ def lendable(network: nn.Module, device: torch.device, dtype: torch.dtype) -> It
         yield layers.widen
     elif spatial(network) and Multiplied().applies(network, device, dtype):
         yield products.quicken
+    if spatial(network) and amx.buildable() and NATIVE.applies(network, device, dtype):
+        yield chosen.by_amx
+    if KeptHeap().applies(network, device, dtype):
+        yield heap.keep
     half = dtype in processor.HALF and dtype not in processor.CONVERTED
     if half and Packed().applies(network, device, dtype) and Packed.name not in done(network):
         yield layers.pack

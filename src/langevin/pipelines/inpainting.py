@@ -180,7 +180,7 @@ def deliver(pipe: Any, call: Call, space: LatentSpace, scene: Scene, latents: Te
         laid = [overlay(white, whole, image, scene.box) for image in images]
         return paste_back(laid, whole, inside(mask_tensor(mask), scene.box), **options)
 
-    return pipe._deliver(call, space.decode(latents), finish)
+    return pipe._deliver(call, pipe._decoded(space, latents), finish)
 
 
 def inside(mask: Tensor, box: Box) -> Tensor:

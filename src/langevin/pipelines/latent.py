@@ -109,7 +109,12 @@ class LatentPipeline(
         """Return the output of a finished run: its latents, or the decoded pictures as the call asks for them."""
         if call["output_type"] == "latent":
             return self._output(call, latents)
-        return self._deliver(call, space.decode(latents))
+        return self._deliver(call, self._decoded(space, latents))
+
+    def _decoded(self, space: LatentSpace, latents: Tensor) -> Tensor:
+        """Return the pictures of latents, once what the network that denoised them kept for the call is free."""
+        self._release("unet")
+        return space.decode(latents)
 
     def _deliver(self, call: Call, image: Tensor, finish: Callable[[Any], Any] = identity) -> Any:
         """Convert pictures (batch, channels, height, width) in [-1, 1]; `finish` edits the converted ones."""

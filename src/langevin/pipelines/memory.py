@@ -118,6 +118,14 @@ class MemoryMixin:
 
         return serving(self._networks.values(), suit=self.suits_processor, device=self._computes_on)
 
+    def _release(self, name: str) -> None:
+        """Free what a network keeps for a call, where it has done its part."""
+        from ..optimization.plan import release
+
+        network = self._networks.get(name)
+        if network is not None:
+            release([network])
+
     @property
     def _computes_on(self) -> torch.device | None:
         return None if self._offload is None else self._offload.device
