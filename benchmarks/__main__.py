@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import importlib.util
 import json
 import subprocess
@@ -142,6 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     said = list(dict.fromkeys(said))
     print("\n".join(filter(None, said)), file=sys.stderr)
     agreements: list[str] = []
+    if "import" in options.only:
+        # The peer was compiled to bytecode when it was installed; an editable install is not.
+        compileall.compile_dir(ROOT / "src", quiet=1)
     with tempfile.TemporaryDirectory() as folder:
         for plan in asked:
             print(f"{plan.row} {plan.setting.level} {plan.setting.dtype} {plan.setting.option}", file=sys.stderr)

@@ -59,18 +59,11 @@ def ours_best(model: Any, setting: Setting) -> None:
     networks = model._networks if hasattr(model, "optimize") else {"": model}
     convolutional = any(plan.spatial(network) for network in networks.values())
     # A compiled network takes no kernels of the library's own.
-    kernels = not setting.compile and kernel_here() and any(plan.takes(plan.NATIVE, n, None) for n in networks.values())
+    compiler = importlib.import_module("langevin.core.native").compiler_path()
+    able = any(plan.takes(plan.NATIVE, network, None) for network in networks.values())
+    kernels = bool(compiler) and able and not setting.compile
     optimize = model.optimize if hasattr(model, "optimize") else functools.partial(plan.optimize, model)
     optimize(compile=setting.compile and convolutional, kernels=kernels)
-
-
-def kernel_here() -> bool:
-    """Tell whether this library's attention kernel for CPUs works here."""
-    try:
-        importlib.import_module("langevin.nn.amx").kernel()
-    except importlib.import_module("langevin.core.errors").LangevinError:
-        return False
-    return True
 
 
 def peers_best(model: Any, setting: Setting) -> None:

@@ -22,9 +22,9 @@ TITLES = {
 }
 SETTINGS = {
     "L0": "What `from_pretrained` gives, in the type of the row.",
-    "L1": "langevin: `optimize()`, on CPUs with AMX `optimize(kernels=True)`. diffusers: `fuse_qkv_projections()`, and "
-    "channels_last where it pays: not in float32 on a CPU. openvino: static shapes, latency first. With `--compile` "
-    "langevin and diffusers compile too.",
+    "L1": "langevin: `optimize()`, in bfloat16 on CPUs with AVX512-BF16 `optimize(kernels=True)`. diffusers: "
+    "`fuse_qkv_projections()`, and channels_last where it pays: not in float32 on a CPU. openvino: static shapes, "
+    "latency first. With `--compile` langevin and diffusers compile too.",
     "L2": "Each option on top of L1.",
 }
 NOTES = (

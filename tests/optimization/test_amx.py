@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from langevin import DiffusionPipeline
+from langevin.core import native
 from langevin.core.errors import ConfigError, MissingDependencyError
 from langevin.nn import amx
 from langevin.nn.attention import Attention
@@ -115,7 +117,7 @@ def test_pictures_are_those_of_torch_up_to_rounding_and_it_is_undone() -> None:
     pipe.suits_processor = False
     pipe.optimize()
     plain = pipe(**call).images
-    assert {c.network for c in pipe.optimize(kernels=True) if c.what == "AMX attention"} == {"unet", "vae"}
+    assert {c.network for c in pipe.optimize(kernels=True) if c.what == "compiled kernels"} == {"unet", "vae"}
     kinds = {type(m) for m in pipe.unet.modules() if isinstance(m, Attention)}
     assert kinds == {AmxAttention}
     assert 0 < (pipe(**call).images - plain).abs().mean() < 0.02
@@ -148,32 +150,27 @@ def test_calls_use_it_unasked_where_it_can_be_had(monkeypatch) -> None:
 
 
 def test_where_the_kernel_does_not_work_torch_computes_and_a_warning_says_so(monkeypatch, caplog) -> None:
-    def broken() -> None:
-        raise ConfigError("it does not compile")
-
-    monkeypatch.setattr(amx, "kernel", broken)
-    amx.ready.cache_clear()
+    monkeypatch.setattr(amx, "KERNEL", replace(amx.KERNEL, here=lambda: False))
     q, k, v = given(1, 2, 256, 256, 40)
     with caplog.at_level("WARNING", logger="langevin"):
         for _ in range(2):
             assert torch.equal(attend(q, k, v, backend="amx"), attend(q, k, v))
-    amx.ready.cache_clear()
-    assert [record.getMessage() for record in caplog.records] == ["Torch computes attention: it does not compile"]
+    told = f"Torch computes instead: {amx.KERNEL.why} needs {amx.KERNEL.needs}, and this is none."
+    assert [record.getMessage() for record in caplog.records] == [told]
 
 
 def test_it_is_refused_elsewhere(monkeypatch) -> None:
     pipe = DiffusionPipeline.from_pretrained(model_folder())
-    with pytest.raises(ConfigError, match=r"unet.*'AMX attention', which is for networks with attention in bfloat16"):
+    with pytest.raises(ConfigError, match=r"unet.*'compiled kernels', which is for networks with norms or"):
         pipe.optimize(kernels=True)
-    monkeypatch.setattr(amx, "supported", lambda: False)
-    amx.kernel.cache_clear()
+    monkeypatch.setattr(amx, "KERNEL", replace(amx.KERNEL, here=lambda: False))
     with pytest.raises(ConfigError, match="needs Linux on an x86 processor with AMX"), attention_backend("amx"):
         pass
 
 
 @needs_amx
 def test_without_a_compiler_nothing_is_changed(monkeypatch, tmp_path) -> None:
-    amx.kernel.cache_clear()
+    native.forget()
     monkeypatch.setenv("LANGEVIN_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     pipe = DiffusionPipeline.from_pretrained(model_folder(), torch_dtype=BF16)

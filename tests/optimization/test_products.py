@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import langevin
 from langevin.core.errors import ConfigError
-from langevin.nn import amx, tiles
+from langevin.nn import amx, group_norm, tiles
 from langevin.nn.attention import Attention
 from langevin.nn.backends import attend, attention_backend
 from langevin.nn.transformer import FeedForward
@@ -30,7 +30,8 @@ def hands_over(monkeypatch):
     """A processor whose products oneDNN computes faster, and that multiplies in bfloat16."""
     monkeypatch.setattr(processor, "HANDED", frozenset({F32, BF16}))
     monkeypatch.setattr(processor, "JOINED", frozenset({F32, BF16}))
-    monkeypatch.setattr(amx, "supported", lambda: False)
+    for kernel in (amx, group_norm):
+        monkeypatch.setattr(kernel, "supported", lambda: False)
     monkeypatch.setattr(processor, "CONVERTED", frozenset({F16}))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import langevin
 from langevin.core.errors import ConfigError
-from langevin.nn import amx
+from langevin.nn import amx, group_norm
 from langevin.optimization import heap, layers, plan, processor
 from langevin.optimization.offload import Offload
 from langevin.picturebook import model_folder
@@ -33,7 +33,8 @@ def converts_both(monkeypatch):
     monkeypatch.setattr(processor, "CONVERTED", frozenset(processor.HALF))
     monkeypatch.setattr(processor, "HANDED", frozenset())
     monkeypatch.setattr(processor, "JOINED", frozenset())
-    monkeypatch.setattr(amx, "supported", lambda: False)
+    for kernel in (amx, group_norm):
+        monkeypatch.setattr(kernel, "supported", lambda: False)
 
 
 @pytest.fixture

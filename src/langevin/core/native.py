@@ -8,17 +8,25 @@ in `$XDG_CACHE_HOME/langevin` or `~/.cache/langevin`, under a name made of the s
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .errors import ConfigError, MissingDependencyError
+from .errors import ConfigError, LangevinError, MissingDependencyError
+from .logging import get_logger
+
+logger = get_logger(__name__)
 
 COMPILER = "g++"
+AVX512 = ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512bf16")
+"""Instructions of processors with AVX512-BF16."""
 COMMON = ("-O3", "-std=c++17", "-fPIC", "-fopenmp")
 
 
@@ -80,3 +88,74 @@ def _compile(command: Sequence[str], source: Path, target: Path, why: str) -> No
                 line = next((line for line in told if "error" in line), told[0])
                 raise ConfigError(f"{why} does not compile here with {step[0]}: {line.strip()[:200]}")
         os.replace(made, target)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function in C++ that is compiled at its first use, and then compared with what it stands for.
+
+    Attributes:
+        why: what it is, the subject of error messages ("The attention kernel").
+        source: the file, whose stem is the name of the function with the exported C interface.
+        instructions: that it needs, as the compiler calls them ("avx512f").
+        here: tells whether the processor and the system are such.
+        needs: says in words what `here` asks for.
+        agrees: tells whether the compiled function gives what it should.
+    """
+
+    why: str
+    source: Path
+    instructions: tuple[str, ...]
+    here: Callable[[], bool]
+    needs: str
+    agrees: Callable[[Any], bool]
+
+    def buildable(self) -> bool:
+        """Tell whether it can be had: the processor is one, and a compiler is at hand."""
+        return self.here() and compiler_path() is not None
+
+    def function(self) -> Any:
+        """Return the compiled function, once it has given what it should.
+
+        Raises:
+            MissingDependencyError: there is no C++ compiler.
+            ConfigError: the processor is none, or the function does not compile, load or compute here.
+        """
+        return _checked(self)
+
+    def ready(self) -> bool:
+        """Tell whether it works, compiling it if need be; a warning says once why it does not."""
+        return _working(self)
+
+
+@functools.cache
+def _checked(kernel: Kernel) -> Any:
+    if not kernel.here():
+        raise ConfigError(f"{kernel.why} needs {kernel.needs}, and this is none.")
+    flags = [f"-m{name}" for name in kernel.instructions]
+    found = getattr(compiled(kernel.source, flags, why=kernel.why), kernel.source.stem)
+    found.restype = ctypes.c_int
+    if not kernel.agrees(found):
+        raise ConfigError(f"{kernel.why} computes something else than torch here; torch's own is to be used.")
+    return found
+
+
+@functools.cache
+def _working(kernel: Kernel) -> bool:
+    try:
+        kernel.function()
+    except LangevinError as error:
+        logger.warning("Torch computes instead: %s", error)
+        return False
+    return True
+
+
+def forget() -> None:
+    """Ask anew what was found of kernels."""
+    _checked.cache_clear()
+    _working.cache_clear()
+
+
+def longs(*values: int) -> Any:
+    """Return integers as functions read them."""
+    return (ctypes.c_long * len(values))(*values)

@@ -12,7 +12,6 @@ a copy of keys and values is in memory meanwhile, and the first use on a machine
 from __future__ import annotations
 
 import ctypes
-import functools
 import platform
 import sys
 from pathlib import Path
@@ -22,13 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core import native
-from ..core.errors import ConfigError, LangevinError
-from ..core.logging import get_logger
 
-logger = get_logger(__name__)
-
-WHY = "The attention kernel for AMX"
-INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512bf16", "amx-tile", "amx-bf16")
 WIDEST = 256
 """Channels of a head up to which the kernel was found faster."""
 FEWEST = 1 << 20
@@ -41,42 +34,23 @@ def supported() -> bool:
     return here and torch.cpu._is_amx_tile_supported() and torch.cpu._is_avx512_bf16_supported()
 
 
-@functools.cache
-def kernel() -> Any:
-    """Return the compiled kernel, once it has given what torch does.
-
-    Raises:
-        MissingDependencyError: there is no C++ compiler.
-        ConfigError: the processor has no AMX, or the kernel does not compile, load or compute here.
-    """
-    if not supported():
-        raise ConfigError(f"{WHY} needs Linux on an x86 processor with AMX and AVX512-BF16, and this is none.")
+def agrees(function: Any) -> bool:
+    """Tell whether the compiled function computes attention."""
     torch.cpu._init_amx()
-    source = Path(__file__).with_name("amx_attention.cpp")
-    found = native.compiled(source, [f"-m{name}" for name in INSTRUCTIONS], why=WHY).attend
-    found.restype = ctypes.c_int
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, length, 40, generator=draw).bfloat16() for length in (70, 300, 300))
     wanted = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float())
-    if not torch.allclose(call(found, q, k, v, None, 40**-0.5).float(), wanted, atol=1e-2, rtol=1e-2):
-        raise ConfigError(f"{WHY} computes something else than torch here; use the backend 'sdpa'.")
-    return found
+    return torch.allclose(call(function, q, k, v, None, 40**-0.5).float(), wanted, atol=1e-2, rtol=1e-2)
 
 
-def buildable() -> bool:
-    """Tell whether the kernel can be had: the processor is one, and a compiler is at hand."""
-    return supported() and native.compiler_path() is not None
-
-
-@functools.cache
-def ready() -> bool:
-    """Tell whether the kernel works, compiling it if need be; a warning says why it does not."""
-    try:
-        kernel()
-    except LangevinError as error:
-        logger.warning("Torch computes attention: %s", error)
-        return False
-    return True
+KERNEL = native.Kernel(
+    why="The attention kernel for AMX",
+    source=Path(__file__).with_name("amx_attention.cpp"),
+    instructions=(*native.AVX512, "amx-tile", "amx-bf16"),
+    here=lambda: supported(),
+    needs="Linux on an x86 processor with AMX and AVX512-BF16",
+    agrees=agrees,
+)
 
 
 def fits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
@@ -102,7 +76,7 @@ def by_amx(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
         q, k, v: (B, heads, Lq or Lk, d) in bfloat16.
         mask: added to the scores, (1 or B, 1, 1, Lk).
     """
-    return call(kernel(), q, k, v, mask, scale)
+    return call(KERNEL.function(), q, k, v, mask, scale)
 
 
 def call(function: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -115,8 +89,8 @@ def call(function: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sc
     failed = function(
         *(ctypes.c_void_p(x.data_ptr()) for x in (q, k, v, out)),
         ctypes.c_void_p(None if bias is None else bias.data_ptr()),
-        longs(batch, heads, queries, keys, size),
-        *(longs(*x.stride()[:3]) for x in (q, k, v, out)),
+        native.longs(batch, heads, queries, keys, size),
+        *(native.longs(*x.stride()[:3]) for x in (q, k, v, out)),
         ctypes.c_long(step),
         ctypes.c_float(scale),
         ctypes.c_int(torch.get_num_threads()),
@@ -124,8 +98,3 @@ def call(function: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sc
     if failed:
         raise MemoryError(f"There is no memory for a copy of {keys} keys and values of {batch * heads} heads.")
     return out
-
-
-def longs(*values: int) -> Any:
-    """Return integers as the kernel reads them."""
-    return (ctypes.c_long * len(values))(*values)

@@ -192,9 +192,9 @@ void gather(const uint16_t* weights, const uint16_t* v, long wide, long count, f
 // Returns 0, or 1 where there is no memory. Sizes and steps are in elements; channels lie beside each other. `mask`
 // holds a number for every key that is added to its scores, for every row of the batch `mask_step` further on, or is
 // null.
-extern "C" int attend(const uint16_t* q, const uint16_t* k, const uint16_t* v, uint16_t* out, const float* mask,
-                      const Shape* shape, const Steps* qs, const Steps* ks, const Steps* vs, const Steps* os,
-                      long mask_step, float scale, int threads) {
+extern "C" int amx_attention(const uint16_t* q, const uint16_t* k, const uint16_t* v, uint16_t* out, const float* mask,
+                             const Shape* shape, const Steps* qs, const Steps* ks, const Steps* vs, const Steps* os,
+                             long mask_step, float scale, int threads) {
   const long pairs = shape->batch * shape->heads, keys = up(shape->keys, PAIRS), size = shape->size;
   const long reads = up(size, PAIRS), writes = up(size, TILE);
   const long blocks = (shape->queries + ROWS - 1) / ROWS;

@@ -46,7 +46,7 @@ def by_amx(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
     """Like `sdpa`; in bfloat16 on CPUs with AMX by a kernel that is compiled there, see `amx`."""
     from . import amx
 
-    kernel = amx.by_amx if amx.fits(q, k, v, mask) and amx.ready() else sdpa
+    kernel = amx.by_amx if amx.fits(q, k, v, mask) and amx.KERNEL.ready() else sdpa
     return kernel(q, k, v, mask, scale)
 
 
@@ -107,9 +107,9 @@ def resolve_backend(name: str) -> str:
 
         require("xformers", why="the 'xformers' attention backend")
     if name == "amx":
-        from .amx import kernel
+        from .amx import KERNEL
 
-        kernel()
+        KERNEL.function()
     return name
 
 

@@ -143,7 +143,8 @@ class ResnetBlock(nn.Module):
         resample = self.upsampler or self.downsampler
         if resample is not None:
             x, hidden = resample(x), resample(hidden)
-        hidden = self.condition(self.conv1(hidden), time_embedding)
+        hidden = self.conv1(hidden)
+        hidden = self.condition(hidden, time_embedding)
         if self.conv_shortcut is not None:
             x, own = self.conv_shortcut(x), True
         total = added(self.conv2, self.dropout(hidden), x, own=own)

@@ -1,6 +1,7 @@
-"""Attention that a processor computes faster by another backend, and the step of `optimize` that compiles a kernel.
+"""Layers that a processor computes faster in another way, and the step of `optimize` that compiles kernels for them.
 
-A layer is changed by its class alone, and back. Where a call, a layer or the library names a backend, that is taken.
+A layer is changed by its class alone, and back. Where a call, a layer or the library names a backend of attention, that
+is taken.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ..nn import amx
+from ..nn import amx, group_norm
 from ..nn.attention import Attention
 from ..nn.backends import get_attention_backend
 from ..nn.compiled import compiled
-from .layers import ORIGINAL, change, restore
+from ..nn.norm import hooked
+from .layers import ORIGINAL, change, plain, restore
 
 
 class ChosenAttention(Attention):
@@ -39,38 +42,66 @@ class AmxAttention(ChosenAttention):
     by = "amx"
 
 
-ORIGINAL |= dict.fromkeys((TiledAttention, AmxAttention), Attention)
+class NativeGroupNorm(nn.GroupNorm):
+    """A group norm that a kernel computes, together with a SiLU behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (B, C, ...)."""
+        return self._computed(x, silu=False)
+
+    def activated(self, x: Tensor, activation: nn.Module) -> Tensor:
+        """Return the activation of the normalised x (B, C, ...)."""
+        if type(activation) is not nn.SiLU or hooked(activation) or hooked(self):
+            return activation(self(x))
+        return self._computed(x, silu=True)
+
+    def _computed(self, x: Tensor, *, silu: bool) -> Tensor:
+        taken = group_norm.fits(x, self.num_groups, self.weight, self.bias) and not plain(self, x)
+        if taken and group_norm.KERNEL.ready():
+            return group_norm.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, silu=silu)
+        normalised = super().forward(x)
+        return F.silu(normalised, inplace=not torch.is_grad_enabled()) if silu else normalised
 
 
-def by_amx(network: nn.Module) -> list[nn.Module]:
-    """Let the kernel for AMX compute the attention of a network, and return the layers that were changed."""
-    return change([layer for layer in network.modules() if type(layer) is Attention], {Attention: AmxAttention})
+CHOSEN: dict[type[nn.Module], type[nn.Module]] = {Attention: AmxAttention, nn.GroupNorm: NativeGroupNorm}
+KERNELS = {AmxAttention: amx.KERNEL, NativeGroupNorm: group_norm.KERNEL}
+ORIGINAL |= {TiledAttention: Attention, **{ours: original for original, ours in CHOSEN.items()}}
+
+
+def native(network: nn.Module) -> list[nn.Module]:
+    """Let kernels compute what they can of a network on this processor, and return the layers that were changed."""
+    here = {kind for kind, ours in CHOSEN.items() if KERNELS[ours].here()}
+    found = (layer for layer in network.modules() if type(layer) in here and "forward" not in vars(layer))
+    return change(list(found), CHOSEN)
 
 
 class Native:
-    """Has attention in bfloat16 computed by a kernel that is compiled here, on CPUs with AMX: see `nn.amx`."""
+    """Has kernels that are compiled here compute norms and, with AMX, attention; see `nn.group_norm` and `nn.amx`."""
 
-    name = "AMX attention"
-    gain = "a faster exponential; attention over 4096 tokens takes half as long; the first use here compiles"
+    name = "compiled kernels"
+    gain = "norm and SiLU in one, and with AMX attention in half the time; the first use on a machine compiles"
 
     def applies(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-        """Tell whether the network has attention, in bfloat16 on such a CPU and without a compiler."""
-        fits = device.type == "cpu" and dtype == torch.bfloat16 and amx.supported() and not compiled(network)
-        return fits and any(type(layer) in (Attention, AmxAttention) for layer in network.modules())
+        """Tell whether the network has such layers, in bfloat16 on such a CPU and without a compiler."""
+        fits = device.type == "cpu" and dtype == torch.bfloat16 and not compiled(network)
+        kinds = {type(layer) for layer in network.modules()} if fits else set()
+        return any(KERNELS[ours].here() and kinds & {original, ours} for original, ours in CHOSEN.items())
 
     def apply(self, network: nn.Module) -> None:
-        """Change attention."""
-        by_amx(network)
+        """Change the layers."""
+        native(network)
 
     def undo(self, network: nn.Module) -> None:
-        """Change it back."""
-        restore(network.modules(), [AmxAttention])
+        """Change them back."""
+        restore(network.modules(), KERNELS)
 
     def check(self) -> None:
-        """Compile the kernel and compare it with torch.
+        """Compile the kernels for this processor and compare them with torch.
 
         Raises:
             MissingDependencyError: there is no C++ compiler.
-            ConfigError: the kernel does not compile, load or compute here.
+            ConfigError: a kernel does not compile, load or compute here.
         """
-        amx.kernel()
+        for kernel in KERNELS.values():
+            if kernel.here():
+                kernel.function()

@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from ..core import native
 from ..core.errors import ConfigError
-from ..nn import amx
 from ..nn.compiled import bare, compiled
 from . import chosen, heap, layers, processor, products
 from .chosen import Native
@@ -174,7 +174,7 @@ def all_steps() -> tuple[Step, ...]:
 NEEDS = {
     COMPILED.name: "convolutional networks that are not compiled yet",
     FUSED.name: "UNets and autoencoders on a CUDA device that are not compiled; `to('cuda')` moves them there",
-    NATIVE.name: "networks with attention in bfloat16 on a CPU with AMX",
+    NATIVE.name: "networks with norms or attention in bfloat16 on a CPU with AVX512-BF16",
     REPLAYED.name: "UNets on a CUDA device that are not compiled; `to('cuda')` moves them there",
 }
 """What is asked for -> the networks that can take it."""
@@ -214,8 +214,8 @@ def optimize(
         networks: a network, or several by name.
         compile: have convolutional networks compiled as well; see `Compiled`.
         graphs: have the calls of UNets on CUDA devices recorded and replayed as well; see `graphs.Replayed`.
-        kernels: have kernels compute some layers as well: Triton's on CUDA devices, one in C++ for attention on CPUs
-            with AMX; see `fused.Fused` and `chosen.Native`.
+        kernels: have kernels compute some layers as well: Triton's on CUDA devices, in C++ on CPUs with AVX512-BF16;
+            see `fused.Fused` and `chosen.Native`.
         device: where the networks compute, if not where they are.
 
     Raises:
@@ -301,9 +301,9 @@ def done(network: nn.Module) -> tuple[str, ...]:
 def serving(networks: Iterable[nn.Module], *, suit: bool, device: torch.device | None = None) -> Iterator[None]:
     """Context of a call: what a CPU's type asks for is done meanwhile, and packed weights end with the call.
 
-    That is float32 products where the CPU converts, oneDNN's products where they are faster, the attention kernel for
-    AMX where it can be compiled, a kept heap for autoencoders, and packed convolutions in half precision that the CPU
-    multiplies in.
+    That is float32 products where the CPU converts, oneDNN's products where they are faster, kernels of our own in
+    bfloat16 where they can be compiled, a kept heap for autoencoders, and packed convolutions in half precision that
+    the CPU multiplies in.
 
     What is packed anew in every call costs no memory between calls, and cannot be older than the call.
 
@@ -337,8 +337,8 @@ def lendable(network: nn.Module, device: torch.device, dtype: torch.dtype) -> It
         yield layers.widen
     elif spatial(network) and Multiplied().applies(network, device, dtype):
         yield products.quicken
-    if spatial(network) and amx.buildable() and NATIVE.applies(network, device, dtype):
-        yield chosen.by_amx
+    if native.compiler_path() and spatial(network) and NATIVE.applies(network, device, dtype):
+        yield chosen.native
     if KeptHeap().applies(network, device, dtype):
         yield heap.keep
     half = dtype in processor.HALF and dtype not in processor.CONVERTED

@@ -85,8 +85,9 @@ class MemoryMixin:
         Args:
             compile: have torch compile the network that denoises and the decoder; the first call then takes minutes.
             graphs: on CUDA devices, have calls of the UNet recorded and replayed; not yet run on one.
-            kernels: on CUDA devices, have Triton compute norms and gated GELUs; not yet run on one. On CPUs with AMX,
-                in bfloat16, have a kernel compute attention, which a C++ compiler makes at the first use.
+            kernels: on CUDA devices, have Triton compute norms and gated GELUs; not yet run on one. In bfloat16 on CPUs
+                with AVX512-BF16, have kernels that a C++ compiler makes at the first use compute norms and, with AMX,
+                attention.
 
         Raises:
             ConfigError: during a call, when networks that wait on the CPU in blocks should be compiled, or when no
