@@ -49,7 +49,7 @@ def test_it_is_as_exact_as_torch(channels, groups, batch, height, width, mean, s
     wanted = F.group_norm(x.double(), groups, norm.weight.double(), norm.bias.double(), norm.eps)
     wanted = F.silu(wanted) if silu else wanted
     assert found.dtype == BF16 and found.is_contiguous(memory_format=LAST)
-    assert far(found, wanted) < 2.5e-3
+    assert far(found, wanted) < 4e-3
 
 
 @needs_kernel
