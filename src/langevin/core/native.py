@@ -2,7 +2,8 @@
 
 The compiler is `$CXX`, or else `g++`. Threads are those of torch's OpenMP, which is in the process: a source may use
 them, and is not linked with a library of its own for them. What the compiler makes lies in `$LANGEVIN_CACHE`, or else
-in `$XDG_CACHE_HOME/langevin` or `~/.cache/langevin`, under a name made of the source, the flags and the compiler.
+in `$XDG_CACHE_HOME/langevin` or `~/.cache/langevin`, under a name made of the source with the headers beside it, the
+flags and the compiler.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def compiled(source: Path, flags: Sequence[str], *, why: str) -> ctypes.CDLL:
         )
     command = [path, *COMMON, *flags]
     version = subprocess.run([command[0], "--version"], capture_output=True, check=False).stdout
-    mark = hashlib.sha256(b"\0".join([source.read_bytes(), version, *map(os.fsencode, command)])).hexdigest()[:16]
+    read = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
+    mark = hashlib.sha256(b"\0".join([*read, version, *map(os.fsencode, command)])).hexdigest()[:16]
     target = cache_folder() / f"{source.stem}-{mark}.so"
     if not target.is_file():
         try:

@@ -10,6 +10,8 @@
 #include <new>
 #include <vector>
 
+#include "power.h"
+
 namespace {
 
 constexpr int WIDTH = 16;
@@ -24,21 +26,9 @@ inline void narrow(uint16_t* out, __m512 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), (__m256i)_mm512_cvtneps_pbh(x));
 }
 
-// e^-x, within 4e-6 of it: 2^floor(y) times a polynomial of the rest of y = -x / ln 2.
-inline __m512 fall(__m512 x) {
-  const __m512 y = _mm512_mul_ps(x, _mm512_set1_ps(-1.4426950408889634f));
-  const __m512 rest = _mm512_reduce_ps(y, 0x09);
-  __m512 found = _mm512_set1_ps(1.3534167e-2f);
-  found = _mm512_fmadd_ps(found, rest, _mm512_set1_ps(5.2011464e-2f));
-  found = _mm512_fmadd_ps(found, rest, _mm512_set1_ps(2.4144275e-1f));
-  found = _mm512_fmadd_ps(found, rest, _mm512_set1_ps(6.9300383e-1f));
-  found = _mm512_fmadd_ps(found, rest, _mm512_set1_ps(1.0000026f));
-  return _mm512_scalef_ps(found, y);
-}
-
 inline __m512 silu(__m512 x) {
-  const __m512 below = _mm512_add_ps(_mm512_set1_ps(1.0f), fall(x));
-  return _mm512_div_ps(x, below);
+  const __m512 fall = power(_mm512_mul_ps(x, _mm512_set1_ps(-1.4426950408889634f)));  // e^-x
+  return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), fall));
 }
 
 // Adds the sums of x - x0 and of its square over pixels `first` to `last` to `sums` (2, channels).

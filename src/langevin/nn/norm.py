@@ -36,6 +36,25 @@ def added(conv: nn.Module, x: Tensor, straight: Tensor, *, own: bool = False) ->
     return straight + found if kept else found.add_(straight)
 
 
+class JoinedGroupNorm(nn.GroupNorm):
+    """A group norm that something else than torch may compute, together with a SiLU behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (B, C, ...)."""
+        return self._computed(x, silu=False)
+
+    def activated(self, x: Tensor, activation: nn.Module) -> Tensor:
+        """Return the activation of the normalised x (B, C, ...)."""
+        if type(activation) is not nn.SiLU or hooked(activation) or hooked(self):
+            return activation(self(x))
+        return self._computed(x, silu=True)
+
+    def _computed(self, x: Tensor, *, silu: bool) -> Tensor:
+        """Return the norm of x, by torch, and its SiLU if asked."""
+        normalised = super().forward(x)
+        return F.silu(normalised, inplace=not torch.is_grad_enabled()) if silu else normalised
+
+
 def hooked(layer: nn.Module) -> bool:
     """Tell whether calling a layer does more than its class says."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))

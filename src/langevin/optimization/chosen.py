@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn import amx, group_norm
 from ..nn.attention import Attention
 from ..nn.backends import get_attention_backend
 from ..nn.compiled import compiled
-from ..nn.norm import hooked
+from ..nn.norm import JoinedGroupNorm
 from .layers import ORIGINAL, change, plain, restore
 
 
@@ -42,25 +41,14 @@ class AmxAttention(ChosenAttention):
     by = "amx"
 
 
-class NativeGroupNorm(nn.GroupNorm):
+class NativeGroupNorm(JoinedGroupNorm):
     """A group norm that a kernel computes, together with a SiLU behind it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (B, C, ...)."""
-        return self._computed(x, silu=False)
-
-    def activated(self, x: Tensor, activation: nn.Module) -> Tensor:
-        """Return the activation of the normalised x (B, C, ...)."""
-        if type(activation) is not nn.SiLU or hooked(activation) or hooked(self):
-            return activation(self(x))
-        return self._computed(x, silu=True)
 
     def _computed(self, x: Tensor, *, silu: bool) -> Tensor:
         taken = group_norm.fits(x, self.num_groups, self.weight, self.bias) and not plain(self, x)
         if taken and group_norm.KERNEL.ready():
             return group_norm.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, silu=silu)
-        normalised = super().forward(x)
-        return F.silu(normalised, inplace=not torch.is_grad_enabled()) if silu else normalised
+        return super()._computed(x, silu=silu)
 
 
 CHOSEN: dict[type[nn.Module], type[nn.Module]] = {Attention: AmxAttention, nn.GroupNorm: NativeGroupNorm}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..core.imports import require
 from ..nn.compiled import compiled
-from ..nn.norm import hooked
+from ..nn.norm import JoinedGroupNorm
 from ..nn.transformer import Expansion, gated_gelu
 from .layers import hidden
 
@@ -43,18 +43,8 @@ def fusable(x: Tensor, *weights: Tensor | None) -> bool:
     return all(w is not None and (type(w), w.dtype, w.device) == where for w in weights)
 
 
-class FusedGroupNorm(nn.GroupNorm):
+class FusedGroupNorm(JoinedGroupNorm):
     """A group norm that a kernel computes, together with a SiLU behind it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (B, C, ...)."""
-        return self._computed(x, silu=False)
-
-    def activated(self, x: Tensor, activation: nn.Module) -> Tensor:
-        """Return the activation of the normalised x (B, C, ...)."""
-        if type(activation) is not nn.SiLU or hooked(activation) or hooked(self):
-            return activation(self(x))
-        return self._computed(x, silu=True)
 
     def _computed(self, x: Tensor, *, silu: bool) -> Tensor:
         if x.dim() > 2 and fusable(x, self.weight, self.bias):
@@ -62,8 +52,7 @@ class FusedGroupNorm(nn.GroupNorm):
 
             if kernels.channels_last(x) is not None:
                 return kernels.group_norm(x, self.num_groups, self.weight, self.bias, eps=self.eps, silu=silu)
-        normalised = super().forward(x)
-        return F.silu(normalised) if silu else normalised
+        return super()._computed(x, silu=silu)
 
 
 class FusedExpansion(Expansion):
