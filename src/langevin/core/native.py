@@ -66,6 +66,7 @@ def compiled(source: Path, flags: Sequence[str], *, why: str) -> ctypes.CDLL:
     mark = hashlib.sha256(b"\0".join([*read, version, *map(os.fsencode, command)])).hexdigest()[:16]
     target = cache_folder() / f"{source.stem}-{mark}.so"
     if not target.is_file():
+        logger.info("%s is compiled, once on this machine, into %s.", why, target)
         try:
             _compile(command, source, target, why)
         except OSError as error:

@@ -22,7 +22,7 @@ from ..scores import generate
 from ..world import COLOURS, HELD_OUT_COLOURS, Scene, render, sample_scene
 from .common import BASE, Effect, share, trained, write_pictures
 
-SCENES, COLOURINGS = 300, 4
+SCENES, COLOURINGS = 900, 4
 """Scenes to learn from, and how often each is drawn with another colour of a thing; every two of them are two pairs."""
 CASES = 52
 """Scenes to edit that training has not drawn."""
@@ -38,7 +38,7 @@ LIKE = 8.0
 """How far the pixels beside the things may be from what they were, on average, of 255."""
 FLAGS: dict[str, Any] = {
     **BASE,
-    "max_train_steps": 2000,
+    "max_train_steps": 3000,
     "learning_rate": 4e-4,
     "lr_scheduler": "cosine",
     "lr_warmup_steps": 0,
