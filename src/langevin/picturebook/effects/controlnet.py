@@ -20,20 +20,22 @@ from ..steering import Steering, outlines_of, steering
 from ..world import render, sample_scene
 from .common import BASE, Effect, Share, shipped, trained, write_pictures
 
-SCENES, APART = 400, 40
+SCENES, APART = 8000, 40
 """Scenes to learn from, and scenes whose loss is measured."""
-CASES = 16
+CASES = 64
 """Scenes whose edges pictures are drawn along."""
-LOOKS = 5
+LOOKS = 8
 """How often the loss is measured."""
 FLAGS: dict[str, Any] = {
     **BASE,
-    "max_train_steps": 100,
-    "learning_rate": 5e-4,
+    "train_batch_size": 32,
+    "mixed_precision": "bf16",
+    "max_train_steps": 2000,
+    "learning_rate": 7e-4,
     "lr_scheduler": "constant_with_warmup",
-    "lr_warmup_steps": 10,
+    "lr_warmup_steps": 20,
     "proportion_empty_prompts": 0.5,
-    "checkpointing_steps": 1000,
+    "checkpointing_steps": 250,
 }
 """The settings that the published figures were made with."""
 
@@ -77,7 +79,8 @@ def measure(folder: Path, steps: int | None) -> Effect:
 
     flags, scenes, apart, count = FLAGS, SCENES, APART, CASES
     if steps is not None:
-        flags, scenes, apart, count = {**FLAGS, "max_train_steps": steps, "lr_warmup_steps": 0}, 16, 10, 4
+        flags = {**FLAGS, **BASE, "max_train_steps": steps, "lr_warmup_steps": 0}
+        scenes, apart, count = 16, 10, 4
     every = max(1, flags["max_train_steps"] // LOOKS)
     flags = {**flags, "heldout_steps": every, "heldout_draws": apart}
     data = {
