@@ -44,7 +44,8 @@ def test_bytes_and_operations_are_those_of_a_real_network(pipe, plain) -> None:
         pipe.unet(sample, torch.tensor(1), context)
     assert plain["unet"].calls == 3
     assert plain["unet"].flops == pytest.approx(3 * flops.get_total_flops(), rel=0.02)
-    assert live.peak <= plain["unet"].activations <= 1.15 * live.peak
+    # What the kernels of convolutions hold beside their tensors counts in the estimate alone.
+    assert live.peak <= plain["unet"].activations <= 1.25 * live.peak
 
 
 def test_the_decoder_counts_what_its_convolutions_copy(pipe, plain) -> None:
