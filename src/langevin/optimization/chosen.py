@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..core.native import Kernel
 from ..nn import amx, group_norm
 from ..nn.attention import Attention
 from ..nn.backends import get_attention_backend
@@ -52,8 +53,9 @@ class NativeGroupNorm(JoinedGroupNorm):
 
 
 CHOSEN: dict[type[nn.Module], type[nn.Module]] = {Attention: AmxAttention, nn.GroupNorm: NativeGroupNorm}
-KERNELS = {AmxAttention: amx.KERNEL, NativeGroupNorm: group_norm.KERNEL}
-ORIGINAL |= {TiledAttention: Attention, **{ours: original for original, ours in CHOSEN.items()}}
+KERNELS: dict[type, Kernel] = {AmxAttention: amx.KERNEL, NativeGroupNorm: group_norm.KERNEL}
+ORIGINAL |= {ours: original for original, ours in CHOSEN.items()}
+ORIGINAL[TiledAttention] = Attention
 
 
 def native(network: nn.Module) -> list[nn.Module]:
