@@ -139,6 +139,7 @@ def test_memory_falls() -> None:
             whole(given)
         with LiveBytes() as in_strips:
             tiled(given)
+        # The whole adds in place and drops the first map of a stage, which took a third off what it holds at once.
         assert in_strips.peak < 0.85 * all_at_once.peak
 
 

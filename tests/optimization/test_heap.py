@@ -112,3 +112,23 @@ def test_pages_are_taken_once_and_go_back():
     usual, kept, inside, after = map(int, run.stdout.split())
     assert kept < usual / 4
     assert inside > 40_000 and after < inside / 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("optimized", [False, True])
+def test_maps_that_a_hook_keeps_are_not_written_over(optimized) -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(**SMALL).eval()
+    if optimized:
+        plan.optimize(vae)
+    kept: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+    heard = [name for name, part in vae.decoder.named_modules() if not list(part.children())]
+    heard += ["up_blocks.0.resnets.0", "mid_block.resnets.0", "up_blocks.0"]
+    for name in heard:
+        hook = vae.decoder.get_submodule(name).register_forward_hook(
+            lambda module, given, made, name=name: kept.append((name, made, made.clone()))
+        )
+        vae.decode(torch.randn(1, 4, 8, 8))
+        hook.remove()
+    changed = {name for name, made, copy in kept if not torch.equal(made, copy)}
+    assert len(kept) >= len(heard) and not changed

@@ -87,9 +87,10 @@ def _compile(command: Sequence[str], source: Path, target: Path, why: str) -> No
         for step in steps:
             run = subprocess.run(step, capture_output=True, text=True, check=False)
             if run.returncode:
-                told = run.stderr.splitlines() or ["it says nothing"]
-                line = next((line for line in told if "error" in line), told[0])
-                raise ConfigError(f"{why} does not compile here with {step[0]}: {line.strip()[:200]}")
+                lines = run.stderr.splitlines() or ["it says nothing"]
+                line = next((line for line in lines if "error" in line), lines[0])
+                told = f"{line.strip()[:200]}; name another compiler in the variable CXX."
+                raise ConfigError(f"{why} does not compile here with {step[0]}: {told}")
         os.replace(made, target)
 
 
@@ -113,10 +114,6 @@ class Kernel:
     needs: str
     agrees: Callable[[Any], bool]
 
-    def buildable(self) -> bool:
-        """Tell whether it can be had: the processor is one, and a compiler is at hand."""
-        return self.here() and compiler_path() is not None
-
     def function(self) -> Any:
         """Return the compiled function, once it has given what it should.
 
@@ -139,7 +136,7 @@ def _checked(kernel: Kernel) -> Any:
     found = getattr(compiled(kernel.source, flags, why=kernel.why), kernel.source.stem)
     found.restype = ctypes.c_int
     if not kernel.agrees(found):
-        raise ConfigError(f"{kernel.why} computes something else than torch here; torch's own is to be used.")
+        raise ConfigError(f"{kernel.why} computes something else than torch here; leave `kernels` out, or use 'sdpa'.")
     return found
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..core.errors import InputError, check_choice
 from .activation import activation
-from .norm import AdaGroupNorm, activated, added, scale_shift
+from .norm import AdaGroupNorm, activated, added, hooked, scale_shift
 
 FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
 
@@ -146,7 +146,7 @@ class ResnetBlock(nn.Module):
         hidden = self.conv1(hidden)
         hidden = self.condition(hidden, time_embedding)
         if self.conv_shortcut is not None:
-            x, own = self.conv_shortcut(x), True
+            x, own = self.conv_shortcut(x), not hooked(self.conv_shortcut)
         total = added(self.conv2, self.dropout(hidden), x, own=own)
         return total if self.output_scale_factor == 1 else total / self.output_scale_factor
 

@@ -228,7 +228,8 @@ def run_stages(network: Encoder | Decoder, stages: Iterable[Any], x: Tensor) -> 
             continue
         for layer in stage.layers():
             mine = own and isinstance(layer, ResnetBlock) and not hooked(layer)
-            x, own = layer(x, own=True) if mine else layer(x), True
+            x = layer(x, own=True) if mine else layer(x)
+            own = not any(hooked(part) for part in layer.modules())  # a hook may have kept the map
     return x
 
 
