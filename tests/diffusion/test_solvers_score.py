@@ -15,7 +15,7 @@ from langevin.diffusion import Plan, Prediction, sample
 from langevin.diffusion.discrete import MaskAndReplace, gumbel_argmax, onehot
 from langevin.diffusion.process import Level, preserving
 from langevin.diffusion.rows import langevin as langevin_step
-from langevin.diffusion.rows import langevin_step_size
+from langevin.diffusion.rows import langevin_share
 from langevin.diffusion.score_sde import ExplodingSDE, PreservingSDE
 from langevin.diffusion.solvers import FirstOrder, ReverseDiffusion
 from tests.schedulers.oracle import seeded
@@ -106,9 +106,9 @@ def test_corrections_keep_the_distribution_of_their_level() -> None:
     assert abs(float(x.std()) / spread - 1) < 0.02
 
 
-def test_langevin_step_size_is_that_of_the_paper_for_each_image() -> None:
+def test_langevin_share_is_that_of_the_paper_for_each_image() -> None:
     score, noise = torch.randn(3, 2, 4, generator=seeded(1)), torch.randn(3, 2, 4, generator=seeded(2))
-    size = langevin_step_size(score, noise, 0.16)
+    size = 0.5 * langevin_share(score, noise, 0.16) ** 2
     assert size.shape == (3, 1, 1)
     for k in range(3):
         wanted = 2 * (0.16 * float(noise[k].norm()) / float(score[k].norm())) ** 2

@@ -29,7 +29,7 @@ def normal(
     Raises:
         InputError: when a list does not hold one generator per row, or a generator sits on another accelerator.
     """
-    return _drawn(torch.randn, tuple(shape), generator, torch.device(device or "cpu"), dtype)
+    return _drawn(torch.randn, shape, generator, device, dtype)
 
 
 def uniform(
@@ -40,26 +40,31 @@ def uniform(
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Draw numbers evenly from [0, 1); the arguments and errors are those of `normal`."""
-    return _drawn(torch.rand, tuple(shape), generator, torch.device(device or "cpu"), dtype)
+    return _drawn(torch.rand, shape, generator, device, dtype)
 
 
 def _drawn(
     make: Callable[..., torch.Tensor],
-    shape: tuple[int, ...],
+    shape: Sequence[int],
     generator: Generators,
-    device: torch.device,
+    device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> torch.Tensor:
-    if isinstance(generator, (list, tuple)):
+    if generator is None:
+        generator = fresh()
+    elif isinstance(generator, (list, tuple)):
         if len(generator) == 1:
             return _drawn(make, shape, generator[0], device, dtype)
         if len(generator) != shape[0]:
             raise InputError(f"{len(generator)} generators were given for a batch of {shape[0]}; pass one per image.")
         return torch.cat([_drawn(make, (1, *shape[1:]), g, device, dtype) for g in generator])
-    generator = generator if generator is not None else fresh()
-    if generator.device.type not in ("cpu", device.type):
-        raise InputError(f"The generator lives on {generator.device} and cannot serve {device}; make it on the CPU.")
-    return make(shape, generator=generator, device=generator.device, dtype=dtype).to(device)
+    home = generator.device
+    if home == device:
+        return make(shape, generator=generator, device=home, dtype=dtype)
+    device = torch.device(device or "cpu")
+    if home.type not in ("cpu", device.type):
+        raise InputError(f"The generator lives on {home} and cannot serve {device}; make it on the CPU.")
+    return make(shape, generator=generator, device=home, dtype=dtype).to(device)
 
 
 def fresh() -> torch.Generator:

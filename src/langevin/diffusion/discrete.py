@@ -34,7 +34,7 @@ def gumbel_argmax(log_probabilities: torch.Tensor, uniform: torch.Tensor) -> tor
     Args:
         uniform: draws from [0, 1) in the same shape.
     """
-    waiting = LEAST - (uniform + LEAST).log()  # exponentially distributed
+    waiting = (uniform + LEAST).log().neg()  # exponentially distributed
     return (log_probabilities - waiting.log()).argmax(dim=1)
 
 

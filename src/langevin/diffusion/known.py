@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 
 from .process import noised
-from .rows import Noise
+from .rows import Noise, cast
 from .sampling import Edit
 from .table import Step
 
 
 def blend(x: torch.Tensor, known: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return `known` where `mask` is 1 and `x` where it is 0."""
-    return mask * known + (1.0 - mask) * x
+    """Return `known` where `mask` is 1 and `x` where it is 0, in the type of `x`."""
+    return torch.lerp(x, cast(known, x.dtype), cast(mask, x.dtype))
 
 
 def keep_known(source: torch.Tensor, mask: torch.Tensor, noise: Noise) -> Edit:

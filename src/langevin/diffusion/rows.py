@@ -64,10 +64,11 @@ class Move:
         wants: which prediction the row combines.
         linear: the coefficients of (x, output) in x' where nothing but these two enters, or None. Worked out in
             float64, they lose nothing to a detour over an x_0 that is much smaller than x.
+        pair: the coefficients of (m_0, x) in x' where nothing but these two enters, or None.
         draws: whether it draws noise.
     """
 
-    __slots__ = ("draws", "linear", "reading", "row", "wants")
+    __slots__ = ("draws", "linear", "pair", "reading", "row", "wants")
 
     def __init__(self, row: Row, prediction: Prediction, *, wants: Literal["x0", "eps"]) -> None:
         level = row.read or row.level
@@ -76,6 +77,8 @@ class Move:
         self.row, self.reading, self.wants = row, prediction.at(level), wants
         self.draws = row.noise is not None or row.lift is not None
         self.linear = None if prediction.bounded else linear(row, self.reading, wants=wants)
+        alone = not (row.saved or row.direction or row.data or any(row.outputs[1:]))
+        self.pair = (row.outputs[0], row.sample) if alone and row.outputs[0] and row.sample else None
 
 
 def linear(row: Row, reading: Reading, *, wants: Literal["x0", "eps"]) -> tuple[float, float] | None:
@@ -177,12 +180,14 @@ class Run:
                 f"This step combines {len(row.outputs)} predictions, but {len(models)} are known; the steps before it "
                 "kept fewer. Give every step of a run the same options."
             )
+        self.history = tuple([models[k] for k in row.keep])
+        if move.pair is not None:
+            return mix(move.pair, present, x)
         terms = [*zip(row.outputs, models, strict=False), (row.sample, x), (row.saved, self.saved)]
         if row.direction:
             terms.append((row.direction, reading.noise(x, output)))
         if row.data:
             terms.append((row.data, reading.data(x, output)))
-        self.history = tuple([models[k] for k in row.keep])
         return total(terms)
 
 
@@ -228,11 +233,14 @@ def total(terms: list[tuple[float, torch.Tensor | None]]) -> torch.Tensor:
     return result
 
 
-def langevin_step_size(score: torch.Tensor, noise: torch.Tensor, snr: float) -> torch.Tensor:
-    """Return the step size 2 * (snr * |noise| / |score|)^2 of `langevin` for each image, shape (batch, 1, ...)."""
-    length, wanted = (v.flatten(1).norm(dim=1) for v in (score, noise))
-    size = 2.0 * (snr * wanted / length) ** 2
-    return size.reshape(-1, *(1 for _ in score.shape[1:]))
+def langevin_share(score: torch.Tensor, noise: torch.Tensor, snr: float) -> torch.Tensor:
+    """Return the share 2 * snr * |noise| / |score| of the noise in `langevin` for each image, shape (batch, 1, ...).
+
+    The step size is half its square.
+    """
+    image = tuple(range(1, score.dim()))
+    length, wanted = (torch.linalg.vector_norm(v, dim=image, keepdim=True) for v in (score, noise))
+    return wanted / length * (2.0 * snr)
 
 
 def langevin(x: torch.Tensor, score: torch.Tensor, noise: torch.Tensor, snr: float) -> torch.Tensor:
@@ -243,5 +251,5 @@ def langevin(x: torch.Tensor, score: torch.Tensor, noise: torch.Tensor, snr: flo
         noise: standard normal.
         snr: wanted ratio of the norms of the step along the score and of the noise.
     """
-    size = langevin_step_size(score, noise, snr)
-    return x + size * score + (2.0 * size).sqrt() * noise
+    share = langevin_share(score, noise, snr)
+    return torch.addcmul(torch.addcmul(x, score, share.square(), value=0.5), noise, share)

@@ -161,6 +161,7 @@ class KarrasVeScheduler(ScoreScheduler):
     def __init__(self, sigma_min: float = 0.02, sigma_max: float = 100, s_noise: float = 1.007, s_churn: float = 80,
                  s_min: float = 0.05, s_max: float = 50) -> None:  # fmt: skip
         self._churn = Churn(s_churn, s_min, s_max, s_noise)
+        self._reads = self._prediction()
 
     def __len__(self) -> int:
         return self.num_inference_steps or 0
@@ -215,5 +216,5 @@ class KarrasVeScheduler(ScoreScheduler):
 
     def _read(self, output: Tensor, sample: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         """Return the slope and the estimate of the data at a noise level."""
-        prediction, level = self._prediction(), Level(0, 1.0, float(sigma))
-        return prediction.noise(sample, output, level), prediction.data(sample, output, level)
+        reading = self._reads.at(Level(0, 1.0, float(sigma)))
+        return reading.noise(sample, output), reading.data(sample, output)
