@@ -46,6 +46,11 @@ def compiled(unet: nn.Module) -> None:
     plan.optimize(unet, compile=True)
 
 
+def compiled_blocks(unet: nn.Module) -> None:
+    """Have the repeated blocks of a network compiled as `optimize(compile="blocks")` does."""
+    plan.optimize(unet, compile="blocks")
+
+
 def undone(unet: nn.Module) -> None:
     """Make a network what it was."""
     plan.deoptimize(unet)
@@ -55,7 +60,11 @@ def undone(unet: nn.Module) -> None:
 
 
 WAYS = {"plain": undone, "float32 products": widened, "oneDNN products": multiplied, "optimize": packed}
-COMPILERS = {"optimize, compiled": compiled, "compiled, weights frozen": frozen}
+COMPILERS = {
+    "optimize, compiled": compiled,
+    "optimize, blocks compiled": compiled_blocks,
+    "compiled, weights frozen": frozen,
+}
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,34 @@ def by_amx(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
     return kernel(q, k, v, mask, scale)
 
 
+def preferring(name: str) -> Kernel:
+    """Return attention like `sdpa` that prefers one of torch's kernels, where the device and the tensors allow it."""
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        first = getattr(SDPBackend, name)
+        with sdpa_kernel([first, *(other for other in _torch_kernels() if other != first)], set_priority=True):
+            return sdpa(q, k, v, mask, scale)
+
+    return kernel
+
+
+def _torch_kernels() -> list[Any]:
+    """Return torch's kernels, from the fastest that computes the least to the one that computes all."""
+    from torch.nn.attention import SDPBackend
+
+    names = "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"
+    return [getattr(SDPBackend, name) for name in names]
+
+
+def by_time(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Like `sdpa`, by the kernel that was the fastest for such tensors, see `measured`."""
+    from .measured import measured
+
+    return measured(q, k, v, mask, scale)
+
+
 def xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Memory-efficient attention of the optional xformers package."""
     from ..core.imports import require
@@ -70,6 +99,10 @@ BACKENDS: dict[str, Kernel] = {
     "eager_fp32": eager_fp32,
     "tiled": in_tiles,
     "amx": by_amx,
+    "flash": preferring("FLASH_ATTENTION"),
+    "efficient": preferring("EFFICIENT_ATTENTION"),
+    "cudnn": preferring("CUDNN_ATTENTION"),
+    "measured": by_time,
     "xformers": xformers,
 }
 ALIASES = {"native": "sdpa", "math": "eager"}

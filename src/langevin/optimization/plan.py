@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
 
 from ..core import native
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, check_choice
 from ..nn.compiled import bare, compiled
 from . import chosen, heap, layers, processor, products
 from .chosen import Native
@@ -22,6 +22,7 @@ from .fused import Fused
 from .graphs import Replayed
 from .heap import KeptHeap
 from .kept import KeptText
+from .regional import CompiledBlocks
 
 DONE = "_optimized_by"
 """Name in a network's `__dict__` of the names of the steps that were applied to it, in order."""
@@ -162,17 +163,18 @@ class Compiled:
 STEPS: list[Step] = [ChannelsLast(), Widened(), Multiplied(), Packed(), KeptText(), KeptHeap()]
 """The steps that `optimize` chooses from, in the order in which they are applied."""
 
-COMPILED, FUSED, NATIVE, REPLAYED = Compiled(), Fused(), Native(), Replayed()
-"""Steps that are asked for: the first comes before the others, the rest after them."""
+COMPILED, BLOCKS, FUSED, NATIVE, REPLAYED = Compiled(), CompiledBlocks(), Fused(), Native(), Replayed()
+"""Steps that are asked for: the first two come before the others, the rest after them."""
 
 
 def all_steps() -> tuple[Step, ...]:
     """Return the steps in the order in which they are applied."""
-    return COMPILED, *STEPS, FUSED, NATIVE, REPLAYED
+    return COMPILED, BLOCKS, *STEPS, FUSED, NATIVE, REPLAYED
 
 
 NEEDS = {
     COMPILED.name: "convolutional networks that are not compiled yet",
+    BLOCKS.name: "UNets, ControlNets and autoencoders that are not compiled yet",
     FUSED.name: "UNets and autoencoders on a CUDA device that are not compiled; `to('cuda')` moves them there",
     NATIVE.name: "networks with norms or attention in bfloat16 on a CPU with AVX512-BF16",
     REPLAYED.name: "UNets on a CUDA device that are not compiled; `to('cuda')` moves them there",
@@ -200,7 +202,7 @@ class Report(tuple[Change, ...]):
 def optimize(
     networks: nn.Module | Mapping[str, nn.Module],
     *,
-    compile: bool = False,
+    compile: bool | Literal["blocks"] = False,
     graphs: bool = False,
     kernels: bool = False,
     device: torch.device | None = None,
@@ -212,7 +214,8 @@ def optimize(
 
     Args:
         networks: a network, or several by name.
-        compile: have convolutional networks compiled as well; see `Compiled`.
+        compile: have convolutional networks compiled as well, see `Compiled`; with "blocks" only the blocks that they
+            repeat, which compiles in less time, see `regional.CompiledBlocks`.
         graphs: have the calls of UNets on CUDA devices recorded and replayed as well; see `graphs.Replayed`.
         kernels: have kernels compute some layers as well: Triton's on CUDA devices, in C++ on CPUs with AVX512-BF16;
             see `fused.Fused` and `chosen.Native`.
@@ -224,11 +227,14 @@ def optimize(
         MissingDependencyError: kernels are asked for without Triton, or without a C++ compiler.
     """
     named = by_name(networks)
+    if not isinstance(compile, bool):
+        check_choice("compile", compile, ("blocks",))
     for option, wanted, else_is in (("graphs", graphs, "replayed"), ("kernels", kernels, "given kernels")):
         if compile and wanted:
             raise ConfigError(f"A network is compiled or {else_is}, not both; leave `compile` or `{option}` out.")
     choices: tuple[tuple[bool, list[Step]], ...]
-    choices = ((compile, [COMPILED]), (kernels, [FUSED, NATIVE]), (graphs, [REPLAYED]))
+    whole = (compile is True, [COMPILED]), (compile == "blocks", [BLOCKS])
+    choices = (*whole, (kernels, [FUSED, NATIVE]), (graphs, [REPLAYED]))
     asked: list[Step] = []
     for steps in (steps for wanted, steps in choices if wanted):
         able = [step for step in steps if any(takes(step, network, device) for network in named.values())]
@@ -275,7 +281,7 @@ def _planned(name: str, network: nn.Module, asked: list[Step], device: torch.dev
     inner, have = bare(network), done(network)
     steps = [step for step in all_steps() if step in (*STEPS, *asked) or step.name in have]
     outdated = [step for step in steps if step.name in have and not step.applies(network, on, dtype)]
-    if outdated or (COMPILED in steps and COMPILED.name not in have):
+    if outdated or any(step in steps and step.name not in have for step in (COMPILED, BLOCKS)):
         _undo(inner)
     for step in steps:
         if step.name not in done(inner) and step.applies(network, on, dtype):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -76,7 +76,8 @@ class MemoryMixin:
 
         return rehearse(self, call, timed=timed)
 
-    def optimize(self, *, compile: bool = False, graphs: bool = False, kernels: bool = False) -> Report:
+    def optimize(self, *, compile: bool | Literal["blocks"] = False, graphs: bool = False,
+                 kernels: bool = False) -> Report:  # fmt: skip
         """Make the networks faster by what is lossless on their device and in their type, and tell what was done.
 
         A second call does only what has become possible since, such as after `to`. See `optimization.plan.optimize`,
@@ -84,6 +85,7 @@ class MemoryMixin:
 
         Args:
             compile: have torch compile the network that denoises and the decoder; the first call then takes minutes.
+                With "blocks" it compiles the blocks that networks repeat, each kind once, which takes less.
             graphs: on CUDA devices, have calls of the UNet recorded and replayed; not yet run on one.
             kernels: on CUDA devices, have Triton compute norms and gated GELUs; not yet run on one. In bfloat16 on CPUs
                 with AVX512-BF16, have kernels that a C++ compiler makes at the first use compute norms and, with AMX,
