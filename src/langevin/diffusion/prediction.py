@@ -162,7 +162,12 @@ class Prediction:
     @property
     def bounded(self) -> bool:
         """Whether the estimate of the data is more than the output read at its level."""
-        return self.clip is not None or self.threshold is not None or self.boundary is not None
+        return self.clipped or self.boundary is not None
+
+    @property
+    def clipped(self) -> bool:
+        """Whether the estimate of the data is cut off, so that it is not linear in x and the output."""
+        return self.clip is not None or self.threshold is not None
 
     def pairs(self, level: Level) -> tuple[Pair, Pair]:
         """Return the coefficients of (x, output) in x_0 and in eps at `level`."""
@@ -222,7 +227,8 @@ class Reading:
 
     Attributes:
         level: where.
-        of_data, of_noise: the coefficients of (x, output) in x_0, before any bound, and in eps.
+        of_data, of_noise: the coefficients of (x, output) in x_0, before any clipping, and in eps.
+        blend: the coefficients of (x, x_0) in x_0 after clipping, where a boundary condition asks for them then.
     """
 
     __slots__ = ("blend", "bounded_pair", "level", "of_data", "of_noise", "prediction")
@@ -231,6 +237,9 @@ class Reading:
         self.prediction, self.level = prediction, level
         self.of_data, self.of_noise = prediction.pairs(level)
         self.blend = prediction.boundary(level) if prediction.boundary else None
+        if self.blend is not None and not prediction.clipped:
+            (keep, share), (a, b) = self.blend, self.of_data
+            self.of_data, self.blend = (keep + share * a, share * b), None
         self.bounded_pair = _sample(level)[1] if prediction.bounded else None
 
     def data(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

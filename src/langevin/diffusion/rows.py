@@ -6,16 +6,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
 from ..core.errors import InputError
 from ..core.rng import normal, seeded
-from .prediction import Prediction, Reading, mix
+from .prediction import Pair, Prediction, Reading, mix
 from .process import Level
 
 Noise = Callable[[], torch.Tensor]
+LEAST_SCALE = 1e-3
+"""The least coefficient of x that others are divided by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +67,11 @@ class Move:
         linear: the coefficients of (x, output) in x' where nothing but these two enters, or None. Worked out in
             float64, they lose nothing to a detour over an x_0 that is much smaller than x.
         pair: the coefficients of (m_0, x) in x' where nothing but these two enters, or None.
+        clipped: where m_0 in such a pair is x_0 that is clipped alone, a way to x' without x_0 itself; see `Clipped`.
         draws: whether it draws noise.
     """
 
-    __slots__ = ("draws", "linear", "pair", "reading", "row", "wants")
+    __slots__ = ("clipped", "draws", "linear", "pair", "reading", "row", "wants")
 
     def __init__(self, row: Row, prediction: Prediction, *, wants: Literal["x0", "eps"]) -> None:
         level = row.read or row.level
@@ -76,9 +79,38 @@ class Move:
             prediction.check(level)
         self.row, self.reading, self.wants = row, prediction.at(level), wants
         self.draws = row.noise is not None or row.lift is not None
-        self.linear = None if prediction.bounded else linear(row, self.reading, wants=wants)
+        curved = prediction.clipped or (prediction.bounded and wants == "eps")
+        self.linear = None if curved else linear(row, self.reading, wants=wants)
         alone = not (row.saved or row.direction or row.data or any(row.outputs[1:]))
-        self.pair = (row.outputs[0], row.sample) if alone and row.outputs[0] and row.sample else None
+        self.pair = (row.outputs[0], row.sample) if alone and row.outputs[0] else None
+        self.clipped = None
+        if self.pair is not None and wants == "x0" and not row.keep:
+            self.clipped = Clipped.of(self.pair, self.reading)
+
+
+class Clipped(NamedTuple):
+    """x' of a clipped x_0, by one multiplication less: x_0 / scale is x + share * output within +-bound.
+
+    Attributes:
+        scale: the coefficient of x in x_0.
+        share: that of the output, over `scale`.
+        bound: of x_0 / scale.
+        pair: the coefficients of (x_0 / scale, x) in x'.
+    """
+
+    scale: float
+    share: float
+    bound: float
+    pair: Pair
+
+    @classmethod
+    def of(cls, pair: Pair, reading: Reading) -> Clipped | None:
+        """Return it for the coefficients of (x_0, x) in x', or None where x_0 is read otherwise."""
+        (scale, share), prediction = reading.of_data, reading.prediction
+        more = prediction.threshold is not None or prediction.boundary is not None
+        if prediction.clip is None or more or abs(scale) < LEAST_SCALE:
+            return None
+        return cls(scale, share / scale, prediction.clip / abs(scale), (pair[0] * scale, pair[1]))
 
 
 def linear(row: Row, reading: Reading, *, wants: Literal["x0", "eps"]) -> tuple[float, float] | None:
@@ -121,15 +153,14 @@ class Run:
         self.saved: torch.Tensor | None = None
         self.mean: torch.Tensor | None = None
         """The last sample without its fresh noise."""
-        self._last: tuple[Reading, torch.Tensor, torch.Tensor] | None = None
+        self._read: Callable[[], torch.Tensor] | None = None
         self._data: torch.Tensor | None = None
 
     @property
     def x0(self) -> torch.Tensor | None:
         """The estimate of the data at the last network call, as precise as the arithmetic; None before the first."""
-        if self._data is None and self._last is not None:
-            reading, x, output = self._last
-            self._data = reading.data(x, widen(output))
+        if self._data is None and self._read is not None:
+            self._data = self._read()
         return self._data
 
     def advance(self, x: torch.Tensor, output: torch.Tensor, index: int) -> torch.Tensor:
@@ -147,7 +178,7 @@ class Run:
             noise = partial(normal, x.shape, generator=self.stream, device=x.device, dtype=kind)
         if row.lift is not None:
             x = torch.add(x, draw(noise), alpha=row.lift)
-        self._last, self._data = (reading, x, output), None
+        self._read, self._data = partial(read_data, reading, x, output), None
         if row.snr is not None:
             x = langevin(x, reading.noise(x, output) / -reading.level.sigma, draw(noise), row.snr)
             return cast(x, dtype)
@@ -170,6 +201,11 @@ class Run:
     def combine(self, move: Move, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Return the sum of a row over x, what is remembered and what is read; remember what the row keeps."""
         row, reading = move.row, move.reading
+        if move.clipped is not None:
+            scale, share, bound, pair = move.clipped
+            part = torch.add(x, output, alpha=share).clamp(-bound, bound)
+            self.history, self._read = (), partial(torch.mul, part, scale)
+            return summed(pair, part, x)
         if move.wants == "x0":
             present = self._data = reading.data(x, output)
         else:
@@ -182,7 +218,7 @@ class Run:
             )
         self.history = tuple([models[k] for k in row.keep])
         if move.pair is not None:
-            return mix(move.pair, present, x)
+            return summed(move.pair, present, x)
         terms = [*zip(row.outputs, models, strict=False), (row.sample, x), (row.saved, self.saved)]
         if row.direction:
             terms.append((row.direction, reading.noise(x, output)))
@@ -207,6 +243,11 @@ def deviation_of(move: Move, variance: torch.Tensor | None) -> float | torch.Ten
     return torch.exp((variance + 1.0) * (0.25 * (high - low)) + 0.5 * low)
 
 
+def read_data(reading: Reading, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Return the estimate of the data, as precise as the arithmetic."""
+    return reading.data(x, widen(output))
+
+
 def widen(x: torch.Tensor) -> torch.Tensor:
     """Return half precision as float32, anything else as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -222,6 +263,11 @@ def draw(noise: Noise | None) -> torch.Tensor:
     if noise is None:
         raise InputError("This sampler draws noise at every step; pass `noise`, a callable that returns it.")
     return widen(noise())
+
+
+def summed(pair: Pair, present: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return pair[0] * present + pair[1] * x, a tensor of its own; the first coefficient is not 0."""
+    return mix(pair, present, x) if pair[1] else pair[0] * present
 
 
 def total(terms: list[tuple[float, torch.Tensor | None]]) -> torch.Tensor:

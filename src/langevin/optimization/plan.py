@@ -232,9 +232,8 @@ def optimize(
     for option, wanted, else_is in (("graphs", graphs, "replayed"), ("kernels", kernels, "given kernels")):
         if compile and wanted:
             raise ConfigError(f"A network is compiled or {else_is}, not both; leave `compile` or `{option}` out.")
-    choices: tuple[tuple[bool, list[Step]], ...]
-    whole = (compile is True, [COMPILED]), (compile == "blocks", [BLOCKS])
-    choices = (*whole, (kernels, [FUSED, NATIVE]), (graphs, [REPLAYED]))
+    choices: list[tuple[bool, list[Step]]] = [(compile is True, [COMPILED]), (compile == "blocks", [BLOCKS])]
+    choices += [(kernels, [FUSED, NATIVE]), (graphs, [REPLAYED])]
     asked: list[Step] = []
     for steps in (steps for wanted, steps in choices if wanted):
         able = [step for step in steps if any(takes(step, network, device) for network in named.values())]
