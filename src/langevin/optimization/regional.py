@@ -1,7 +1,10 @@
 """Blocks of one kind and size share what torch's compiler makes of them, in place of one graph of the whole network.
 
-The compiler's time grows with the size of a graph, and a UNet repeats a few blocks many times. The networks of Stable
-Diffusion have 17 different ones, of which SDXL's has 87.
+The compiler's time grows with the size of a graph, and a UNet repeats a few blocks many times.
+
+Gain: the first call of a UNet of Stable Diffusion 1.5's size takes 25 s in place of 40 on one core (`python -m
+benchmarks.products --full --compile --types bfloat16`). Loss: nothing is fused between blocks; on the CPU a call takes
+as long as without a compiler, or a tenth less.
 """
 
 from __future__ import annotations
