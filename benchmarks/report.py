@@ -47,8 +47,8 @@ def told(values: Sequence[float]) -> str:
 
 
 def compared(metric: str, ours: Sequence[float], other: Sequence[float]) -> str:
-    """Return the ratio of two medians with the range over pairs; decibels are differences and have none."""
-    if not ours or not other or metric.endswith("dB"):
+    """Return the ratio of two medians with the range over pairs; decibels, and shares that are almost 0, have none."""
+    if not ours or not other or metric.endswith("dB") or (metric.endswith("over result") and min(ours) < 1e-3):
         return ""
     pairs = [b / a for a, b in zip(ours, other, strict=True)]
     return f"{statistics.median(other) / statistics.median(ours):.2f}x ({min(pairs):.2f} to {max(pairs):.2f})"

@@ -32,7 +32,7 @@ COMMON = ("-O3", "-std=c++17", "-fPIC", "-fopenmp")
 
 
 def cache_folder() -> Path:
-    """Return where compiled functions are kept."""
+    """Return where what this machine has computed once is kept: compiled functions, and casts of weights."""
     if own := os.environ.get("LANGEVIN_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "langevin"

@@ -132,6 +132,7 @@ class ModelMixin(nn.Module, SmallerMixin, AdapterMixin, FromOriginalModelMixin, 
         device_map: Any = None,
         low_cpu_mem_usage: bool | None = None,
         disable_mmap: bool = False,
+        keep_cast: bool = False,
         config: Mapping[str, Any] | str | os.PathLike | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike | None = None,
@@ -161,6 +162,8 @@ class ModelMixin(nn.Module, SmallerMixin, AdapterMixin, FromOriginalModelMixin, 
             device_map: one device for the whole model: a name, a torch.device, "auto", or {"": device}.
             low_cpu_mem_usage: accepted for its documented callers; loading always needs little memory.
             disable_mmap: read all weights into memory, where those that need no cast are otherwise mapped.
+            keep_cast: keep weights that need a cast in the wanted type on the disk, and map them from there the next
+                time; see `kept_casts`.
             config: configuration in place of the folder's: a mapping, file or folder.
             revision, cache_dir, local_files_only, token, force_download, proxies: see `core.hub`.
             overrides: keys of the configuration to change.
@@ -183,6 +186,11 @@ class ModelMixin(nn.Module, SmallerMixin, AdapterMixin, FromOriginalModelMixin, 
             use_safetensors=use_safetensors,
             **hub,
         )
+        what = _title(cls, values, files.files[0].parent)
+        if keep_cast:
+            from .kept_casts import kept
+
+            files = kept(files, target)
         build = partial(cls.from_config, values, **overrides)
         with garbage.put_off():
             with Hollow():
@@ -192,7 +200,7 @@ class ModelMixin(nn.Module, SmallerMixin, AdapterMixin, FromOriginalModelMixin, 
                 report = fill(
                     model,
                     checkpoint,
-                    what=_title(cls, values, files.files[0].parent),
+                    what=what,
                     rebuild=build,
                     ignored=cls.ignored_weights,
                     dtype=target,

@@ -98,6 +98,7 @@ class DiffusionPipeline(MemoryMixin, PushToHubMixin, ConfigMixin):
         use_safetensors: bool | None = None,
         device_map: Any = None,
         low_cpu_mem_usage: bool | None = None,
+        keep_cast: bool = False,
         revision: str | None = None,
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool | None = None,
@@ -122,6 +123,8 @@ class DiffusionPipeline(MemoryMixin, PushToHubMixin, ConfigMixin):
             use_safetensors: True refuses pickled weights, False refuses safetensors, None prefers safetensors.
             device_map: one device to move the pipeline to, such as "cuda"; "auto" takes the accelerator if any.
             low_cpu_mem_usage: accepted as documented; loading never holds the weights twice, whatever it says.
+            keep_cast: keep weights that need a cast in the wanted type on the disk, and map them from there the next
+                time; see `models.kept_casts`. Text encoders that transformers loads are cast every time.
             revision, cache_dir, local_files_only, token, force_download, proxies: see `core.hub`.
             custom_pipeline: code of the class: a file, a folder or hub repository with `pipeline.py`, or the name of a
                 community pipeline; see `pipelines.custom`. Weights and components are those of the first argument.
@@ -136,7 +139,7 @@ class DiffusionPipeline(MemoryMixin, PushToHubMixin, ConfigMixin):
             WeightsError: for missing or damaged weights.
         """
         hub = hub_options(locals())
-        choices = files.Choices(files.dtypes(torch_dtype, dtype), variant, use_safetensors)
+        choices = files.Choices(files.dtypes(torch_dtype, dtype), variant, use_safetensors, keep_cast)
         device = None if device_map is None else resolve_device(device_map)
         from . import custom
 

@@ -38,11 +38,12 @@ Folders = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Choices:
-    """The caller's choices: types by component (with "default"), variant, and pickled weights or not."""
+    """The caller's choices: types by component (with "default"), variant, pickled weights or not, casts kept or not."""
 
     dtypes: Mapping[str, torch.dtype | None]
     variant: str | None = None
     use_safetensors: bool | None = None
+    keep_cast: bool = False
 
     def dtype(self, component: str) -> torch.dtype | str:
         """Return the type for a component: float32 unless asked otherwise, "auto" for the file's own."""

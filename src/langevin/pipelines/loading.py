@@ -182,6 +182,7 @@ def load_component(name: str, cls: type[Any], root: Path, chosen: Weights | None
     kind = chosen.kind == SAFETENSORS if chosen else choices.use_safetensors
     options = {"variant": chosen.variant if chosen else None, "use_safetensors": kind}
     if not any(base.__module__.startswith("transformers.") for base in cls.__mro__):
+        options["keep_cast"] = choices.keep_cast
         return cls.from_pretrained(folder, torch_dtype=choices.dtype(name), **options)  # type: ignore[attr-defined]
     return _load_foreign(cls, folder, dtype=choices.dtype(name), **options)
 
