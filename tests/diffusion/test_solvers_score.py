@@ -12,7 +12,7 @@ import torch
 import langevin
 from langevin.core.errors import ConfigError, InputError
 from langevin.diffusion import Plan, Prediction, sample
-from langevin.diffusion.discrete import MaskAndReplace, gumbel_argmax, onehot
+from langevin.diffusion.discrete import MaskAndReplace, gumbel_argmax, told_apart
 from langevin.diffusion.process import Level, preserving
 from langevin.diffusion.rows import langevin as langevin_step
 from langevin.diffusion.rows import langevin_share
@@ -196,8 +196,9 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
     draws = torch.rand(1, 3, 20000, generator=seeded(2))
     tokens = gumbel_argmax(wanted.log().reshape(1, 3, 1).expand(1, 3, 20000), draws)
     assert torch.allclose(tokens.flatten().bincount() / 20000, wanted, atol=0.02)
-    codes = onehot(torch.tensor([[0, 2]]), 3)
-    assert torch.equal(codes, torch.tensor([[[True, False], [False, False], [False, True]]]))
+    ordinary, masked = told_apart(torch.tensor([[0, 2]]), 3)
+    assert torch.equal(ordinary, torch.tensor([[[True, False], [False, False]]]))
+    assert torch.equal(masked, torch.tensor([[[False, True]]]))
 
 
 def test_vq_diffusion_protocol() -> None:

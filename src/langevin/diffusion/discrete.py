@@ -22,10 +22,14 @@ ZERO = math.log(LEAST)
 """The logarithm that stands for probability 0, which is taken for `LEAST`."""
 
 
-def onehot(tokens: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return which class each of `tokens` is, bool, shape (batch, classes, positions)."""
-    known = torch.arange(classes, device=tokens.device).reshape(1, -1, *(1 for _ in tokens.shape[1:]))
-    return tokens.unsqueeze(1) == known
+def told_apart(tokens: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which ordinary class each of `tokens` is, and whether it is the mask.
+
+    Shapes: bool, (batch, classes - 1, positions) and (batch, 1, positions).
+    """
+    tokens = tokens.unsqueeze(1)
+    ordinary = torch.arange(classes - 1, device=tokens.device).reshape(-1, *(1 for _ in tokens.shape[2:]))
+    return tokens == ordinary, tokens == classes - 1
 
 
 def gumbel_argmax(log_probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -81,10 +85,11 @@ class MaskAndReplace:
     def _shares(self) -> dict[tuple[int, int], tuple[float, ...]]:
         return {}
 
-    def shares(self, t: int, since: int) -> tuple[float, ...]:
-        """Return `between` as host numbers, which are worked out once."""
+    def shares(self, t: int, since: int = -1) -> tuple[float, ...]:
+        """Return `between` as host numbers, and the logarithm of a + b; they are worked out once."""
         if (t, since) not in self._shares:
-            self._shares[t, since] = tuple(self.between(t, since).tolist())
+            stay, replace, mask = (self.products[:, t] if since == -1 else self.between(t, since)).tolist()
+            self._shares[t, since] = stay, replace, mask, float(np.logaddexp(stay, replace))
         return self._shares[t, since]
 
     def logarithms(self, stay: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -102,19 +107,18 @@ class MaskAndReplace:
         Args:
             log_data: shape (batch, classes - 1, positions); need not be normalised.
         """
-        stay, replace, mask = self.products[:, t].tolist()
+        stay, replace, mask, _ = self.shares(t)
         total = log_data.logsumexp(dim=1, keepdim=True)
         return torch.cat([torch.logaddexp(log_data + stay, total + replace), total + mask], dim=1)
 
-    def arrival(self, hot: torch.Tensor, t: int, since: int = -1) -> torch.Tensor:
+    def arrival(self, ordinary: torch.Tensor, masked: torch.Tensor, t: int, since: int = -1) -> torch.Tensor:
         """Return log q(x_t | x_since = k) for every ordinary class k, (batch, classes - 1, positions).
 
         Args:
-            hot: which class each token of x_t is, see `onehot`.
+            ordinary, masked: what each token of x_t is, see `told_apart`.
         """
-        stay, replace, mask = self.shares(t, since)
-        ordinary = torch.where(hot[:, :-1], float(np.logaddexp(stay, replace)), replace)
-        return torch.where(hot[:, -1:], mask, ordinary)
+        _, replace, mask, either = self.shares(t, since)
+        return torch.where(masked, mask, torch.where(ordinary, either, replace))
 
     def posterior(
         self, log_data: torch.Tensor, tokens: torch.Tensor, t: int, *, before: int | None = None
@@ -132,7 +136,7 @@ class MaskAndReplace:
         before = t - 1 if before is None else before
         if not -1 <= before < t < self.steps:
             raise InputError(f"A step from {t} to {before} is outside the process, {self.steps - 1} ... -1.")
-        hot = onehot(tokens, self.classes)
-        back = self.forward(log_data - self.arrival(hot, t), before)
-        stays_masked = torch.where(hot[:, -1:], 0.0, ZERO)
-        return back + torch.cat([self.arrival(hot, t, before), stays_masked], dim=1)
+        ordinary, masked = told_apart(tokens, self.classes)
+        back = self.forward(log_data - self.arrival(ordinary, masked, t), before)
+        stays_masked = torch.where(masked, 0.0, ZERO)
+        return back + torch.cat([self.arrival(ordinary, masked, t, before), stays_masked], dim=1)

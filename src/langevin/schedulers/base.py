@@ -409,8 +409,8 @@ class SchedulerMixin(PretrainedConfig):
     def _drawing(self, output: Tensor, sample: Tensor, generator: Generators, noise: Tensor | None) -> Noise:
         if noise is not None:
             return lambda: noise
-        dtype = self.noise_dtype or output.dtype
-        return lambda: normal(sample.shape, generator=generator, device=output.device, dtype=dtype)
+        kind = {"device": output.device, "dtype": self.noise_dtype or output.dtype}
+        return partial(normal, sample.shape, generator=generator, **kind)
 
     @property
     def compatibles(self) -> list[type[SchedulerMixin]]:
