@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -97,7 +98,8 @@ def _kept(file: Path, dtype: torch.dtype) -> Path:
         return file
     for old in target.parent.glob(f"{target.name.rpartition('-')[0]}-*.safetensors"):
         if old != target:
-            old.unlink(missing_ok=True)
+            with suppress(OSError):  # some systems keep what another process still maps; a later change tries again
+                old.unlink()
     return target
 
 

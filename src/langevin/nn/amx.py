@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core import native
+from .compiled import looked_through
 
 WIDEST = 256
 """Channels of a head up to which the kernel was found faster."""
@@ -55,7 +56,7 @@ KERNEL = native.Kernel(
 
 def fits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     """Tell whether the kernel computes this attention, and is worth it."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0:
+    if looked_through():
         return False
     given = (q, k, v) if mask is None else (q, k, v, mask)
     if any(type(x) is not Tensor or x.device.type != "cpu" or x.dim() != 4 for x in given):

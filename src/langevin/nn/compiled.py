@@ -28,6 +28,16 @@ def is_graph(called: Any) -> bool:
     return wrapped or getattr(called, "_compiled_call_impl", None) is not None
 
 
+def looked_through() -> bool:
+    """Tell whether a compiler, exporter or transform looks through a computation, so that kernels would be opaque."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
 def like(wrapper: Any, part: Any) -> Any:
     """Return a part of a network, compiled as the wrapper around the network says; as it is where there is none."""
     return part if bare(wrapper) is wrapper else wrapper.dynamo_ctx(part)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core import native
+from .compiled import looked_through
 
 LANES = 16
 """Channels that the processor takes at once; their number has to be a multiple."""
@@ -53,7 +54,7 @@ KERNEL = native.Kernel(
 
 def fits(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None) -> bool:
     """Tell whether the kernel computes this group norm."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0:
+    if looked_through():
         return False
     if weight is None or bias is None or type(x) is not Tensor or x.dim() != 4 or x.numel() <= len(x) * groups:
         return False

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..core.errors import LangevinError
 from ..core.logging import get_logger
 from . import backends
+from .compiled import looked_through
 
 logger = get_logger(__name__)
 
@@ -47,7 +48,7 @@ def measured(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
 
 
 def _choice(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> str:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0:
+    if looked_through():
         return PLAIN
     given = (q, k, v) if mask is None else (q, k, v, mask)
     if q.device.type not in CANDIDATES or (torch.is_grad_enabled() and any(x.requires_grad for x in given)):

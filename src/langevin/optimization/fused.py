@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..core.imports import require
-from ..nn.compiled import compiled
+from ..nn.compiled import compiled, looked_through
 from ..nn.norm import JoinedGroupNorm
 from ..nn.transformer import Expansion, gated_gelu
-from .layers import hidden
 
 DEVICE = "cuda"
 """The kind of device that the kernels run on."""
@@ -33,7 +32,7 @@ CLOSE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 def fusable(x: Tensor, *weights: Tensor | None) -> bool:
     """Tell whether kernels can compute a layer of `x` (B, ...) with these weights."""
-    if hidden() or torch.jit.is_tracing() or torch.is_autocast_enabled(DEVICE):
+    if looked_through() or torch.is_autocast_enabled(DEVICE):
         return False
     if x.device.type != DEVICE or type(x) is not Tensor or x.dtype not in TYPES or not 0 < x.numel() < MOST * len(x):
         return False

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..nn.compiled import looked_through
 from ..nn.norm import hooked
 from . import processor
 
@@ -35,15 +36,6 @@ def plain(layer: nn.Module, x: Tensor) -> bool:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *layer._parameters.values())):
         return True
     return type(layer.weight) is not nn.Parameter or x.dtype != layer.weight.dtype
-
-
-def hidden() -> bool:
-    """Tell whether something looks through the computation, to which a packed weight would be opaque."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
 
 
 def packable(layer: nn.Conv2d, x: Tensor) -> bool:
@@ -106,7 +98,7 @@ class PackedConv2d(WideConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H', W')."""
-        if hidden() or plain(self, x) or not packable(self, x):
+        if looked_through() or plain(self, x) or not packable(self, x):
             return super().forward(x)
         dtype = torch.float32 if x.dtype in processor.CONVERTED else x.dtype
         return torch.ops.mkldnn._convolution_pointwise(x.to(dtype), *self._given(x, dtype), "none", [], "").to(x.dtype)
@@ -118,7 +110,7 @@ class PackedConv2d(WideConv2d):
             own: `straight` may be overwritten.
         """
         native = straight.dtype == x.dtype and x.dtype not in processor.CONVERTED
-        if not native or hidden() or plain(self, x) or not packable(self, x) or hooked(self):
+        if not native or looked_through() or plain(self, x) or not packable(self, x) or hooked(self):
             return None
         given: tuple[Any, ...] = (*self._given(x, x.dtype), "add", 1.0, None, [], None)
         if own and straight.is_contiguous(memory_format=torch.channels_last):

@@ -224,6 +224,7 @@ def optimize(
     Raises:
         ConfigError: a network is computing in a call of a pipeline, none can take what is asked for, or kernels do
             not work on the device.
+        InputError: `compile` is another word.
         MissingDependencyError: kernels are asked for without Triton, or without a C++ compiler.
     """
     named = by_name(networks)

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.attention import Attention
+from ..nn.compiled import looked_through
 from ..nn.tiles import PLAIN
 from ..nn.transformer import Expansion, gated_gelu
 from . import processor
 from .chosen import TiledAttention
-from .layers import ORIGINAL, change, hidden, ordinary, plain
+from .layers import ORIGINAL, change, ordinary, plain
 
 GELU: tuple[str, list, str] = ("gelu", [], "none")
 
@@ -32,7 +33,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def multiplies(layer: nn.Module, x: Tensor) -> bool:
     """Tell whether oneDNN is to compute the product of a linear layer."""
-    return x.dtype in processor.JOINED and x.numel() > 0 and not hidden() and not plain(layer, x)
+    return x.dtype in processor.JOINED and x.numel() > 0 and not looked_through() and not plain(layer, x)
 
 
 class DirectLinear(nn.Linear):

@@ -94,6 +94,7 @@ class MemoryMixin:
         Raises:
             ConfigError: during a call, when networks that wait on the CPU in blocks should be compiled, or when no
                 network can take what is asked for.
+            InputError: `compile` is another word.
             MissingDependencyError: kernels are asked for without Triton, or without a C++ compiler.
         """
         from ..optimization import plan
