@@ -125,6 +125,14 @@ def test_torchs_kernels_by_name_compile_and_have_gradients(name: str) -> None:
     assert all(torch.allclose(a, x.grad, atol=1e-5) for a, x in zip(found, (q, k, v), strict=True))
 
 
+@pytest.mark.parametrize("name", ["amx", "measured", "tiled"])
+def test_a_transform_of_torch_gets_what_it_can_look_through(name: str) -> None:
+    q, k, v = (noise(3, 1, 2, 128, 64, seed=seed).bfloat16() for seed in range(3))
+    each = torch.vmap(lambda *given: attend(*given, backend=name))(q, k, v)
+    wanted = torch.stack([attend(*given, backend="eager") for given in zip(q, k, v, strict=True)])
+    assert torch.allclose(each.float(), wanted.float(), atol=3e-2)
+
+
 def test_the_shortest_of_several_calls_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 5.0, 10.0, 12.0, 20.0, 29.0])  # calls of 5, 2 and 9 seconds
     monkeypatch.setattr(measured.time, "perf_counter", lambda: next(clock))
